@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every error the lab raises on purpose.
+
+Split by what a caller can do about it::
+
+    LabError
+    +-- UsageError      the user asked for something that cannot be: mend the input (exit 2)
+    +-- HostError       this machine lacks something, or has run out of it (exit 4)
+    |   +-- BuildError      a recipe of images/ did not build
+    |   +-- ProcessError    a program the lab ran failed
+    +-- GuestError      the guest did not do what the lab asked; evidence, not a verdict
+    |   +-- GuestGone       QEMU ended, or the guest panicked or reset
+    |   +-- DeadlineError   a wait reached its deadline
+    +-- EvidenceError   an evidence folder is foreign, truncated or of another schema
+"""
+
+
+class LabError(Exception):
+    """Root of all errors raised on purpose; its text is one clear sentence for a person."""
+
+
+class UsageError(LabError):
+    """The input names something impossible; the text names the field, file or flag and what is allowed."""
+
+
+class HostError(LabError):
+    """The host lacks a tool, space or a permission; the text says which command mends it, where one does."""
+
+
+class BuildError(HostError):
+    """A recipe did not build; the text names the step and the log."""
+
+
+class ProcessError(HostError):
+    """A program failed.
+
+    :param command: what was run
+    :param status: its exit status, negative for a signal
+    :param output: the end of what it printed
+    """
+
+    def __init__(self, command: tuple[str, ...], status: int, output: str) -> None:
+        self.command = command
+        self.status = status
+        self.output = output
+        tail = output.strip().splitlines()[-1:] or ["no output"]
+        super().__init__(f"'{command[0]}' ended with status {status}: {tail[0]}")
+
+
+class GuestError(LabError):
+    """The guest did not do what was asked of it."""
+
+
+class GuestGone(GuestError):
+    """QEMU ended, or the guest panicked or reset; the text says what was seen."""
+
+
+class DeadlineError(GuestError):
+    """A wait reached its deadline; the text names what was waited for."""
+
+
+class EvidenceError(LabError):
+    """An evidence folder cannot be read as one; the text names what is missing or foreign."""

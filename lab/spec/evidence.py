@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the witnesses of one trial saw. The judge reads this and nothing else.
+
+Two clocks appear and are never mixed: ``*_ns`` is the host's CLOCK_MONOTONIC, ``*_tsc`` a raw TSC count, the host's
+in what the oracle wrote and the guest's in what the patched kernel wrote.
+"""
+
+import enum
+
+import msgspec
+
+from lab.spec.plan import Plan
+from lab.spec.scenario import Scenario
+
+#: Raised whenever a field changes its meaning; a folder of another version is not judged.
+SCHEMA_VERSION = 1
+
+
+class EventKind(enum.Enum):
+    """What one record of the oracle's ring reports."""
+
+    LOAD_BEGIN = "load-begin"
+    LOAD_END = "load-end"
+    CALL_IN = "call-in"
+    RELEASE = "release"
+    SELF_NMI = "self-nmi"
+    WAIT_LOOP = "wait-loop"
+    NMI_ENTRY = "nmi-entry"
+    #: The first WRMSR 0x79 of a core in this load is about to execute.
+    WINDOW_OPEN = "window-open"
+    #: The next block of the vCPU that opened it.
+    WINDOW_CLOSE = "window-close"
+    #: What a sibling was executing when its core's window opened; ``pc`` is its block, 0 when it was halted.
+    IN_FLIGHT = "in-flight"
+    #: First sight, in this window, of a block outside the mechanism's wait region.
+    OUTSIDE = "outside"
+    #: First sight, in this window, of an instruction of a hazard class.
+    HAZARD = "hazard"
+    #: A later WRMSR 0x79 of a core in the same load.
+    RETRY = "retry"
+    #: A WRMSR 0x79 outside any late load.
+    EARLY = "early"
+
+
+class Hazard(enum.Enum):
+    """Classes of instructions that an update may be patching (design section 1)."""
+
+    NONE = "none"
+    MSR = "msr"
+    IRET = "iret"
+    MWAIT = "mwait"
+    CPUID = "cpuid"
+    SWAPGS = "swapgs"
+    GSBASE = "gsbase"
+    DR_CR = "dr-cr"
+    OTHER = "other"
+
+
+#: The classes that break ``harmless``; the others are shown apart.
+NASTY = (Hazard.MSR, Hazard.IRET, Hazard.MWAIT, Hazard.CPUID, Hazard.SWAPGS)
+
+
+class OracleEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One record of the ring.
+
+    :param load: number of the late load since the guest started, 0 outside any
+    :param pc: guest address of the block or instruction
+    :param symbol: ``symbol+0x..`` of that address, empty when it is none of the kernel's
+    """
+
+    seq: int
+    mono_ns: int
+    tsc: int
+    kind: EventKind
+    vcpu: int
+    load: int
+    pc: int
+    symbol: str
+    hazard: Hazard = Hazard.NONE
+
+
+class BlockCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one vCPU began one block in one window; sequence numbers are the ring's at that moment."""
+
+    pc: int
+    symbol: str
+    count: int
+    first_seq: int
+    last_seq: int
+    in_region: bool
+
+
+class SiblingView(msgspec.Struct, frozen=True, kw_only=True):
+    """What one sibling did in one window.
+
+    :param in_flight_pc: the block it was in when the window opened, 0 when it was halted
+    :param in_flight_region: that block belongs to the wait region
+    :param region_blocks: blocks of the wait region it began in the window
+    :param first_ns: when it began its first block in the window, 0 when there was none
+    :param last_ns: when it began its last block of the wait region in the window, 0 when there was none
+    :param halted: it was halted during the whole window, so it could not execute anything
+    :param blocks_lost: blocks that found no place in the table; not 0 makes the window unfit for ``quiet``
+    """
+
+    vcpu: int
+    in_flight_pc: int
+    in_flight_symbol: str
+    in_flight_region: bool
+    region_blocks: int
+    outside_blocks: int
+    first_ns: int
+    last_ns: int
+    halted: bool
+    blocks_lost: int
+    blocks: tuple[BlockCount, ...]
+
+
+class WindowSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """One window, from the core's first WRMSR 0x79 of the load to that vCPU's next block.
+
+    :param close_seq: 0 when it never closed
+    :param asked_ns: the stretch the plan asked for
+    :param extended_ns: how much longer it was held until every sibling had shown itself alive
+    """
+
+    core: int
+    primary: int
+    load: int
+    pc: int
+    open_seq: int
+    open_ns: int
+    open_tsc: int
+    close_seq: int
+    close_ns: int
+    close_tsc: int
+    asked_ns: int
+    extended_ns: int
+    siblings: tuple[SiblingView, ...]
+
+
+class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What the TCG plugin saw between arming and disarming.
+
+    :param records_lost: records that the ring no longer held when it was read
+    :param gaps_ns: per vCPU, its longest time between two callbacks in the load while it was neither halted nor held
+    :param windows_lost: windows for which no place was left
+    """
+
+    events: tuple[OracleEvent, ...]
+    windows: tuple[WindowSeen, ...]
+    records_lost: int
+    windows_lost: int
+    gaps_ns: tuple[int, ...]
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """One NMI that the lab sent.
+
+    :param index: which injection of the plan it is
+    :param vcpu: whom, or -1 for all
+    :param send_ns: before the command was written
+    :param reply_ns: after its reply was read, 0 when none came
+    """
+
+    index: int
+    vcpu: int
+    send_ns: int
+    reply_ns: int
+
+
+class InjectionLog(msgspec.Struct, frozen=True, kw_only=True):
+    """The lab's own account of what it injected.
+
+    :param begin_ns: when the lab learned that the load had begun, 0 when it never did
+    :param span_ns: the span that the plan's ppm were taken of
+    :param problem: why injections of the plan were not sent, empty when all were
+    """
+
+    begin_ns: int
+    span_ns: int
+    sent: tuple[Sent, ...]
+    problem: str
+
+
+class CpuState(msgspec.Struct, frozen=True, kw_only=True):
+    """The patched kernel's own record of one CPU in the last load (``microcode_lab/state``), guest TSC."""
+
+    cpu: int
+    role: str
+    arrival_tsc: int
+    wait_begin_tsc: int
+    wait_end_tsc: int
+    update_begin_tsc: int
+    update_end_tsc: int
+    result: int
+    revision: int
+
+
+class RendezvousState(msgspec.Struct, frozen=True, kw_only=True):
+    """``microcode_lab/state`` after the load.
+
+    :param callers_left: what the mechanism's counters still hold: 0 when they settled
+    """
+
+    load: int
+    mechanism: str
+    tsc_khz: int
+    callers_left: int
+    cpus: tuple[CpuState, ...]
+
+
+class CpuLedger(msgspec.Struct, frozen=True, kw_only=True):
+    """NMIs of one CPU since boot (``microcode_lab/ledger``).
+
+    :param ordinary: taken by the ledger as NMIs of unknown source, the lab's
+    :param consumed: taken by the mechanism
+    :param self_sent: sent by the mechanism to this CPU
+    """
+
+    cpu: int
+    ordinary: int
+    consumed: int
+    self_sent: int
+
+
+class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What the inside of the guest told over SSH.
+
+    :param load_errno: what the write to ``reload`` returned, 0 for success, -1 when it did not return
+    :param repeat_errno: the same for a second write with nothing newer to load
+    :param revisions_before: per CPU, from ``microcode/version`` in sysfs
+    :param nmis_before: per CPU, from ``/proc/interrupts``
+    :param dmesg: of this trial alone, control characters stripped
+    """
+
+    target_revision: int
+    load_errno: int
+    repeat_errno: int
+    state: RendezvousState | None
+    ledger_before: tuple[CpuLedger, ...]
+    ledger_after: tuple[CpuLedger, ...]
+    revisions_before: tuple[int, ...]
+    revisions_after: tuple[int, ...]
+    nmis_before: tuple[int, ...]
+    nmis_after: tuple[int, ...]
+    dmesg: tuple[str, ...]
+
+
+class Ending(enum.Enum):
+    """How the trial ended, as the lab saw it."""
+
+    COMPLETE = "complete"
+    #: The console showed a panic, or QEMU reported one.
+    PANIC = "panic"
+    #: The guest reset or QEMU ended without a panic.
+    GONE = "gone"
+    #: The deadline passed with the guest still there.
+    DEADLINE = "deadline"
+    #: The lab or the host failed; the reason says how.
+    LAB = "lab"
+
+
+class VcpuRunning(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host gave one vCPU thread during the trial (/proc/PID/task/TID/schedstat)."""
+
+    vcpu: int
+    ran_ns: int
+    waited_ns: int
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """The lab's clock readings around the load, CLOCK_MONOTONIC.
+
+    :param steal_ppm: the host's stolen share of CPU time during the trial
+    """
+
+    command_ns: int
+    returned_ns: int
+    deadline_ns: int
+    vcpus: tuple[VcpuRunning, ...]
+    steal_ppm: int
+
+
+class Images(msgspec.Struct, frozen=True, kw_only=True):
+    """What was booted, by content: SHA-256 in hex; QEMU and kernel by version."""
+
+    kernel_sha256: str
+    vmlinux_sha256: str
+    initramfs_sha256: str
+    oracle_sha256: str
+    qemu_version: str
+    kernel_release: str
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one trial left behind.
+
+    :param reason: what the lab saw last, where the ending is not COMPLETE
+    """
+
+    schema_version: int
+    lab_version: str
+    scenario: Scenario
+    plan: Plan
+    images: Images | None
+    ending: Ending
+    reason: str
+    oracle: OracleEvidence | None
+    injections: InjectionLog | None
+    guest: GuestEvidence | None
+    timings: Timings | None
+    console_tail: tuple[str, ...]

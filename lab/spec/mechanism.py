@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mechanisms under test: what each promises, and where in the kernel its landmarks are."""
+
+import enum
+
+import msgspec
+
+from lab.errors import UsageError
+
+
+class Expectation(enum.Enum):
+    """What a run of a mechanism under NMIs must show for the lab itself to be trusted."""
+
+    #: A negative control: the judge must catch it.
+    CAUGHT = "caught"
+    #: Held to be sound: the judge must not accuse it.
+    CLEAN = "clean"
+
+
+class Landmarks(msgspec.Struct, frozen=True):
+    """Kernel functions, by symbol name, whose entry the oracle reports, and those a waiting thread may execute.
+
+    :param load_begin: entered once at the start of a late load
+    :param load_end: entered once when the late load is over
+    :param call_in: entered by a thread that announces that it waits; its first entry in a load counts
+    :param release: entered by a thread that has been let go
+    :param self_nmi: entered just before a thread sends itself an NMI, or empty where the mechanism sends none
+    :param wait_loop: entered by a thread that starts to wait; optional, a broken mechanism may never get there
+    :param wait_region: all functions that a thread may execute between its call-in and its release test
+    """
+
+    load_begin: str
+    load_end: str
+    call_in: str
+    release: str
+    self_nmi: str
+    wait_loop: str
+    wait_region: tuple[str, ...]
+
+
+class Mechanism(msgspec.Struct, frozen=True):
+    """One way to keep siblings quiet, as the kernel under test names it in ``microcode_lab/mechanism``.
+
+    :param bit: index of its wait region in the oracle's landmark file, 0 to 15
+    """
+
+    name: str
+    summary: str
+    base: str
+    bit: int
+    expectation: Expectation
+    landmarks: Landmarks
+
+
+#: ndelay(), touch_nmi_watchdog() and what they call on these kernels.
+_DELAY = ("__ndelay", "__const_udelay", "__delay", "delay_tsc", "touch_softlockup_watchdog")
+
+_STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus", *_DELAY)
+
+MECHANISMS = (
+    Mechanism(
+        name="stop-machine",
+        summary="rendezvous in stop_machine(), no protection against NMIs (negative control)",
+        base="linux-6.1",
+        bit=0,
+        expectation=Expectation.CAUGHT,
+        landmarks=Landmarks(
+            load_begin="microcode_reload_late",
+            load_end="mclab_load_end",
+            call_in="__wait_for_cpus",
+            release="mclab_record_release",
+            self_nmi="",
+            wait_loop="__wait_for_cpus",
+            wait_region=_STOP_MACHINE_REGION,
+        ),
+    ),
+    Mechanism(
+        name="nmi-spin-as-posted",
+        summary="patch 5/5 of August 2022 as posted: the NMI handler's wait loop is never entered (negative control)",
+        base="linux-6.1",
+        bit=1,
+        expectation=Expectation.CAUGHT,
+        landmarks=Landmarks(
+            load_begin="microcode_reload_late",
+            load_end="mclab_load_end",
+            call_in="__wait_for_cpus",
+            release="mclab_record_release",
+            self_nmi="",
+            wait_loop="mclab_spin_wait_loop",
+            wait_region=(*_STOP_MACHINE_REGION, "mclab_spin_wait_loop"),
+        ),
+    ),
+    Mechanism(
+        name="nmi-self",
+        summary="choice 1 of the mail: rendezvous and update inside the NMI handler, reached by a self-NMI",
+        base="linux-6.1",
+        bit=2,
+        expectation=Expectation.CLEAN,
+        landmarks=Landmarks(
+            load_begin="microcode_reload_late",
+            load_end="mclab_load_end",
+            call_in="mclab_nmi_call_in",
+            release="mclab_record_release",
+            self_nmi="mclab_send_self_nmi",
+            wait_loop="mclab_nmi_wait_for_primary",
+            wait_region=("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary"),
+        ),
+    ),
+)
+
+_BY_NAME = {mechanism.name: mechanism for mechanism in MECHANISMS}
+
+
+def find_mechanism(name: str) -> Mechanism:
+    """Return the mechanism of that name.
+
+    :raise UsageError: there is none; the text lists those there are
+    """
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        raise UsageError(f"mechanism '{name}' is unknown: there are {', '.join(_BY_NAME)}") from None

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plans: from a seed to what is injected when. The same seed and scenario give the same plan, byte for byte."""
+
+import random
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.spec.scenario import Aim, Scenario
+
+MAX_SEED = 2**64 - 1
+
+#: A plan's injection times are given in parts per million of the load's span, which only the running guest knows.
+PPM = 1_000_000
+
+
+class Injection(msgspec.Struct, frozen=True):
+    """One NMI to send.
+
+    :param at_ppm: when, in parts per million of the span that begins at the load's begin
+    :param aim: how
+    :param vcpu: whom, or -1 for all of them
+    """
+
+    at_ppm: int
+    aim: Aim
+    vcpu: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What one trial injects, and how long each core's window is held open.
+
+    :param stretch_us: per core, in microseconds
+    :param injections: in order of time
+    """
+
+    seed: int
+    stretch_us: tuple[int, ...]
+    injections: tuple[Injection, ...]
+
+
+def draw_plan(scenario: Scenario, seed: int) -> Plan:
+    """Draw a plan.
+
+    ``random.Random`` is used with ``random()`` alone, the one method whose sequence Python promises to keep
+    for a given seed over its versions.
+
+    :raise UsageError: the seed is out of its range
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed is {seed}: allowed is 0 to {MAX_SEED}")
+    source = random.Random(seed)
+    topology = scenario.topology
+    low_us, high_us = scenario.stretch_us
+    stretch_us = scenario.stretch_per_core_us or tuple(
+        low_us + int(source.random() * (high_us - low_us + 1)) for _ in range(topology.total_cores)
+    )
+    injections = []
+    for at_ppm in sorted(int(source.random() * PPM) for _ in range(scenario.nmis)):
+        core = int(source.random() * topology.total_cores)
+        sibling = topology.siblings_of(core)[int(source.random() * (topology.threads - 1))]
+        vcpu = {Aim.BROADCAST: -1, Aim.SIBLING: sibling, Aim.PRIMARY: topology.primary_of(core)}[scenario.aim]
+        injections.append(Injection(at_ppm=at_ppm, aim=scenario.aim, vcpu=vcpu))
+    return Plan(seed=seed, stretch_us=stretch_us, injections=tuple(injections))
+
+
+def derive_seed(campaign_seed: int, stream: str, index: int) -> int:
+    """Return the seed of one trial of a campaign, so that any trial can be run alone.
+
+    :param stream: what tells this series of trials from others under the same campaign seed
+    """
+    return int(random.Random(f"{campaign_seed}/{stream}/{index}").random() * 2**53)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What one trial is about: kernel, mechanism, shape of the guest, and how NMIs are aimed."""
+
+import enum
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.spec.topology import Topology
+
+
+class Aim(enum.Enum):
+    """Whom the NMIs of a plan are sent to."""
+
+    #: QMP ``inject-nmi``: LINT1 of every vCPU.
+    BROADCAST = "broadcast"
+    #: An MSI write through qtest to one sibling, drawn anew for each NMI.
+    SIBLING = "sibling"
+    #: An MSI write through qtest to one primary, drawn anew for each NMI.
+    PRIMARY = "primary"
+
+
+#: 6.1 panics when a thread waits a second; the rest is left to the rendezvous itself and to a slow host.
+MAX_STRETCH_US = 800_000
+#: Wide enough for an inject-nmi (0.7 ms median, 14 ms worst) to begin and end within a window.
+DEFAULT_STRETCH_US = (10_000, 50_000)
+MAX_NMIS = 1_000
+DEFAULT_NMIS = 12
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """A frozen description of one kind of trial.
+
+    :param mechanism: name of a :class:`lab.spec.mechanism.Mechanism`
+    :param stretch_us: range (low, high) each core's window is drawn from, in microseconds; equal ends fix it
+    :param stretch_per_core_us: exact window of each core instead, in microseconds, or empty
+    :param nmis: how many NMIs a plan sends
+    """
+
+    mechanism: str
+    topology: Topology = Topology(1, 2, 2)
+    aim: Aim = Aim.BROADCAST
+    nmis: int = DEFAULT_NMIS
+    stretch_us: tuple[int, int] = DEFAULT_STRETCH_US
+    stretch_per_core_us: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        :raise UsageError: a field is out of its range; the text names it
+        """
+        if not 0 <= self.nmis <= MAX_NMIS:
+            raise UsageError(f"nmis is {self.nmis}: allowed is 0 to {MAX_NMIS}")
+        for value_us in (*self.stretch_us, *self.stretch_per_core_us):
+            if not 0 <= value_us <= MAX_STRETCH_US:
+                raise UsageError(
+                    f"stretch of {value_us} us: allowed is 0 to {MAX_STRETCH_US} us,"
+                    " since the 6.1 rendezvous panics when a thread has waited for one second"
+                )
+        if self.stretch_us[0] > self.stretch_us[1]:
+            raise UsageError(f"stretch range {self.stretch_us[0]} to {self.stretch_us[1]} us is backwards: low end first")
+        if self.stretch_per_core_us and len(self.stretch_per_core_us) != self.topology.total_cores:
+            raise UsageError(
+                f"stretch names {len(self.stretch_per_core_us)} cores:"
+                f" topology {self.topology} has {self.topology.total_cores}"
+            )

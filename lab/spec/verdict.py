@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the judge concludes, and the compact record of a trial that outlives its evidence."""
+
+import enum
+
+import msgspec
+
+
+class Finding(enum.Enum):
+    """What is known of one invariant in one trial."""
+
+    HELD = "held"
+    BROKEN = "broken"
+    UNSEEN = "unseen"
+
+
+class Outcome(enum.Enum):
+    """Of a trial, in order of precedence."""
+
+    ERROR = "ERROR"
+    FAIL = "FAIL"
+    INVALID = "INVALID"
+    PASS = "PASS"
+
+
+#: Exit status of ``lab trial`` and ``lab judge``; 2 is wrong usage.
+EXIT_STATUS = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INVALID: 3, Outcome.ERROR: 4}
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """One event that proves a finding.
+
+    :param seq: sequence number in the oracle's ring, 0 for a proof from another witness
+    :param vcpu: -1 when it is nobody's in particular
+    :param at_us: time into the window where ``core`` is one, else since the load's begin; None when unknown
+    :param core: the core whose window it happened in, -1 outside any
+    :param symbol: ``symbol+0x..`` or empty
+    :param text: one sentence
+    """
+
+    text: str
+    seq: int = 0
+    vcpu: int = -1
+    core: int = -1
+    at_us: float | None = None
+    symbol: str = ""
+
+
+class Invariant(msgspec.Struct, frozen=True, kw_only=True):
+    """One invariant's finding, why, and the events that prove it (all it was broken by, bounded)."""
+
+    name: str
+    finding: Finding
+    required: bool
+    reason: str
+    proofs: tuple[Proof, ...] = ()
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A duration of one vCPU or core, in microseconds of the clock that its list names."""
+
+    who: int
+    us: float
+
+
+class Durations(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things took. ``host_*`` and ``guest_*`` are different clocks and are never added.
+
+    :param host_load_us: from load begin to load end
+    :param host_rendezvous_us: from load begin to the last call-in
+    :param host_windows_us: per core
+    :param host_holds_us: per sibling, from call-in to release
+    :param host_nmi_delay_us: from each NMI's sending to the entry that took it, one per entry and vCPU
+    :param guest_waits_us: per CPU, wait begin to wait end by the guest's TSC
+    :param guest_updates_us: per primary
+    :param tsc_offset_cycles: guest TSC less host TSC, the middle of what all pairs allow; None without pairs
+    :param tsc_error_us: half the width of what they allow
+    """
+
+    host_load_us: float | None = None
+    host_rendezvous_us: float | None = None
+    host_windows_us: tuple[Span, ...] = ()
+    host_holds_us: tuple[Span, ...] = ()
+    host_nmi_delay_us: tuple[Span, ...] = ()
+    guest_waits_us: tuple[Span, ...] = ()
+    guest_updates_us: tuple[Span, ...] = ()
+    tsc_offset_cycles: int | None = None
+    tsc_error_us: float | None = None
+
+
+class NmiCount(msgspec.Struct, frozen=True, kw_only=True):
+    """NMIs of one trial.
+
+    :param sent: commands acknowledged
+    :param handled: taken by the kernel's ordinary handlers, over all CPUs
+    :param entries: NMI entries the oracle saw, self-NMIs included
+    :param proven_in_window: sent and acknowledged within a window of a sibling that was alive after it
+    """
+
+    sent: int = 0
+    handled: int = 0
+    entries: int = 0
+    proven_in_window: int = 0
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the judge says of one trial.
+
+    :param reason: one sentence
+    :param windows_judged: windows that counted for ``quiet``
+    :param windows_unseen: windows that could not
+    """
+
+    outcome: Outcome = Outcome.INVALID
+    reason: str = "nothing was seen"
+    invariants: tuple[Invariant, ...] = ()
+    durations: Durations = Durations()
+    nmis: NmiCount = NmiCount()
+    windows_judged: int = 0
+    windows_unseen: int = 0
+
+
+class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial as the store keeps it.
+
+    :param invariants: name to ``held``, ``broken`` or ``unseen``
+    :param evidence: the evidence folder, relative to the run's folder
+    """
+
+    trial: int
+    mechanism: str
+    topology: str
+    seed: int
+    outcome: Outcome
+    reason: str
+    invariants: dict[str, Finding]
+    nmis: NmiCount
+    durations: Durations
+    windows_judged: int
+    windows_unseen: int
+    kernel_sha256: str
+    evidence: str
