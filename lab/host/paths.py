@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where things live on the host: the checkout, the cache that checkouts share, and short-lived run folders."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.errors import HostError
+
+#: The checkout, which holds images/.
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT / "images"
+
+NAME = "microcode-nmi-lab"
+
+
+def find_cache() -> Path:
+    """Return the cache folder, made if need be: ``$XDG_CACHE_HOME/microcode-nmi-lab``, or below ``~/.cache``.
+
+    :raise HostError: it cannot be made or written
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    cache = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / NAME
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o755)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise HostError(
+            f"cache folder '{cache}' is not writable: {error.strerror}; set XDG_CACHE_HOME to a folder that is"
+        ) from error
+    return cache
+
+
+@contextlib.contextmanager
+def make_run_dir() -> Iterator[Path]:
+    """Make a 0700 folder with a path short enough for a unix socket (108 bytes), and remove it on leaving.
+
+    :raise HostError: it cannot be made
+    """
+    try:
+        path = Path(tempfile.mkdtemp(prefix="mclab-", dir="/tmp"))
+    except OSError as error:
+        raise HostError(f"a run folder below /tmp could not be made: {error.strerror}") from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

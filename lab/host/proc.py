@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one place that starts programs.
+
+Each dies with the lab, even when the lab is killed by SIGKILL: setpriv(1) asks the kernel for it
+(PR_SET_PDEATHSIG). The kernel means the parent *thread*, so all programs are started by one thread that ends only
+with the lab itself.
+"""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import IO
+
+from lab.errors import DeadlineError, HostError, ProcessError
+from lab.host.deadline import Deadline
+
+#: How long a program may take to end after SIGTERM before it gets SIGKILL.
+TERM_GRACE_S = 2.0
+#: How much of a program's output an error quotes.
+OUTPUT_TAIL_CHARS = 4_000
+
+Process = subprocess.Popen[bytes]
+
+
+class _Spawner:
+    """A thread that starts programs and never ends before the lab does."""
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[tuple[Callable[[], Process], Future[Process]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def spawn(self, start: Callable[[], Process]) -> Process:
+        future: Future[Process] = Future()
+        with self._lock:
+            if self._thread is None or self._pid != os.getpid():
+                self._requests = queue.SimpleQueue()
+                self._thread = threading.Thread(target=self._serve, name="spawner", daemon=True)
+                self._pid = os.getpid()
+                self._thread.start()
+            self._requests.put((start, future))
+        return future.result()
+
+    def _serve(self) -> None:
+        while True:
+            start, future = self._requests.get()
+            try:
+                future.set_result(start())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+_spawner = _Spawner()
+
+
+def _popen(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    pass_fds: Sequence[int],
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes] | int,
+) -> Process:
+    words = [os.fspath(word) for word in command]
+    try:
+        return _spawner.spawn(
+            lambda: subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *words],
+                cwd=cwd,
+                env=None if env is None else dict(env),
+                pass_fds=tuple(pass_fds),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        )
+    except OSError as error:
+        raise HostError(f"'{words[0]}' could not be started: {error}") from error
+
+
+@contextlib.contextmanager
+def start_process(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    stdout: IO[bytes] | int = subprocess.DEVNULL,
+    stderr: IO[bytes] | int = subprocess.DEVNULL,
+) -> Iterator[Process]:
+    """Start a program in a process group of its own, and end the group and reap the program on leaving.
+
+    :raise HostError: it could not be started
+    """
+    process = _popen(command, cwd=cwd, env=env, pass_fds=pass_fds, stdout=stdout, stderr=stderr)
+    try:
+        yield process
+    finally:
+        end_process(process)
+
+
+def end_process(process: Process) -> None:
+    """End a program's whole process group, politely first, and reap the program."""
+    if process.poll() is None:
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TERM_GRACE_S)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def run(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    deadline: Deadline,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> str:
+    """Run a program to its end and return what it printed, both streams together.
+
+    :param log: append the output to this file as it comes and return it from there
+    :raise HostError: it could not be started
+    :raise ProcessError: its exit status is not 0
+    :raise DeadlineError: it ran past the deadline, and was ended
+    """
+    words = tuple(os.fspath(word) for word in command)
+    with contextlib.ExitStack() as stack:
+        sink: IO[bytes] | int = subprocess.PIPE
+        if log is not None:
+            sink = stack.enter_context(open(log, "ab"))
+        process = stack.enter_context(
+            start_process(words, cwd=cwd, env=env, stdout=sink, stderr=subprocess.STDOUT)
+        )
+        try:
+            printed, _ = process.communicate(timeout=deadline.remaining_s)
+        except subprocess.TimeoutExpired:
+            raise DeadlineError(f"deadline reached while waiting for '{words[0]}' to end") from None
+    output = (log.read_bytes() if log is not None else printed).decode(errors="backslashreplace")
+    if process.returncode != 0:
+        raise ProcessError(words, process.returncode, output[-OUTPUT_TAIL_CHARS:])
+    return output
