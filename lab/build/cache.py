@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A cache of built things, named by the SHA-256 of everything they were built from.
+
+An entry is a folder ``<cache>/<kind>/<key>/``. It is built as ``.<key>.tmp`` and renamed into place, so what can be
+seen is whole. One builder per key holds ``.<key>.lock``; a ``.tmp`` whose lock is free was left by a killed build.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+
+from lab.errors import HostError
+from lab.host.files import hash_file, write_whole
+from lab.host.paths import find_cache
+
+Progress = Callable[[str], None]
+
+#: In each entry: the hash of each of its files, in the form of sha256sum(1).
+SUMS = "SHA256SUMS"
+#: A cold kernel build on one slow core, and then some: whoever holds a lock for longer has hung.
+MAX_WAIT_S = 2 * 3600.0
+
+
+def make_key(*parts: str | bytes) -> str:
+    """Return the SHA-256 over all inputs of a build; each is preceded by its length, so that none can pose as two."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(b"%d:" % len(data))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def read_tree(root: Path) -> tuple[tuple[str, bool, bytes], ...]:
+    """Return name, whether executable, and content of each file below a folder of images/, in order of name.
+
+    Editors' and version control's own files (dot files, ``~``) are left out.
+
+    :raise HostError: one cannot be read
+    """
+    try:
+        return tuple(
+            (path.relative_to(root).as_posix(), os.access(path, os.X_OK), path.read_bytes())
+            for path in sorted(root.rglob("*"))
+            if path.is_file() and not path.name.startswith(".") and not path.name.endswith("~")
+        )
+    except OSError as error:
+        raise HostError(f"'{error.filename}' could not be read: {error.strerror}") from error
+
+
+def key_tree(root: Path) -> str:
+    """Return the hash of a folder of images/: all names and contents in it."""
+    words: list[str | bytes] = []
+    for name, executable, data in read_tree(root):
+        words += [name, "x" if executable else "-", data]
+    return make_key(*words)
+
+
+def hash_once(path: Path) -> str:
+    """Return the SHA-256 of a big file outside the cache, remembered until the file changes.
+
+    :raise HostError: it cannot be read
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise HostError(f"'{path}' could not be read: {error.strerror}") from error
+    memo = _make_folder("hashes") / make_key(str(path), f"{status.st_size} {status.st_mtime_ns} {status.st_ino}")
+    with contextlib.suppress(OSError):
+        known = memo.read_text()
+        if len(known) == hashlib.sha256().digest_size * 2:
+            return known
+    found = hash_file(path)
+    write_whole(memo, found.encode())
+    return found
+
+
+def find_log(kind: str, key: str) -> Path:
+    """Return where a build writes its log, which outlives a build that failed."""
+    return _make_folder("logs") / f"{kind}-{key[:16]}.log"
+
+
+def cached(kind: str, key: str, build: Callable[[Path], None], progress: Progress) -> Path:
+    """Return the folder of an entry, built first when it is not there.
+
+    :param kind: what it is, in one word: the name of the folder and of the thing in messages
+    :param key: from :func:`make_key`, over everything that goes into it
+    :param build: fills the empty folder it is given
+    :raise HostError: the disk is full, or another build of the same thing hung; BuildError as the recipe raises it
+    """
+    folder = _make_folder(kind)
+    entry = folder / key
+    if entry.is_dir():
+        return entry
+    lock = filelock.FileLock(folder / f".{key}.lock")
+    try:
+        with _hold(lock, kind, progress):
+            if not entry.is_dir():
+                _sweep(folder, key)
+                _build_entry(folder / f".{key}.tmp", entry, build)
+    except OSError as error:
+        where = error.filename or folder
+        raise HostError(f"the {kind} could not be built, '{where}': {error.strerror or error}") from error
+    return entry
+
+
+def read_sums(entry: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of an entry, as it was when built.
+
+    :raise HostError: the entry has been damaged
+    """
+    try:
+        lines = (entry / SUMS).read_text().splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError) as error:
+        raise HostError(f"cache entry '{entry}' is damaged: remove it and build again") from error
+
+
+def _make_folder(name: str) -> Path:
+    folder = find_cache() / name
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise HostError(f"cache folder '{folder}' could not be made: {error.strerror}") from error
+    return folder
+
+
+@contextlib.contextmanager
+def _hold(lock: filelock.BaseFileLock, kind: str, progress: Progress) -> Iterator[None]:
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        progress(f"{kind}: waiting for another build of the same")
+        try:
+            lock.acquire(timeout=MAX_WAIT_S)
+        except filelock.Timeout:
+            raise HostError(f"another build of the same {kind} has held '{lock.lock_file}' for two hours") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build_entry(temporary: Path, entry: Path, build: Callable[[Path], None]) -> None:
+    temporary.mkdir()
+    try:
+        build(temporary)
+        _seal(temporary)
+        temporary.rename(entry)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Hash the files and bring them to the disk: a rename may otherwise survive a power cut that their data did not."""
+    sums = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sums.append(f"{hash_file(path)}  {path.relative_to(folder).as_posix()}\n")
+        with open(path, "rb") as source:
+            os.fsync(source.fileno())
+    write_whole(folder / SUMS, "".join(sums).encode())
+
+
+def _sweep(folder: Path, key: str) -> None:
+    """Remove what killed builds left; the lock of ``key`` is ours already."""
+    for path in folder.glob(".*.tmp"):
+        owner = path.name[1 : -len(".tmp")]
+        if owner == key:
+            shutil.rmtree(path)
+            continue
+        with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / f".{owner}.lock", timeout=0):
+            shutil.rmtree(path)

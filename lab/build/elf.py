@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which shared libraries a program needs, read from its ELF headers: nothing is run to find out."""
+
+from pathlib import Path
+
+import msgspec
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
+
+from lab.errors import BuildError
+
+#: What glibc's loader of Debian and its like searches, after those that /etc/ld.so.conf names.
+DEFAULT_FOLDERS = (
+    Path("/lib/x86_64-linux-gnu"),
+    Path("/usr/lib/x86_64-linux-gnu"),
+    Path("/lib64"),
+    Path("/usr/lib64"),
+    Path("/lib"),
+    Path("/usr/lib"),
+)
+LOADER_CONFIG = Path("/etc/ld.so.conf")
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What one ELF file asks for: its loader ('' when static) and its libraries by soname."""
+
+    loader: str
+    libraries: tuple[str, ...]
+
+
+def read_needs(path: Path) -> Needs:
+    """Read PT_INTERP and DT_NEEDED.
+
+    :raise BuildError: not a readable ELF file
+    """
+    try:
+        with open(path, "rb") as source:
+            loader, libraries = "", []
+            for segment in ELFFile(source).iter_segments():
+                if isinstance(segment, InterpSegment):
+                    loader = segment.get_interp_name()
+                elif isinstance(segment, DynamicSegment):
+                    # pyelftools adds the attribute to each tag at run time
+                    libraries += [tag.needed for tag in segment.iter_tags("DT_NEEDED")]  # type: ignore[attr-defined]
+    except (OSError, ELFError) as error:
+        raise BuildError(f"initramfs: '{path}' could not be read as an ELF file: {error}") from error
+    return Needs(loader, tuple(libraries))
+
+
+def find_libraries(program: Path) -> tuple[Path, ...]:
+    """Return all libraries that a program needs, directly and through others, its loader left out.
+
+    :raise BuildError: one is nowhere on the loader's paths
+    """
+    folders = (*_read_config(LOADER_CONFIG), *DEFAULT_FOLDERS)
+    loader = Path(read_needs(program).loader).name
+    found: dict[str, Path] = {}
+    waiting = [program]
+    while waiting:
+        user = waiting.pop()
+        for name in read_needs(user).libraries:
+            if name in found or name == loader:
+                continue
+            path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            if path is None:
+                raise BuildError(f"initramfs: library '{name}', which '{user}' needs, is not on the loader's paths")
+            found[name] = path
+            waiting.append(path)
+    return tuple(found[name] for name in sorted(found))
+
+
+def _read_config(path: Path) -> tuple[Path, ...]:
+    """Read ld.so.conf: a folder a line, ``include PATTERN``, comments after ``#``; an absent file names none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return ()
+    folders: list[Path] = []
+    for line in lines:
+        words = line.split("#")[0].split()
+        if words[:1] == ["include"]:
+            for pattern in words[1:]:
+                place = Path(pattern) if pattern.startswith("/") else path.parent / pattern
+                for included in sorted(place.parent.glob(place.name)):
+                    folders += _read_config(included)
+        elif words:
+            folders.append(Path(words[0]))
+    return tuple(folders)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest's whole user space: busybox, dropbear and images/initramfs, in one archive of a few MB.
+
+Keys are made per run, so they are not in it: they come as a second archive, which the kernel unpacks over the first.
+"""
+
+import functools
+import zlib
+from pathlib import Path
+
+from lab.build import cpio, elf
+from lab.build.cache import Progress, cached, make_key, read_tree
+from lab.errors import HostError
+from lab.host import proc
+from lab.host.deadline import Deadline
+from lab.host.paths import IMAGES
+
+BUSYBOX = Path("/bin/busybox")
+DROPBEAR = Path("/usr/sbin/dropbear")
+NAME = "initramfs.cpio.gz"
+
+#: Where dropbear looks for its host key: images/initramfs/init says so.
+HOST_KEY = "etc/dropbear/host_key"
+
+#: Where Debian's loader looks for libraries without a configuration file.
+LIBRARIES = "usr/lib"
+
+_FOLDERS = (
+    *("bin", "dev", "etc", "etc/dropbear", "lib", "lib/firmware", "lib/firmware/intel-ucode", "lib64", "proc"),
+    *("run", "sbin", "sys", "usr", "usr/bin", "usr/lib", "usr/sbin", "var", "var/log"),
+)
+
+#: Major and minor numbers of Documentation/admin-guide/devices.txt. The kernel opens /dev/console for init before
+#: init can mount devtmpfs; the others serve until then.
+_NODES = (
+    cpio.make_node("dev/console", 5, 1),
+    cpio.make_node("dev/null", 1, 3, 0o666),
+    cpio.make_node("dev/zero", 1, 5, 0o666),
+    cpio.make_node("dev/random", 1, 8, 0o666),
+    cpio.make_node("dev/urandom", 1, 9, 0o666),
+    cpio.make_node("dev/tty", 5, 0, 0o666),
+    cpio.make_node("dev/ptmx", 5, 2, 0o666),
+    cpio.make_node("dev/ttyS0", 4, 64),
+)
+
+#: Raised whenever what is below makes another archive of the same files.
+_RECIPE = "1"
+
+
+def build_initramfs(progress: Progress) -> Path:
+    """Return the cache entry that holds the archive (NAME), its length a multiple of four.
+
+    :raise HostError: a program that goes into it is not installed
+    """
+    archive = cpio.write_archive((*_list_own(), *_list_busybox(), *_list_dropbear()))
+    key = make_key(_RECIPE, zlib.ZLIB_RUNTIME_VERSION, archive)
+    return cached("initramfs", key, functools.partial(_write, archive, progress), progress)
+
+
+def make_key_archive(authorized_key: str, host_key: bytes) -> bytes:
+    """Return the archive of one run's keys, to be appended to the first.
+
+    :param authorized_key: the client's public key, one line as in ``authorized_keys``
+    :param host_key: the guest's private key in dropbear's own format
+    """
+    return cpio.write_archive(
+        (
+            cpio.make_folder("root/.ssh", 0o700),
+            cpio.make_file("root/.ssh/authorized_keys", authorized_key.strip().encode() + b"\n", 0o600),
+            cpio.make_file(HOST_KEY, host_key, 0o600),
+        )
+    )
+
+
+def _write(archive: bytes, progress: Progress, target: Path) -> None:
+    progress("initramfs: packing")
+    packer = zlib.compressobj(level=9, wbits=16 + zlib.MAX_WBITS)  # a gzip header without name and time
+    (target / NAME).write_bytes(cpio.pad(packer.compress(archive) + packer.flush()))
+
+
+def _list_own() -> tuple[cpio.Entry, ...]:
+    files = tuple(
+        cpio.make_file(name, data, 0o755 if executable else 0o644)
+        for name, executable, data in read_tree(IMAGES / "initramfs")
+    )
+    folders = (*(cpio.make_folder(name) for name in _FOLDERS), cpio.make_folder("root", 0o700))
+    return (*folders, cpio.make_folder("tmp", 0o1777), *_NODES, *files)
+
+
+def _list_busybox() -> tuple[cpio.Entry, ...]:
+    """Return busybox and a link for each of its applets; linking them at boot would cost 0.1 s of each guest."""
+    program = cpio.make_file("bin/busybox", _read(BUSYBOX, "busybox-static"), 0o755)
+    if elf.read_needs(BUSYBOX).loader:
+        raise HostError(f"'{BUSYBOX}' needs shared libraries; mend it with: apt-get install busybox-static")
+    applets = proc.run([BUSYBOX, "--list-full"], deadline=Deadline.after(10)).split()
+    taken = {"bin/busybox", "linuxrc"}
+    links = (cpio.make_link(path, "/bin/busybox") for path in sorted(set(applets) - taken))
+    return (program, *links)
+
+
+def _list_dropbear() -> tuple[cpio.Entry, ...]:
+    program = cpio.make_file("usr/sbin/dropbear", _read(DROPBEAR, "dropbear-bin"), 0o755)
+    loader = elf.read_needs(DROPBEAR).loader
+    libraries = (
+        cpio.make_file(f"{LIBRARIES}/{path.name}", _read(path, "dropbear-bin"), 0o755)
+        for path in elf.find_libraries(DROPBEAR)
+    )
+    loaders = (cpio.make_file(loader.lstrip("/"), _read(Path(loader), "libc6"), 0o755),) if loader else ()
+    return (program, *libraries, *loaders)
+
+
+def _read(path: Path, package: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HostError(f"'{path}': {error.strerror}; mend it with: apt-get install {package}") from error

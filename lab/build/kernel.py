@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel under test: Debian's source, our patches, tinyconfig with our fragment."""
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from lab.build.cache import Progress, cached, find_log, hash_once, key_tree, make_key
+from lab.build.kconfig import find_lost, parse_config
+from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError
+from lab.host import proc
+from lab.host.deadline import Deadline
+from lab.host.paths import IMAGES, find_cache
+
+SOURCES = Path("/usr/src")
+DEFAULT_BASE = "linux-6.1"
+
+#: One slow core needs about half an hour; whatever takes longer has hung.
+MAX_BUILD_S = 2 * 3600.0
+#: Unpacked source is 1.5 GiB, objects 0.3 GiB; the rest is for what else happens meanwhile.
+MIN_FREE_GIB = 3
+GIB = 2**30
+
+#: What an almost empty kernel prints; only for showing how far a build is.
+_EXPECTED_LINES = 1_500
+_PROGRESS_EVERY_S = 5.0
+_LOG_TAIL_BYTES = 4_000
+
+#: Part of every image: fixed, so that the same sources give the same bytes.
+_FIXED = {
+    "KBUILD_BUILD_TIMESTAMP": "1970-01-01 00:00:00 UTC",
+    "KBUILD_BUILD_USER": "lab",
+    "KBUILD_BUILD_HOST": "lab",
+    "KBUILD_BUILD_VERSION": "1",
+    "LC_ALL": "C",
+    "TZ": "UTC",
+}
+_ARGUMENTS = ("ARCH=x86_64", "CC=gcc")
+_TARGETS = ("bzImage", "vmlinux")
+#: Raised whenever the steps below make another image of the same inputs.
+_RECIPE = "1"
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """A built kernel in the cache.
+
+    :param release: what ``uname -r`` prints
+    """
+
+    folder: Path
+    release: str
+
+    @property
+    def image(self) -> Path:
+        """The bzImage, to be booted."""
+        return self.folder / "bzImage"
+
+    @property
+    def vmlinux(self) -> Path:
+        """The ELF file with its symbols, to be read."""
+        return self.folder / "vmlinux"
+
+
+def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
+    """Build the kernel of images/kernels/<base>, or find it in the cache.
+
+    :raise UsageError: there is no such base
+    :raise BuildError: a patch, the configuration or the compiler failed; the text names it and the log
+    :raise HostError: a package or space is missing
+    """
+    recipe = IMAGES / "kernels" / base
+    if not (recipe / "config").is_file():
+        known = ", ".join(sorted(path.parent.name for path in recipe.parent.glob("*/config")))
+        raise UsageError(f"kernel '{base}' is unknown: there are {known}")
+    source = SOURCES / f"linux-source-{base.removeprefix('linux-')}.tar.xz"
+    if not source.is_file():
+        raise HostError(f"'{source}' is missing; mend it with: apt-get install {source.name.removesuffix('.tar.xz')}")
+    fixed = [f"{name}={value}" for name, value in sorted(_FIXED.items())]
+    key = make_key(_RECIPE, hash_once(source), key_tree(recipe), *_read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
+    log = find_log("kernel", key)
+
+    def build(target: Path) -> None:
+        _Build(recipe, source, target, log, progress).run()
+
+    folder = cached("kernel", key, build, progress)
+    try:
+        return Kernel(folder, (folder / "release").read_text().strip())
+    except OSError as error:
+        raise HostError(f"cache entry '{folder}' is damaged: remove it and build again") from error
+
+
+def read_series(recipe: Path) -> tuple[str, ...]:
+    """Return the names of the patches to apply, in order, as quilt's ``series``: one a line, comments after ``#``."""
+    try:
+        lines = (recipe / "series").read_text().splitlines()
+    except FileNotFoundError:
+        return ()
+    return tuple(name for name in (line.split("#")[0].strip() for line in lines) if name)
+
+
+def _read_versions() -> tuple[str, ...]:
+    """Return the first line that each tool prints about itself; Debian's names its package's version."""
+    versions = []
+    for tool in ("gcc", "ld"):
+        try:
+            versions.append(proc.run([tool, "--version"], deadline=Deadline.after(10)).splitlines()[0])
+        except (ProcessError, IndexError) as error:
+            raise HostError(f"'{tool}' does not run; mend it with: apt-get install gcc binutils") from error
+    return tuple(versions)
+
+
+class _Build:
+    """One build from nothing, in the folder that becomes the cache entry."""
+
+    def __init__(self, recipe: Path, source: Path, target: Path, log: Path, progress: Progress) -> None:
+        self.recipe = recipe
+        self.source = source
+        self.target = target
+        self.log = log
+        self.progress = progress
+        self.work = target / "work"
+        self.tree = self.work / "source"
+        self.objects = self.work / "objects"
+        self.deadline = Deadline.after(MAX_BUILD_S)
+        self.environment = {**_FIXED, "PATH": os.environ.get("PATH", os.defpath), "HOME": os.fspath(self.work)}
+
+    def run(self) -> None:
+        """Do all steps."""
+        free_gib = shutil.disk_usage(self.target).free / GIB
+        if free_gib < MIN_FREE_GIB:
+            raise HostError(
+                f"a kernel build needs {MIN_FREE_GIB} GiB free in '{find_cache()}', and there are {free_gib:.1f}"
+            )
+        self.log.write_bytes(b"")
+        self.tree.mkdir(parents=True)
+        self.objects.mkdir()
+        self.progress("kernel: unpacking the source")
+        self._step("unpacking the source", ["tar", "-xJf", self.source, "-C", self.tree, "--strip-components=1"])
+        self._patch()
+        self._configure()
+        self._compile()
+        self._collect()
+
+    def _patch(self) -> None:
+        names = read_series(self.recipe)
+        for number, name in enumerate(names, start=1):
+            self.progress(f"kernel: patch {number} of {len(names)}, {name}")
+            path = self.recipe / "patches" / name
+            if not path.is_file():
+                raise BuildError(f"kernel: patch '{name}' is in '{self.recipe / 'series'}' and not in patches/")
+            # No fuzz: a patch that lands somewhere near where it was meant to is worse than none.
+            options = ["-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch"]
+            self._step(f"patch '{name}'", ["patch", *options, f"--input={path}"], cwd=self.tree)
+
+    def _configure(self) -> None:
+        self.progress("kernel: configuring")
+        fragment = self.recipe / "config"
+        config = self.objects / ".config"
+        merge = self.tree / "scripts/kconfig/merge_config.sh"
+        self._step("configuration", [*self._make(), "tinyconfig"])
+        self._step("configuration", [merge, "-m", "-O", self.objects, config, fragment], cwd=self.tree)
+        self._step("configuration", [*self._make(), "olddefconfig"])
+        wanted = parse_config(fragment.read_text().splitlines())
+        lost = find_lost(wanted, parse_config(config.read_text().splitlines()))
+        if lost:
+            raise BuildError(f"kernel: Kconfig dropped what '{fragment}' asks for: {', '.join(lost)}")
+
+    def _compile(self) -> None:
+        command = [*self._make(), f"-j{os.cpu_count() or 1}", *_TARGETS]
+        with (
+            open(self.log, "ab") as sink,
+            open(self.log, "rb") as lines,
+            proc.start_process(command, env=self.environment, stdout=sink, stderr=subprocess.STDOUT) as process,
+        ):
+            seen = 0
+            while process.returncode is None:
+                seen += lines.read().count(b"\n")
+                percent = min(99, 100 * seen // _EXPECTED_LINES)
+                self.progress(f"kernel: compiling, about {percent} % ({seen} steps)")
+                if self.deadline.expired:
+                    raise BuildError(f"kernel: still compiling after {MAX_BUILD_S / 3600:.0f} hours, see {self.log}")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_PROGRESS_EVERY_S)
+        if process.returncode != 0:
+            raise self._explain("compiling")
+
+    def _collect(self) -> None:
+        self.progress("kernel: collecting")
+        release = proc.run([*self._make(), "-s", "kernelrelease"], env=self.environment, deadline=self.deadline)
+        (self.target / "release").write_text(release)
+        shutil.copyfile(self.objects / "arch/x86/boot/bzImage", self.target / "bzImage")
+        for name, source in (("vmlinux", "vmlinux"), ("System.map", "System.map"), ("config", ".config")):
+            shutil.copyfile(self.objects / source, self.target / name)
+        shutil.copyfile(self.log, self.target / "build.log")
+        shutil.rmtree(self.work)
+
+    def _make(self) -> list[str]:
+        return ["make", "-C", os.fspath(self.tree), f"O={self.objects}", *_ARGUMENTS]
+
+    def _step(self, what: str, command: list[str | os.PathLike[str]] | list[str], cwd: Path | None = None) -> None:
+        try:
+            proc.run(command, cwd=cwd, env=self.environment, log=self.log, deadline=self.deadline)
+        except ProcessError as error:
+            raise self._explain(what) from error
+        except DeadlineError as error:
+            raise BuildError(f"kernel: {what} took too long, see {self.log}") from error
+
+    def _explain(self, what: str) -> HostError:
+        """Tell a full disk from a mistake in the recipe, and quote the log's first line that says what is wrong."""
+        with open(self.log, "rb") as source:
+            source.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
+            lines = source.read().decode(errors="backslashreplace").splitlines()
+        if any(os.strerror(errno.ENOSPC) in line for line in lines):
+            return HostError(f"kernel: {what} failed: no space left in '{find_cache()}'")
+        telling = [line for line in lines if "error:" in line or "FAILED" in line or "***" in line] or lines[-1:]
+        return BuildError(f"kernel: {what} failed: {(telling or ['no output'])[0].strip()} (log: {self.log})")
