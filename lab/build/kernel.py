@@ -6,11 +6,13 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from lab.build.cache import Progress, cached, find_log, hash_once, key_tree, make_key
+from lab.build.compiler import COMPILER, read_versions
 from lab.build.kconfig import find_lost, parse_config
 from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError
 from lab.host import proc
@@ -40,7 +42,7 @@ _FIXED = {
     "LC_ALL": "C",
     "TZ": "UTC",
 }
-_ARGUMENTS = ("ARCH=x86_64", "CC=gcc")
+_ARGUMENTS = ("ARCH=x86_64", f"CC={COMPILER}")
 _TARGETS = ("bzImage", "vmlinux")
 #: Raised whenever the steps below make another image of the same inputs.
 _RECIPE = "1"
@@ -81,7 +83,7 @@ def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
     if not source.is_file():
         raise HostError(f"'{source}' is missing; mend it with: apt-get install {source.name.removesuffix('.tar.xz')}")
     fixed = [f"{name}={value}" for name, value in sorted(_FIXED.items())]
-    key = make_key(_RECIPE, hash_once(source), key_tree(recipe), *_read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
+    key = make_key(_RECIPE, hash_once(source), key_tree(recipe), *read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
     log = find_log("kernel", key)
 
     def build(target: Path) -> None:
@@ -101,17 +103,6 @@ def read_series(recipe: Path) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     return tuple(name for name in (line.split("#")[0].strip() for line in lines) if name)
-
-
-def _read_versions() -> tuple[str, ...]:
-    """Return the first line that each tool prints about itself; Debian's names its package's version."""
-    versions = []
-    for tool in ("gcc", "ld"):
-        try:
-            versions.append(proc.run([tool, "--version"], deadline=Deadline.after(10)).splitlines()[0])
-        except (ProcessError, IndexError) as error:
-            raise HostError(f"'{tool}' does not run; mend it with: apt-get install gcc binutils") from error
-    return tuple(versions)
 
 
 class _Build:
@@ -202,7 +193,7 @@ class _Build:
     def _make(self) -> list[str]:
         return ["make", "-C", os.fspath(self.tree), f"O={self.objects}", *_ARGUMENTS]
 
-    def _step(self, what: str, command: list[str | os.PathLike[str]] | list[str], cwd: Path | None = None) -> None:
+    def _step(self, what: str, command: Sequence[str | os.PathLike[str]], cwd: Path | None = None) -> None:
         try:
             proc.run(command, cwd=cwd, env=self.environment, log=self.log, deadline=self.deadline)
         except ProcessError as error:

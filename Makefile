@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The newcomer's way in; everything else is the lab command, .venv/bin/lab --help.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test bench
+
+help: ## Show this
+	@awk -F ': ## ' '/^[a-z]+: ## / { printf "make %-8s%s\n", $$1, $$2 }' Makefile
+
+setup: ## Install what is missing: Debian packages (sudo), and .venv
+	@images/host/setup
+
+run: ## Set up, build all images, run a first campaign and write its report below reports/
+	@images/host/setup
+	.venv/bin/lab run --out "reports/first-$$(date +%Y%m%d-%H%M%S)"
+
+test: ## Set up and run all tests
+	@images/host/setup
+	.venv/bin/pytest -n auto
+
+bench: ## Set up and measure boot, trial and report times
+	@images/host/setup
+	.venv/bin/lab bench

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The compiler and linker that recipes use: what they were is part of every key."""
+
+from lab.errors import HostError, ProcessError
+from lab.host import proc
+from lab.host.deadline import Deadline
+
+COMPILER = "gcc"
+LINKER = "ld"
+
+
+def read_versions() -> tuple[str, ...]:
+    """Return the first line that each tool prints about itself; Debian's names its package's version.
+
+    :raise HostError: one does not run
+    """
+    versions = []
+    for tool in (COMPILER, LINKER):
+        try:
+            versions.append(proc.run([tool, "--version"], deadline=Deadline.after(10)).splitlines()[0])
+        except (ProcessError, IndexError) as error:
+            raise HostError(f"'{tool}' does not run; mend it with: apt-get install gcc binutils") from error
+    return tuple(versions)

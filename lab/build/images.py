@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All that a guest is booted from, built together."""
+
+from pathlib import Path
+
+import msgspec
+
+from lab.build import initramfs, oracle
+from lab.build.cache import Progress, read_sums
+from lab.build.initramfs import build_initramfs
+from lab.build.kernel import DEFAULT_BASE, build_kernel
+from lab.build.oracle import build_oracle
+from lab.spec.evidence import Images
+
+
+class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
+    """Files in the cache; the hashes are those of the moment they were built.
+
+    :param kernel: the bzImage
+    :param kernel_release: what ``uname -r`` prints
+    """
+
+    kernel: Path
+    kernel_release: str
+    vmlinux: Path
+    initramfs: Path
+    oracle: Path
+    kernel_sha256: str
+    vmlinux_sha256: str
+    initramfs_sha256: str
+    oracle_sha256: str
+
+    def describe(self, qemu_version: str) -> Images:
+        """Return what evidence says of them."""
+        return Images(
+            kernel_sha256=self.kernel_sha256,
+            vmlinux_sha256=self.vmlinux_sha256,
+            initramfs_sha256=self.initramfs_sha256,
+            oracle_sha256=self.oracle_sha256,
+            qemu_version=qemu_version,
+            kernel_release=self.kernel_release,
+        )
+
+
+def build_images(progress: Progress, base: str = DEFAULT_BASE) -> ImageSet:
+    """Build everything, or find it in the cache; what is quick to fail comes first.
+
+    :raise BuildError: a recipe failed
+    :raise HostError: a package or space is missing
+    """
+    plugin = build_oracle(progress) / oracle.NAME
+    archive = build_initramfs(progress) / initramfs.NAME
+    kernel = build_kernel(progress, base)
+    kernel_sums = read_sums(kernel.folder)
+    return ImageSet(
+        kernel=kernel.image,
+        kernel_release=kernel.release,
+        vmlinux=kernel.vmlinux,
+        initramfs=archive,
+        oracle=plugin,
+        kernel_sha256=kernel_sums[kernel.image.name],
+        vmlinux_sha256=kernel_sums[kernel.vmlinux.name],
+        initramfs_sha256=read_sums(archive.parent)[archive.name],
+        oracle_sha256=read_sums(plugin.parent)[plugin.name],
+    )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Synthetic Intel microcode updates, which pass all of the kernel's checks (SDM volume 3A, 9.11).
+
+The data are no microcode: an emulator ignores the write, and no CPU would take them without Intel's signature.
+"""
+
+import struct
+
+import msgspec
+
+from lab.errors import UsageError
+
+HEADER_SIZE = 48
+#: The SDM's: 48 bytes of header and 2000 of data.
+DEFAULT_DATA_SIZE = 2000
+#: Total sizes are multiples of this.
+BLOCK_SIZE = 1024
+#: 15 August 2022, as mmddyyyy in BCD.
+DEFAULT_DATE_BCD = 0x08152022
+
+_HEADER = struct.Struct("<12I")
+_WORD_LIMIT = 2**32
+#: header_version and loader_version of all updates there are.
+_VERSION = 1
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The first 48 bytes of an update.
+
+    :param date_bcd: mmddyyyy
+    :param signature: CPUID.1 EAX of the CPUs it is for
+    :param checksum: makes the sum of all 32-bit words zero
+    :param platform_mask: bit n stands for platform id n of MSR 0x17
+    :param data_size: in bytes
+    :param total_size: in bytes, header included
+    :param min_req_ver: least revision it may be loaded over, 0 when unstated (reserved before Linux 6.7)
+    """
+
+    header_version: int
+    revision: int
+    date_bcd: int
+    signature: int
+    checksum: int
+    loader_version: int
+    platform_mask: int
+    data_size: int
+    total_size: int
+    meta_size: int
+    min_req_ver: int
+    reserved: int
+
+
+def make_update(
+    signature: int,
+    platform_mask: int,
+    revision: int,
+    data_size: int = DEFAULT_DATA_SIZE,
+    date_bcd: int = DEFAULT_DATE_BCD,
+) -> bytes:
+    """Return an update file that the kernel accepts for CPUs of that signature.
+
+    :param data_size: in bytes; 48 more must be a multiple of 1024
+    :raise UsageError: a field does not fit
+    """
+    fields = {"signature": signature, "platform_mask": platform_mask, "revision": revision, "date_bcd": date_bcd}
+    for name, value in fields.items():
+        if not 0 <= value < _WORD_LIMIT:
+            raise UsageError(f"microcode {name} is {value:#x}: allowed is 0 to {_WORD_LIMIT - 1:#x}")
+    total_size = HEADER_SIZE + data_size
+    if data_size <= 0 or total_size % BLOCK_SIZE or total_size >= _WORD_LIMIT:
+        raise UsageError(
+            f"microcode data_size is {data_size}: with {HEADER_SIZE} more it must fill blocks of {BLOCK_SIZE}"
+        )
+    # The kernel takes a data size of 0 for the default, so the true one is always written. Not all zeros, and
+    # different for each revision, so that a mix-up of two updates shows.
+    data = struct.pack(f"<{data_size // 4}I", *((revision + index) % _WORD_LIMIT for index in range(data_size // 4)))
+
+    def pack(checksum: int) -> bytes:
+        return _HEADER.pack(
+            *(_VERSION, revision, date_bcd, signature, checksum, _VERSION, platform_mask),
+            *(data_size, total_size, 0, 0, 0),
+        )
+
+    return pack(-sum_words(pack(0) + data) % _WORD_LIMIT) + data
+
+
+def parse_header(data: bytes) -> Header:
+    """Read an update's header and check what the kernel checks of an update without extended signatures.
+
+    :raise UsageError: the kernel would refuse it; the text says why
+    """
+    if len(data) < HEADER_SIZE:
+        raise UsageError(f"microcode file is {len(data)} bytes long: a header takes {HEADER_SIZE}")
+    header = Header(**dict(zip(Header.__struct_fields__, _HEADER.unpack_from(data), strict=True)))
+    if header.header_version != _VERSION or header.loader_version != _VERSION:
+        raise UsageError("microcode file is of an unknown format: header and loader version are not 1")
+    if header.total_size > len(data) or header.total_size % BLOCK_SIZE:
+        raise UsageError(f"microcode total_size is {header.total_size}, in a file of {len(data)} bytes")
+    if header.data_size + HEADER_SIZE != header.total_size:
+        raise UsageError(f"microcode data_size is {header.data_size}, and total_size {header.total_size}")
+    if sum_words(data[: header.total_size]):
+        raise UsageError("microcode checksum is wrong: the sum of all words is not 0")
+    return header
+
+
+def sum_words(data: bytes) -> int:
+    """Return the sum of all little-endian 32-bit words, modulo 2**32."""
+    words: tuple[int, ...] = struct.unpack(f"<{len(data) // 4}I", data)
+    return sum(words) % _WORD_LIMIT
+
+
+def firmware_name(signature: int) -> str:
+    """Return the file below intel-ucode/ that the kernel asks for: family-model-stepping, such as ``06-55-04``."""
+    family = (signature >> 8) & 0xF
+    model = (signature >> 4) & 0xF
+    if family in (0x6, 0xF):
+        model |= (signature >> 12) & 0xF0
+    if family == 0xF:
+        family += (signature >> 20) & 0xFF
+    return f"{family:02x}-{model:02x}-{signature & 0xF:02x}"
