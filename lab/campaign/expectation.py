@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether each mechanism did what a trustworthy lab must see of it. Pure: records in, results out.
+
+The rule, the same for every mechanism: no trial ended in ERROR, and at most one in ten is INVALID. On top of it,
+
+- a *control* (``caught``) must be caught: at least one trial FAILs with ``quiet`` broken;
+- a mechanism *held to be sound* (``clean``) must not be accused: no trial FAILs, and at least one PASSes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lab.spec.mechanism import Expectation
+from lab.spec.verdict import Finding, Outcome, TrialRecord
+
+QUIET = "quiet"
+HARMLESS = "harmless"
+
+#: More INVALID trials than one in this many say that the host was not fit to run them.
+INVALID_ONE_IN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """In how many trials one invariant was found how."""
+
+    held: int = 0
+    broken: int = 0
+    unseen: int = 0
+
+    @property
+    def trials(self) -> int:
+        """How many trials there were."""
+        return self.held + self.broken + self.unseen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeCounts:
+    """How many trials ended how."""
+
+    passed: int = 0
+    failed: int = 0
+    invalid: int = 0
+    error: int = 0
+
+    @property
+    def trials(self) -> int:
+        """How many trials there were."""
+        return self.passed + self.failed + self.invalid + self.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MechanismResult:
+    """What the trials of one mechanism amount to.
+
+    :param met: it did what its expectation says
+    :param reason: why, or why not, in one sentence
+    """
+
+    name: str
+    expectation: Expectation
+    met: bool
+    reason: str
+    outcomes: OutcomeCounts
+    quiet: Tally
+    harmless: Tally
+
+
+def weigh_mechanism(name: str, expectation: Expectation, records: Iterable[TrialRecord]) -> MechanismResult:
+    """Hold one mechanism's records against its expectation; records of others are left out."""
+    outcomes: Counter[Outcome] = Counter()
+    quiet: Counter[Finding] = Counter()
+    harmless: Counter[Finding] = Counter()
+    caught = 0
+    for record in records:
+        if record.mechanism != name:
+            continue
+        found = record.invariants.get(QUIET, Finding.UNSEEN)
+        outcomes[record.outcome] += 1
+        quiet[found] += 1
+        harmless[record.invariants.get(HARMLESS, Finding.UNSEEN)] += 1
+        caught += record.outcome is Outcome.FAIL and found is Finding.BROKEN
+    counts = OutcomeCounts(
+        passed=outcomes[Outcome.PASS],
+        failed=outcomes[Outcome.FAIL],
+        invalid=outcomes[Outcome.INVALID],
+        error=outcomes[Outcome.ERROR],
+    )
+    met, reason = _weigh(expectation, counts, caught)
+    return MechanismResult(
+        name=name,
+        expectation=expectation,
+        met=met,
+        reason=reason,
+        outcomes=counts,
+        quiet=_tally(quiet),
+        harmless=_tally(harmless),
+    )
+
+
+def weigh_run(expectations: Mapping[str, Expectation], records: Iterable[TrialRecord]) -> tuple[MechanismResult, ...]:
+    """Hold every mechanism that was asked for against its expectation, in the order asked."""
+    by_name: dict[str, list[TrialRecord]] = {name: [] for name in expectations}
+    for record in records:
+        if record.mechanism in by_name:
+            by_name[record.mechanism].append(record)
+    return tuple(weigh_mechanism(name, expectation, by_name[name]) for name, expectation in expectations.items())
+
+
+def run_met(results: Iterable[MechanismResult]) -> bool:
+    """Tell whether every mechanism met its expectation; a run of none met nothing."""
+    met = [result.met for result in results]
+    return bool(met) and all(met)
+
+
+def _tally(counter: Counter[Finding]) -> Tally:
+    return Tally(held=counter[Finding.HELD], broken=counter[Finding.BROKEN], unseen=counter[Finding.UNSEEN])
+
+
+def _weigh(expectation: Expectation, counts: OutcomeCounts, caught: int) -> tuple[bool, str]:
+    trials = counts.trials
+    if trials == 0:
+        return False, "no trial was run"
+    if counts.error:
+        return False, f"{counts.error} of {trials} trials ended in ERROR: the lab or the host failed"
+    if counts.invalid * INVALID_ONE_IN > trials:
+        return False, f"{counts.invalid} of {trials} trials are INVALID: more than one in {INVALID_ONE_IN} show nothing"
+    if expectation is Expectation.CAUGHT:
+        if not caught:
+            return False, f"not caught: no trial of {trials} failed with {QUIET} broken"
+        return True, f"caught: {QUIET} broken in {caught} failed trials of {trials}"
+    if counts.failed:
+        return False, f"{counts.failed} of {trials} trials FAIL"
+    if not counts.passed:
+        return False, f"no trial of {trials} passed"
+    return True, f"clean: {counts.passed} of {trials} trials PASS and none FAILs"

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The evidence folder: one file per witness, so that a better judge can judge the trial again.
+
+A folder may come from another machine or from a hostile guest, so reading trusts nothing in it: file names are ours,
+only regular files are opened, sizes are checked before reading, and every file must match the manifest.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from lab.errors import EvidenceError, HostError, UsageError
+from lab.host.files import write_whole
+from lab.spec.evidence import (
+    SCHEMA_VERSION,
+    Ending,
+    Evidence,
+    GuestEvidence,
+    Images,
+    InjectionLog,
+    OracleEvidence,
+    Timings,
+)
+from lab.spec.plan import Plan
+from lab.spec.scenario import Scenario
+from lab.spec.topology import Topology
+from lab.spec.verdict import Verdict
+from lab.trial.foreign import ForeignFolder
+
+MANIFEST = "manifest.json"
+VERDICT = "verdict.json"
+CONSOLE = "console.log"
+DMESG = "dmesg.txt"
+#: Marks a folder as that of a run; :class:`lab.campaign.store.RunStore` leaves it.
+RUN_MARKER = ".mclab-run"
+
+_SCENARIO, _PLAN, _IMAGES, _ORACLE = "scenario.json", "plan.json", "images.json", "oracle.json"
+_INJECTIONS, _GUEST, _TIMINGS, _ENDING = "injections.json", "guest.json", "timings.json", "ending.json"
+_WITNESSES = frozenset((_SCENARIO, _PLAN, _IMAGES, _ORACLE, _INJECTIONS, _GUEST, _TIMINGS, _ENDING))
+
+#: No manifest of ours comes near it: some 150 bytes for each of MAX_FILES files.
+MAX_MANIFEST_BYTES = 64 * 1024
+#: A ring and block tables that are full take about a quarter of it as JSON.
+MAX_WITNESS_BYTES = 64 * 1024 * 1024
+#: A guest that prints without end must not fill the disk: the last of each raw file is what is kept.
+MAX_RAW_BYTES = 8 * 1024 * 1024
+MAX_FILES = 64
+#: Evidence is there to be looked at, unlike the 0700 folder it is made in.
+FOLDER_MODE = 0o755
+
+_RAW_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
+T = TypeVar("T")
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    size: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Written last: a folder without one was never finished."""
+
+    schema_version: int
+    lab_version: str
+    files: tuple[_File, ...]
+
+
+class _ManifestVersion(msgspec.Struct, frozen=True):
+    """All that can be relied on in a manifest of another schema."""
+
+    schema_version: int
+
+
+class _Ended(msgspec.Struct, frozen=True, kw_only=True):
+    ending: Ending
+    reason: str
+    console_tail: tuple[str, ...]
+
+
+def write_evidence(folder: Path, evidence: Evidence, raw: Mapping[str, bytes]) -> None:
+    """Write an evidence folder whole or not at all; one of ours that is there already is replaced.
+
+    Nothing is synced: a file that a crash of the host cut short no longer matches the manifest, so it is noticed.
+
+    :param raw: further files as the guest gave them, by plain lower-case name; ``console.log`` and ``dmesg.txt``
+        are made from the evidence where none is given
+    :raise ValueError: a raw file's name is not plain, or is that of a witness
+    :raise UsageError: the folder holds something else
+    :raise HostError: no space, or not writable
+    """
+    files = _encode_witnesses(evidence)
+    for name, data in raw.items():
+        if not _is_raw_name(name):
+            raise ValueError(f"'{name}' cannot name a raw file of an evidence folder")
+        files[name] = data[-MAX_RAW_BYTES:]
+    files.setdefault(CONSOLE, _as_text(evidence.console_tail))
+    if evidence.guest is not None:
+        files.setdefault(DMESG, _as_text(evidence.guest.dmesg))
+    manifest = _Manifest(
+        schema_version=evidence.schema_version,
+        lab_version=evidence.lab_version,
+        files=tuple(
+            _File(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in sorted(files.items())
+        ),
+    )
+    files[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest))
+    temporary = ""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+        Path(temporary).chmod(FOLDER_MODE)
+        for name, data in files.items():
+            Path(temporary, name).write_bytes(data)
+        _put_in_place(Path(temporary), folder)
+    except OSError as error:
+        raise HostError(f"evidence folder '{folder}' could not be written: {error.strerror or error}") from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _encode_witnesses(evidence: Evidence) -> dict[str, bytes]:
+    witnesses: dict[str, msgspec.Struct | None] = {
+        _SCENARIO: evidence.scenario,
+        _PLAN: evidence.plan,
+        _IMAGES: evidence.images,
+        _ORACLE: evidence.oracle,
+        _INJECTIONS: evidence.injections,
+        _GUEST: evidence.guest,
+        _TIMINGS: evidence.timings,
+        _ENDING: _Ended(ending=evidence.ending, reason=evidence.reason, console_tail=evidence.console_tail),
+    }
+    return {name: msgspec.json.encode(witness) for name, witness in witnesses.items() if witness is not None}
+
+
+def _as_text(lines: tuple[str, ...]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")[-MAX_RAW_BYTES:]
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename over nothing, over an empty folder, or over evidence of ours, which is moved away first."""
+    if folder.is_dir() and any(folder.iterdir()):
+        if not _is_ours(folder):
+            raise UsageError(f"'{folder}' holds something other than evidence: name an empty folder or a new one")
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as attic:
+            folder.rename(Path(attic, "old"))
+            temporary.rename(folder)
+        return
+    temporary.rename(folder)
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Read an evidence folder, which may be foreign.
+
+    :raise EvidenceError: it is truncated, altered, of another schema or not of ours
+    """
+    with ForeignFolder(folder) as source:
+        manifest = _read_manifest(source)
+        data = {}
+        for file in manifest.files:
+            content = source.read(file.name, MAX_WITNESS_BYTES if file.name in _WITNESSES else MAX_RAW_BYTES)
+            if len(content) != file.size or hashlib.sha256(content).hexdigest() != file.sha256:
+                raise source.refuse(f"{file.name} does not match its manifest")
+            if file.name in _WITNESSES:
+                data[file.name] = content
+        ended = _require(source, data, _ENDING, _Ended)
+        return Evidence(
+            schema_version=manifest.schema_version,
+            lab_version=manifest.lab_version,
+            scenario=_check_scenario(source, _require(source, data, _SCENARIO, Scenario)),
+            plan=_require(source, data, _PLAN, Plan),
+            images=_find(source, data, _IMAGES, Images),
+            ending=ended.ending,
+            reason=ended.reason,
+            oracle=_find(source, data, _ORACLE, OracleEvidence),
+            injections=_find(source, data, _INJECTIONS, InjectionLog),
+            guest=_find(source, data, _GUEST, GuestEvidence),
+            timings=_find(source, data, _TIMINGS, Timings),
+            console_tail=ended.console_tail,
+        )
+
+
+def write_verdict(folder: Path, verdict: Verdict) -> None:
+    """Put a verdict beside the evidence it was judged by, in place of an earlier one.
+
+    :raise HostError: no space, or not writable
+    """
+    write_whole(folder / VERDICT, msgspec.json.format(msgspec.json.encode(verdict)))
+
+
+def read_verdict(folder: Path) -> Verdict:
+    """Read the verdict of an evidence folder, which may be foreign.
+
+    :raise EvidenceError: there is none, or it is none of ours
+    """
+    with ForeignFolder(folder) as source:
+        return source.decode(VERDICT, source.read(VERDICT, MAX_WITNESS_BYTES), Verdict)
+
+
+def claim_output(path: Path) -> Path:
+    """Return the folder a user wants results in, made if need be, with links in its path resolved.
+
+    It may be new, empty, or hold only what the lab left: a run, or one trial's evidence.
+
+    :raise UsageError: it is a file or holds something else; nothing was written
+    :raise HostError: it cannot be made or written
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        path = path.resolve()
+        if any(path.iterdir()) and not _is_marked(path) and not _is_ours(path):
+            raise UsageError(f"output folder '{path}' holds something the lab did not leave: name an empty or new one")
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"output '{path}' is not a folder, or lies below a file") from error
+    except (OSError, RuntimeError) as error:
+        raise HostError(f"output folder '{path}' cannot be made or written: {error}") from error
+    return path
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path / RUN_MARKER).st_mode)
+    except OSError:
+        return False
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but a trial's evidence, so that replacing it loses nothing of the user's."""
+    try:
+        with ForeignFolder(folder) as source:
+            listed = {file.name for file in _read_manifest(source).files}
+            return source.list_names() <= listed | {MANIFEST, VERDICT}
+    except EvidenceError:
+        return False
+
+
+def _is_raw_name(name: str) -> bool:
+    return _RAW_NAME.fullmatch(name) is not None and name not in _WITNESSES | {MANIFEST, VERDICT}
+
+
+def _read_manifest(source: ForeignFolder) -> _Manifest:
+    data = source.read(MANIFEST, MAX_MANIFEST_BYTES)
+    version = source.decode(MANIFEST, data, _ManifestVersion).schema_version
+    if version != SCHEMA_VERSION:
+        raise source.refuse(f"it has schema version {version}: this lab reads {SCHEMA_VERSION}")
+    manifest = source.decode(MANIFEST, data, _Manifest)
+    names = [file.name for file in manifest.files]
+    if len(names) > MAX_FILES or len(set(names)) != len(names):
+        raise source.refuse(f"{MANIFEST} lists a file twice, or more than {MAX_FILES}")
+    for name in names:
+        if name not in _WITNESSES and not _is_raw_name(name):
+            raise source.refuse(f"{MANIFEST} lists {name[:80]!r}, which is no file of ours")
+    return manifest
+
+
+def _find(source: ForeignFolder, data: Mapping[str, bytes], name: str, kind: type[T]) -> T | None:
+    return source.decode(name, data[name], kind) if name in data else None
+
+
+def _require(source: ForeignFolder, data: Mapping[str, bytes], name: str, kind: type[T]) -> T:
+    if name not in data:
+        raise source.refuse(f"{name} is missing")
+    return source.decode(name, data[name], kind)
+
+
+def _check_scenario(source: ForeignFolder, scenario: Scenario) -> Scenario:
+    """Hold a foreign scenario to what a user may ask for, so that no reader loops over a billion vCPUs."""
+    try:
+        Topology.parse(str(scenario.topology))
+        scenario.check()
+    except UsageError as error:
+        raise source.refuse(f"{_SCENARIO} asks for what cannot be: {error}") from error
+    return scenario

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_samples import make_info, make_record, write_sample_run
+
+from lab.campaign.expectation import run_met, weigh_mechanism, weigh_run
+from lab.campaign.store import RunStore, read_run
+from lab.errors import EvidenceError, HostError, UsageError
+from lab.spec.mechanism import Expectation
+from lab.spec.verdict import Finding, Outcome, TrialRecord
+from lab.trial.folder import claim_output
+
+NAME = "stop-machine"
+
+
+def records(text: str) -> list[TrialRecord]:
+    """One record a letter: Pass, Fail, Invalid, Error, and fail with quiet held (f)."""
+    outcomes = {"P": Outcome.PASS, "F": Outcome.FAIL, "f": Outcome.FAIL, "I": Outcome.INVALID, "E": Outcome.ERROR}
+    return [
+        make_record(number, NAME, outcomes[letter], quiet=Finding.HELD if letter == "f" else None)
+        for number, letter in enumerate(text)
+    ]
+
+
+def test_a_run_comes_back(tmp_path: Path) -> None:
+    given_records = records("PFIE")
+    with RunStore(tmp_path / "run", make_info(finished=False, exit_status=None)) as store:
+        for record in given_records:
+            store.append(record)
+        assert read_run(tmp_path / "run").records == tuple(given_records)
+        assert not read_run(tmp_path / "run").info.finished
+        store.finish(3)
+    run = read_run(tmp_path / "run")
+    assert run.info == make_info(finished=True, exit_status=3)
+    assert (run.records, run.torn) == (tuple(given_records), 0)
+    assert claim_output(tmp_path / "run") == tmp_path / "run"
+
+
+def test_a_torn_last_line_is_left_out_and_counted(tmp_path: Path) -> None:
+    with RunStore(tmp_path, make_info()) as store:
+        for record in records("PPP"):
+            store.append(record)
+    path = tmp_path / "records.jsonl"
+    whole = path.read_bytes()
+    last = whole[:-1].rfind(b"\n") + 1
+    for length in range(last + 1, len(whole)):
+        os.truncate(path, length)
+        run = read_run(tmp_path)
+        assert (len(run.records), run.torn) == (2, 1)
+        path.write_bytes(whole)
+    os.truncate(path, last)
+    assert (len(read_run(tmp_path).records), read_run(tmp_path).torn) == (2, 0)
+
+
+def test_a_bad_line_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
+    with RunStore(tmp_path, make_info()) as store:
+        for record in records("PP"):
+            store.append(record)
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"trial": 1}\n' + path.read_bytes())
+    with pytest.raises(EvidenceError, match="line 1"):
+        read_run(tmp_path)
+
+
+def test_a_record_of_a_mechanism_not_asked_for_is_foreign(tmp_path: Path) -> None:
+    with RunStore(tmp_path, make_info()) as store:
+        store.append(make_record(1, "hearsay", Outcome.PASS))
+    with pytest.raises(EvidenceError, match="mechanism"):
+        read_run(tmp_path)
+
+
+def test_a_second_writer_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    with RunStore(tmp_path, make_info()) as store:
+        store.append(records("P")[0])
+        with pytest.raises(UsageError, match="another run"), RunStore(tmp_path, make_info(trials_asked=1)):
+            pass
+        store.append(records("P")[0])
+    assert len(read_run(tmp_path).records) == 2
+    assert read_run(tmp_path).info == make_info()
+
+
+def test_a_new_run_replaces_the_old(tmp_path: Path) -> None:
+    write_sample_run(tmp_path, trials=2)
+    with RunStore(tmp_path, make_info()) as store:
+        store.append(records("P")[0])
+    assert len(read_run(tmp_path).records) == 1
+
+
+def test_a_full_disk_is_a_host_error() -> None:
+    store = RunStore(Path("/nowhere/run"), make_info())
+    store._sink = open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(HostError, match="No space left"):
+        store.append(records("P")[0])
+
+
+@pytest.mark.parametrize("name", ["run.json", "records.jsonl"])
+def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    with RunStore(tmp_path, make_info()):
+        pass
+    (tmp_path / name).unlink()
+    with pytest.raises(EvidenceError, match=f"{name} is missing"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 100_000, b" " * (1 << 21)])
+def test_a_damaged_run_is_an_evidence_error(tmp_path: Path, data: bytes) -> None:
+    with RunStore(tmp_path, make_info()):
+        pass
+    (tmp_path / "run.json").write_bytes(data)
+    with pytest.raises(EvidenceError):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("expectation", "text", "met", "reason"),
+    [
+        (Expectation.CAUGHT, "PPFPPPPPPI", True, "caught"),
+        (Expectation.CAUGHT, "PPP", False, "not caught"),
+        (Expectation.CAUGHT, "PPf", False, "not caught"),
+        (Expectation.CAUGHT, "F", True, "caught"),
+        (Expectation.CAUGHT, "FFE", False, "ERROR"),
+        (Expectation.CAUGHT, "FFI", False, "INVALID"),
+        (Expectation.CAUGHT, "", False, "no trial"),
+        (Expectation.CLEAN, "PPPPPPPPPI", True, "clean"),
+        (Expectation.CLEAN, "PPPPPPPPII", False, "INVALID"),
+        (Expectation.CLEAN, "PPPPPPPPPF", False, "FAIL"),
+        (Expectation.CLEAN, "PPPPPPPPPf", False, "FAIL"),
+        (Expectation.CLEAN, "PPPPPPPPPE", False, "ERROR"),
+        (Expectation.CLEAN, "I", False, "INVALID"),
+        (Expectation.CLEAN, "", False, "no trial"),
+    ],
+)
+def test_expectations(expectation: Expectation, text: str, met: bool, reason: str) -> None:
+    result = weigh_mechanism(NAME, expectation, records(text))
+    assert result.met is met
+    assert reason in result.reason
+    assert result.outcomes.trials == len(text) == result.quiet.trials == result.harmless.trials
+
+
+def test_a_control_needs_quiet_broken_in_a_trial_that_fails() -> None:
+    starved = make_record(1, NAME, Outcome.INVALID, quiet=Finding.BROKEN)
+    others = records("PPPPPPPPPP")
+    assert not weigh_mechanism(NAME, Expectation.CAUGHT, [starved, *others]).met
+
+
+@given(st.text("PFfIE"), st.sampled_from(Expectation))
+def test_no_met_expectation_hides_an_error_or_rests_on_nothing(text: str, expectation: Expectation) -> None:
+    result = weigh_mechanism(NAME, expectation, records(text))
+    if result.met:
+        assert "E" not in text
+        assert text.count("I") * 10 <= len(text)
+        assert ("F" in text) if expectation is Expectation.CAUGHT else ("P" in text and "F" not in text)
+
+
+def test_a_run_is_met_when_all_its_mechanisms_are() -> None:
+    both = {NAME: Expectation.CAUGHT, "nmi-self": Expectation.CLEAN}
+    clean = make_record(9, "nmi-self", Outcome.PASS)
+    assert run_met(weigh_run(both, [*records("F"), clean]))
+    assert not run_met(weigh_run(both, records("F")))
+    assert not run_met(weigh_run({}, []))
+    assert [result.name for result in weigh_run(both, [])] == list(both)
