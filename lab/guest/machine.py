@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest from start to end."""
+
+import contextlib
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from lab.errors import DeadlineError, GuestError, GuestGone, HostError
+from lab.guest.command import QEMU, InheritedFds, command_line
+from lab.guest.console import Console
+from lab.guest.ending import EndLatch, GuestEnd
+from lab.guest.exit import ExitWatch, read_messages
+from lab.guest.nmi import AimedInjector, BroadcastInjector
+from lab.guest.qmp import QmpChannel
+from lab.guest.shell import GuestShell
+from lab.guest.spec import GuestKeys, GuestSpec
+from lab.guest.ssh import find_port, open_shell
+from lab.guest.text import quote_tail
+from lab.host import proc
+from lab.host.deadline import Deadline
+from lab.host.files import write_whole
+from lab.spec.evidence import VcpuRunning
+
+CONSOLE_LOG = "console.log"
+QEMU_LOG = "qemu.log"
+INITRD = "initrd"
+
+#: What images/initramfs/init prints once its SSH server listens. Waiting for it is quicker than knocking: a connection
+#: that comes before the guest's network card is up is only tried anew after a second.
+READY = r"mclab: ready"
+#: An initramfs of another making may not say so; from then on the lab knocks.
+READY_S = 20.0
+
+#: How many lines of console and of QEMU's messages an error quotes.
+QUOTED_LINES = 12
+
+
+class Machine:
+    """A guest that runs. Made by start_guest()."""
+
+    def __init__(
+        self,
+        *,
+        process: proc.Process,
+        qmp: QmpChannel,
+        aimed: AimedInjector,
+        console: Console,
+        shell: GuestShell,
+        latch: EndLatch,
+        run_dir: Path,
+    ) -> None:
+        self.shell = shell
+        self.qmp = qmp
+        self.broadcast = BroadcastInjector(qmp)
+        self.aimed = aimed
+        self.console = console
+        self.latch = latch
+        self.run_dir = run_dir
+        self.pid = process.pid
+        self.qemu_version = qmp.qemu_version
+        self._process = process
+
+    @property
+    def ending(self) -> GuestEnd | None:
+        """How the guest ended, None while it runs."""
+        return self.latch.seen
+
+    def wait_settled(self, deadline: Deadline) -> None:
+        """After an end, let QEMU exit and the console drain, so that evidence is whole; stops at the deadline."""
+        self.console.wait_closed(deadline)
+
+    def vcpu_threads(self, deadline: Deadline) -> tuple[int, ...]:
+        """Return the host's thread id of each vCPU, in order of vCPUs.
+
+        :raise GuestGone: the guest ended
+        :raise DeadlineError: QEMU did not answer
+        """
+        listed = cast(list[dict[str, int]], self.qmp.execute("query-cpus-fast", deadline=deadline))
+        return tuple(cpu["thread-id"] for cpu in sorted(listed, key=lambda cpu: cpu["cpu-index"]))
+
+    def read_schedstat(self, threads: tuple[int, ...]) -> tuple[VcpuRunning, ...]:
+        """Return what the host has given each vCPU thread so far, ns run and ns waited for a CPU.
+
+        :param threads: from vcpu_threads()
+        :raise GuestGone: QEMU ended
+        :raise HostError: the host's kernel does not tell
+        """
+        return tuple(
+            read_schedstat(Path("/proc", str(self.pid), "task", str(thread), "schedstat"), vcpu)
+            for vcpu, thread in enumerate(threads)
+        )
+
+
+def read_schedstat(path: Path, vcpu: int) -> VcpuRunning:
+    """Read ``<ns run> <ns waited> <timeslices>``; raises as Machine.read_schedstat() does."""
+    try:
+        ran, waited, _ = path.read_text().split()
+        return VcpuRunning(vcpu=vcpu, ran_ns=int(ran), waited_ns=int(waited))
+    except (FileNotFoundError, ProcessLookupError) as error:
+        if path.parents[2].exists() and not path.exists() and path.parent.exists():
+            raise HostError(f"'{path}' is missing: the host's kernel lacks CONFIG_SCHED_INFO") from error
+        raise GuestGone(f"vCPU {vcpu}'s thread is gone: QEMU ended") from error
+    except ValueError as error:
+        raise HostError(f"'{path}' is not of the form 'RAN WAITED SLICES'") from error
+
+
+@contextlib.contextmanager
+def start_guest(
+    spec: GuestSpec, keys: GuestKeys, run_dir: Path, deadline: Deadline, oracle_fd: int | None = None
+) -> Iterator[Machine]:
+    """Start a guest, yield it once a shell answers, and leave nothing of it behind.
+
+    :param run_dir: private to this guest; gets console.log, qemu.log and the initrd
+    :param oracle_fd: a descriptor that QEMU inherits under the same number, for the plugin
+    :raise HostError: QEMU could not be started, or run_dir not be written
+    :raise GuestGone: the guest ended while it booted; the text quotes its console and QEMU's messages
+    :raise DeadlineError: it did not boot in time; quotes the same
+    """
+    if shutil.which(QEMU) is None:
+        raise HostError(f"'{QEMU}' is not installed; mend it with: apt-get install qemu-system-x86")
+    initrd = run_dir / INITRD
+    try:
+        write_whole(initrd, spec.initrd.read_bytes() + keys.archive)
+    except OSError as error:
+        raise HostError(f"'{spec.initrd}' could not be read: {error.strerror}") from error
+    with contextlib.ExitStack() as stack:
+        latch = stack.enter_context(EndLatch())
+        ours, theirs = _make_channels(stack)
+        fds = InheritedFds(
+            monitor=theirs["monitor"].fileno(), qtest=theirs["qtest"].fileno(), console=theirs["console"].fileno()
+        )
+        console = stack.enter_context(Console(ours["console"], run_dir / CONSOLE_LOG, latch))
+        qmp = stack.enter_context(QmpChannel(ours["monitor"], latch))
+        # Entered after what reads from QEMU and so ended before it: then each reader meets the end of its stream.
+        process = stack.enter_context(_start_qemu(spec, initrd, fds, oracle_fd, run_dir / QEMU_LOG))
+        for end in theirs.values():
+            end.close()
+        stack.enter_context(ExitWatch(process, run_dir / QEMU_LOG, latch))
+        stack.callback(latch.seal)
+        try:
+            qmp.connect(deadline)
+            with contextlib.suppress(DeadlineError):
+                console.wait_for(READY, deadline.within(READY_S))
+            shell = stack.enter_context(open_shell(find_port(qmp, deadline), keys, latch, deadline))
+        except GuestError as error:
+            if latch.seen is not None:
+                console.wait_closed(deadline.within(1.0))
+            raise _describe(error, console, run_dir / QEMU_LOG) from error
+        yield Machine(
+            process=process,
+            qmp=qmp,
+            aimed=AimedInjector(ours["qtest"], spec.topology, latch),
+            console=console,
+            shell=shell,
+            latch=latch,
+            run_dir=run_dir,
+        )
+
+
+def _make_channels(stack: contextlib.ExitStack) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:
+    ours, theirs = {}, {}
+    for name in ("monitor", "qtest", "console"):
+        pair = socket.socketpair()
+        ours[name], theirs[name] = (stack.enter_context(end) for end in pair)
+    return ours, theirs
+
+
+@contextlib.contextmanager
+def _start_qemu(
+    spec: GuestSpec, initrd: Path, fds: InheritedFds, oracle_fd: int | None, log: Path
+) -> Iterator[proc.Process]:
+    words = command_line(msgspec.structs.replace(spec, initrd=initrd), fds)
+    inherited = (fds.monitor, fds.qtest, fds.console, *(() if oracle_fd is None else (oracle_fd,)))
+    with open(log, "xb") as sink, proc.start_process(words, pass_fds=inherited, stderr=sink) as process:
+        try:
+            yield process
+        finally:
+            # Diskless, so there is nothing it could save; SIGKILL also ends one that is stopped.
+            process.kill()
+
+
+def _describe(error: GuestError, console: Console, qemu_log: Path) -> GuestError:
+    text = f"{error}{quote_tail('console', console.tail(QUOTED_LINES), QUOTED_LINES)}"
+    text += quote_tail("QEMU", read_messages(qemu_log), QUOTED_LINES)
+    return type(error)(text) if isinstance(error, GuestGone | DeadlineError) else GuestError(text)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The SSH connection to a guest: to one port, with one key, and to no other host key than this run's."""
+
+import contextlib
+import logging
+import re
+import socket
+from collections.abc import Iterator
+
+import paramiko
+
+from lab.errors import GuestError, LabError
+from lab.guest.command import GUEST_SSH_PORT
+from lab.guest.ending import EndLatch
+from lab.guest.qmp import QmpChannel
+from lab.guest.shell import GuestShell, cut, cutting, explain
+from lab.guest.spec import GuestKeys
+from lab.host.deadline import Deadline
+
+USER = "root"
+#: QEMU accepts connections long before the guest does; a banner that takes longer than this is asked for anew.
+BANNER_S = 5.0
+#: Key exchange and authentication under TCG with an empty translation cache; far above the 1.2 s measured.
+HANDSHAKE_S = 60.0
+#: Pause between attempts; it ends at once when the guest does.
+RETRY_S = 0.05
+
+#: ``  TCP[HOST_FORWARD]   3       127.0.0.1 36305       10.0.2.15    22     0     0``
+_FORWARD = re.compile(rf"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+{GUEST_SSH_PORT}\s")
+
+_log = logging.getLogger(__name__)
+#: paramiko reports what its exceptions already say; nobody but a debugging person wants it.
+_PARAMIKO_LOG = f"{__name__}.paramiko"
+
+
+def find_port(qmp: QmpChannel, deadline: Deadline) -> int:
+    """Return the host's port that leads to the guest's SSH server.
+
+    :raise GuestError: QEMU does not tell
+    """
+    text = str(qmp.execute("human-monitor-command", {"command-line": "info usernet"}, deadline=deadline))
+    match = _FORWARD.search(text)
+    if match is None:
+        raise GuestError(f"QEMU names no port for SSH: {text[:400]!r}")
+    return int(match[1])
+
+
+@contextlib.contextmanager
+def open_shell(port: int, keys: GuestKeys, ending: EndLatch, deadline: Deadline) -> Iterator[GuestShell]:
+    """Log in, as often as it takes, and yield a shell.
+
+    :raise GuestError: the host key is another than the guest's, or the guest refused the lab's
+    :raise GuestGone: the guest ended
+    :raise DeadlineError: no login succeeded
+    """
+    what = "an SSH login"
+    while True:
+        ending.check(what)
+        deadline.check(what)
+        try:
+            sock = socket.create_connection(("127.0.0.1", port), timeout=deadline.within(BANNER_S).remaining_s)
+        except OSError as error:
+            _log.debug("connecting to port %d: %s", port, error)
+            ending.wait(deadline.within(RETRY_S))
+            continue
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sock)
+            try:
+                shell = _log_in(stack, sock, keys, ending, deadline)
+            except LabError:
+                raise
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                _log.debug("logging in on port %d: %s", port, error)
+                if deadline.expired:
+                    raise explain(ending, error, deadline, what) from error
+                ending.wait(deadline.within(RETRY_S))
+                continue
+            yield shell
+            return
+
+
+def _log_in(
+    stack: contextlib.ExitStack, sock: socket.socket, keys: GuestKeys, ending: EndLatch, deadline: Deadline
+) -> GuestShell:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    logging.getLogger(_PARAMIKO_LOG).setLevel(logging.CRITICAL)
+    transport = paramiko.Transport(sock)
+    transport.set_log_channel(_PARAMIKO_LOG)
+    transport.daemon = True
+    transport.banner_timeout = BANNER_S
+    transport.handshake_timeout = transport.auth_timeout = HANDSHAKE_S
+    stack.callback(transport.close)
+    stack.callback(cut, transport)  # first, so that close() has nothing to wait for
+    stack.enter_context(ending.calling(lambda: cut(transport)))
+    shell = GuestShell(transport, ending)
+    with cutting(transport, deadline):
+        transport.start_client()
+        if transport.get_remote_server_key() != keys.host_public:
+            raise GuestError("the SSH host key is not this run's: something else than the guest answers")
+        try:
+            transport.auth_publickey(USER, keys.client_key)
+        except paramiko.AuthenticationException as error:
+            if transport.is_active():
+                raise GuestError(f"the guest refused the run's SSH key: {error}") from error
+            raise
+        shell.open(deadline)
+    return shell

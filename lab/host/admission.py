@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A host-wide budget of vCPUs, shared by all labs and test workers of this user.
+
+Spinning vCPUs beyond the host's CPUs cost most of a trial's time and starve it into missed deadlines, so guests wait
+for their turn. Each vCPU of the budget is a file, and holding it means holding a lock (flock) on it, which the kernel
+takes back however the holder ends. A guest takes all it needs or none: only who holds the gate may gather, so two that
+have half each cannot wait for each other, and small guests cannot overtake a large one for ever.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.errors import HostError, UsageError
+from lab.host.deadline import Deadline
+from lab.host.paths import NAME
+
+#: flock() can wait for a lock or give up at once, but not wait until a deadline: hence the asking again.
+POLL_S = 0.02
+
+_GATE = "gate"
+
+
+@contextlib.contextmanager
+def admit(vcpus: int, deadline: Deadline, budget: int | None = None) -> Iterator[int]:
+    """Hold a share of the host's vCPU budget; yields how large it is.
+
+    :param vcpus: how many the guest has; one larger than the budget takes all of it and so runs alone
+    :param budget: of this host, the number of its CPUs by default; all who share a host should give the same
+    :raise UsageError: vcpus or budget is less than one
+    :raise HostError: the folder of locks is not this user's own
+    :raise DeadlineError: the deadline came first
+    """
+    whole = max(os.cpu_count() or 1, 1) if budget is None else budget
+    if vcpus < 1 or whole < 1:
+        raise UsageError(f"vcpus is {vcpus} and the vCPU budget {whole}: allowed are numbers from 1")
+    share = min(vcpus, whole)
+    what = f"{share} of the host's {whole} vCPUs to be free"
+    with contextlib.ExitStack() as held:
+        folder = held.enter_context(_open_folder(find_folder()))
+        with contextlib.ExitStack() as gate:
+            gate_fd = gate.enter_context(_open_lock(folder, _GATE))
+            while not _try_lock(gate_fd):
+                _pause(deadline, what)
+            tokens = [held.enter_context(_open_lock(folder, f"vcpu-{index}")) for index in range(whole)]
+            taken: set[int] = set()
+            while True:
+                for token in tokens:
+                    if len(taken) < share and token not in taken and _try_lock(token):
+                        taken.add(token)
+                if len(taken) == share:
+                    break
+                _pause(deadline, what)
+        yield share
+
+
+def find_folder() -> Path:
+    """Return the folder of locks: in ``$XDG_RUNTIME_DIR``, or below /tmp under a name with the user's id."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if Path(base).is_absolute() and Path(base).is_dir():
+        return Path(base) / f"{NAME}-vcpus"
+    return Path("/tmp") / f"{NAME}-vcpus-{os.geteuid()}"  # noqa: S108  its owner and mode are checked
+
+
+@contextlib.contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    """Open the folder, made if need be, after making sure that nobody else can put files or links in it."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(
+            f"folder of locks '{path}' is no folder of this user's: {error.strerror}; mend it by removing that path"
+        ) from error
+    try:
+        seen = os.fstat(folder)
+        if seen.st_uid != os.geteuid() or stat.S_IMODE(seen.st_mode) & 0o077:
+            raise HostError(
+                f"folder of locks '{path}' belongs to user {seen.st_uid} with mode {stat.S_IMODE(seen.st_mode):o}:"
+                f" needed are user {os.geteuid()} and mode 700; mend it by removing that path"
+            )
+        yield folder
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _open_lock(folder: int, name: str) -> Iterator[int]:
+    """Open a lock file, which no program started by the lab inherits; closing it gives the lock back."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.open(name, flags, 0o600, dir_fd=folder)
+    except OSError as error:
+        raise HostError(f"lock file '{name}' could not be opened: {error.strerror}") from error
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _pause(deadline: Deadline, what: str) -> None:
+    deadline.check(what)
+    time.sleep(min(POLL_S, deadline.remaining_s))
