@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "gaps.h"
+
+/* A vCPU's first callback in a load: what it waited since the load began counts too. */
+static void enter_load(struct oracle_vcpu *vcpu)
+{
+	uint32_t load = load_relaxed(&oracle.header->status.load);
+
+	if (vcpu->gap_load == load)
+		return;
+	store_relaxed(&vcpu->gap_tsc, 0);
+	store_relaxed(&vcpu->last_tsc, load_relaxed(&oracle.header->status.load_begin_tsc));
+	store_release(&vcpu->gap_load, load);
+}
+
+/* The vCPU runs: how long since it last was seen to? */
+void gap_seen(struct oracle_vcpu *vcpu, uint64_t tsc)
+{
+	enter_load(vcpu);
+	if (tsc > vcpu->last_tsc && tsc - vcpu->last_tsc > vcpu->gap_tsc)
+		store_relaxed(&vcpu->gap_tsc, tsc - vcpu->last_tsc);
+	store_relaxed(&vcpu->last_tsc, tsc);
+}
+
+/* The vCPU did not run for a reason of its own: halted, or held by its window. */
+void gap_restart(struct oracle_vcpu *vcpu)
+{
+	enter_load(vcpu);
+	store_relaxed(&vcpu->last_tsc, now_tsc());
+}
+
+void gaps_begin(void)
+{
+	for (uint32_t i = 0; i < oracle.vcpu_count; i++)
+		store_relaxed(&oracle.vcpus[i].end_tsc, 0);
+	for (uint32_t i = 0; i < oracle.core_count; i++)
+		__atomic_fetch_or(&oracle.cores[i].watch, WATCH_LOAD, __ATOMIC_RELEASE);
+}
+
+/* Count the last stretch of those that were starved up to the load's end, too. */
+void gaps_end(void)
+{
+	const struct oracle_status *status = &oracle.header->status;
+	uint64_t tsc = status->load_end_tsc;
+
+	for (uint32_t i = 0; i < oracle.core_count; i++)
+		__atomic_fetch_and(&oracle.cores[i].watch, ~WATCH_LOAD, __ATOMIC_RELEASE);
+	for (uint32_t i = 0; i < oracle.vcpu_count; i++) {
+		struct oracle_vcpu *vcpu = &oracle.vcpus[i];
+		uint64_t since = load_acquire(&vcpu->gap_load) == status->load
+					 ? load_relaxed(&vcpu->last_tsc)
+					 : status->load_begin_tsc;
+
+		if (!is_halted(vcpu) && !load_relaxed(&vcpu->held) && tsc > since)
+			store_relaxed(&vcpu->end_tsc, tsc - since);
+	}
+}

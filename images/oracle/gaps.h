@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* How long the host left a vCPU without running, while a late load was going on. */
+#ifndef GAPS_H
+#define GAPS_H
+
+#include <stdint.h>
+
+#include "state.h"
+
+void gap_seen(struct oracle_vcpu *vcpu, uint64_t tsc);
+void gap_restart(struct oracle_vcpu *vcpu);
+void gaps_begin(void);
+void gaps_end(void);
+
+#endif /* GAPS_H */

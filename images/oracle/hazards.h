@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Which class of hazard an instruction is of, from its bytes. */
+#ifndef HAZARDS_H
+#define HAZARDS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "oracle_shm.h"
+
+enum oracle_hazard hazard_of(const uint8_t *bytes, size_t size);
+
+#endif /* HAZARDS_H */

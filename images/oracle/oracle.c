@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The oracle: a TCG plugin that sees which code each vCPU executes while another thread of its core
+ * is in WRMSR 0x79 (design, sections 2 and 5). It only looks, but for holding that one WRMSR open
+ * as long as it is told to.
+ *
+ * Callbacks run in the vCPUs' threads, all at the same time and without QEMU's big lock.
+ */
+#include "gaps.h"
+#include "hazards.h"
+#include "install.h"
+#include "landmarks.h"
+#include "qemu_plugin_api.h"
+#include "ring.h"
+#include "state.h"
+#include "window.h"
+
+PLUGIN_EXPORT int qemu_plugin_version = PLUGIN_API_VERSION;
+
+struct oracle oracle;
+
+static void on_block(unsigned int vcpu, void *userdata)
+{
+	struct oracle_vcpu *own = &oracle.vcpus[vcpu];
+	uint32_t watch;
+	uint64_t tsc;
+
+	store_relaxed(&own->block, (uint64_t)userdata);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST); /* for the compiler; the rest is in window.c */
+	watch = load_acquire(&core_of(vcpu)->watch);
+	if (__builtin_expect(!watch, 1))
+		return;
+
+	tsc = now_tsc();
+	if (watch & WATCH_LOAD)
+		gap_seen(own, tsc);
+	if (watch & WATCH_WINDOW)
+		window_block(vcpu, (uint64_t)userdata, tsc);
+}
+
+static void on_hazard(unsigned int vcpu, void *userdata)
+{
+	if (load_acquire(&core_of(vcpu)->watch) & WATCH_WINDOW)
+		window_hazard(vcpu, (uint64_t)userdata);
+}
+
+/* Loads are numbered whether armed or not, but only an armed one is watched. */
+static void begin_load(uint32_t trial)
+{
+	struct oracle_status *status = &oracle.header->status;
+
+	count_one(&status->load);
+	store_relaxed(&status->load_begin_tsc, now_tsc());
+	store_release(&status->load_active, 1);
+	if (trial)
+		gaps_begin();
+}
+
+static void end_load(void)
+{
+	struct oracle_status *status = &oracle.header->status;
+
+	store_relaxed(&status->load_end_tsc, now_tsc());
+	if (load_relaxed(&status->load_active))
+		gaps_end();
+	store_release(&status->load_active, 0);
+}
+
+static void report_point(unsigned int vcpu, const struct point *point, uint32_t trial)
+{
+	struct oracle_status *status = &oracle.header->status;
+	struct event event = {
+		.kind = point->kind,
+		.vcpu = vcpu,
+		.pc = point->address,
+		.load = load_acquire(&status->load_active) ? load_relaxed(&status->load) : 0,
+		.trial = trial,
+	};
+	struct stamp stamp = ring_put(&event);
+
+	if (event.kind == ORACLE_NMI_ENTRY)
+		count_one(&status->nmi_entries);
+	if (event.kind == ORACLE_LOAD_BEGIN || event.kind == ORACLE_LOAD_END)
+		link_send(&event, &stamp);
+}
+
+static void reach_point(unsigned int vcpu, const struct point *point)
+{
+	uint32_t trial = armed_trial();
+	uint32_t mechanism = load_relaxed(&oracle.header->control.mechanism) % ORACLE_MECHANISMS;
+
+	if (trial && !(point->mechanisms >> mechanism & 1))
+		return;
+	if (point->kind == POINT_WRMSR79) {
+		window_open(vcpu, point->address);
+		return;
+	}
+	if (point->kind == ORACLE_LOAD_BEGIN)
+		begin_load(trial);
+	if (trial)
+		report_point(vcpu, point, trial);
+	if (point->kind == ORACLE_LOAD_END)
+		end_load();
+}
+
+static void on_points(unsigned int vcpu, void *userdata)
+{
+	const struct point *point = userdata;
+
+	for (;; point++) {
+		reach_point(vcpu, point);
+		if (point->last_here)
+			return;
+	}
+}
+
+static void on_halt(qemu_plugin_id_t id, unsigned int vcpu)
+{
+	struct oracle_vcpu *own = &oracle.vcpus[vcpu];
+
+	(void)id;
+	if (load_acquire(&core_of(vcpu)->watch) & WATCH_LOAD)
+		gap_seen(own, now_tsc());
+	store_release(&own->halts, own->halts | 1);
+}
+
+static void on_resume(qemu_plugin_id_t id, unsigned int vcpu)
+{
+	struct oracle_vcpu *own = &oracle.vcpus[vcpu];
+
+	(void)id;
+	store_release(&own->halts, (own->halts | 1) + 1);
+	if (load_acquire(&core_of(vcpu)->watch) & WATCH_LOAD)
+		gap_restart(own);
+}
+
+static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc)
+{
+	const struct point *points = points_at(pc);
+	enum oracle_hazard hazard =
+		hazard_of(qemu_plugin_insn_data(insn), qemu_plugin_insn_size(insn));
+
+	/* The hazard first: a window that opens here is not this vCPU's own hazard. */
+	if (hazard)
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_hazard, QEMU_PLUGIN_CB_NO_REGS,
+						       (void *)pack(pc, hazard));
+	if (points)
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_points, QEMU_PLUGIN_CB_NO_REGS,
+						       (void *)points);
+}
+
+/* A block belongs to a wait region only if all of its instructions do. */
+static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+{
+	size_t count = qemu_plugin_tb_n_insns(tb);
+	uint16_t regions = UINT16_MAX;
+
+	(void)id;
+	for (size_t i = 0; i < count; i++) {
+		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+		uint64_t pc = qemu_plugin_insn_vaddr(insn);
+
+		if (regions)
+			regions &= regions_at(pc);
+		watch_insn(insn, pc);
+	}
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, QEMU_PLUGIN_CB_NO_REGS,
+					     (void *)pack(qemu_plugin_tb_vaddr(tb), regions));
+}
+
+PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc,
+				      char **argv)
+{
+	struct options options;
+
+	if (!qemu_fits(info) || !options_parse(argc, argv, &options) ||
+	    !landmarks_read(options.landmarks) || !shm_map(options.shm, info, options.threads) ||
+	    !window_prepare())
+		return -1;
+
+	oracle.link = options.link;
+	read_clocks(&oracle.header->status.install_mono_ns, &oracle.header->status.install_tsc);
+	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
+	qemu_plugin_register_vcpu_idle_cb(id, on_halt);
+	qemu_plugin_register_vcpu_resume_cb(id, on_resume);
+	store_release(&oracle.header->status.installed, 1);
+	return 0;
+}

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The file that the oracle and the lab share. lab/witness/oracle/layout.py mirrors it, and a test
+ * holds the two together. The lab makes and sizes the file, the oracle checks it and maps it; the
+ * guest cannot reach it.
+ *
+ *   header (one page) | vCPUs | windows, one per core | siblings, one per vCPU |
+ *   block tables, one per vCPU | ring of records
+ *
+ * All of it outlives QEMU.
+ */
+#ifndef ORACLE_SHM_H
+#define ORACLE_SHM_H
+
+#include <stdint.h>
+
+#define ORACLE_MAGIC	   0x6c63616c62616c6dull
+#define ORACLE_SHM_VERSION 1
+#define ORACLE_HEADER_SIZE 4096
+#define ORACLE_MAX_VCPUS   64
+#define ORACLE_MAX_CORES   16
+#define ORACLE_HAZARDS	   16
+#define ORACLE_MECHANISMS  16
+
+/* What a record reports: lab.spec.evidence.EventKind, in its order. */
+enum oracle_kind {
+	ORACLE_LOAD_BEGIN = 1,
+	ORACLE_LOAD_END = 2,
+	ORACLE_CALL_IN = 3,
+	ORACLE_RELEASE = 4,
+	ORACLE_SELF_NMI = 5,
+	ORACLE_WAIT_LOOP = 6,
+	ORACLE_NMI_ENTRY = 7,
+	ORACLE_WINDOW_OPEN = 8,
+	ORACLE_WINDOW_CLOSE = 9,
+	ORACLE_IN_FLIGHT = 10,
+	ORACLE_OUTSIDE = 11,
+	ORACLE_HAZARD = 12,
+	ORACLE_RETRY = 13,
+	ORACLE_EARLY = 14,
+};
+
+/* Classes of hazards: lab.spec.evidence.Hazard, in its order. */
+enum oracle_hazard {
+	HAZARD_NONE = 0,
+	HAZARD_MSR = 1,
+	HAZARD_IRET = 2,
+	HAZARD_MWAIT = 3,
+	HAZARD_CPUID = 4,
+	HAZARD_SWAPGS = 5,
+	HAZARD_GSBASE = 6,
+	HAZARD_DR_CR = 7,
+	HAZARD_OTHER = 8,
+};
+
+enum oracle_mode {
+	ORACLE_MODE_RUN = 0, /* siblings run on during a window */
+};
+
+/* One event. Numbers start at 1; the stamp is the number, written last, 0 while none is there. */
+struct oracle_record {
+	uint64_t stamp;
+	uint64_t mono_ns;
+	uint64_t tsc;
+	uint64_t pc;
+	uint16_t kind;
+	uint16_t vcpu;
+	uint16_t core;
+	uint16_t hazard;
+	uint32_t load;
+	uint32_t trial;
+	uint64_t reserved[2];
+};
+
+/* Shape, written by the lab before QEMU starts and never again. */
+struct oracle_shape {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t record_size;
+	uint32_t vcpu_size;
+	uint32_t window_size;
+	uint32_t sibling_size;
+	uint32_t block_size;
+	uint32_t vcpus;
+	uint32_t threads;
+	uint32_t ring_records;
+	uint32_t table_blocks; /* a power of two */
+	uint64_t total_size;
+	uint64_t vcpu_offset;
+	uint64_t window_offset;
+	uint64_t sibling_offset;
+	uint64_t table_offset;
+	uint64_t ring_offset;
+};
+
+/* What the lab asks for; all of it is set before armed_trial is. */
+struct oracle_control {
+	uint32_t armed_trial; /* 0 is not armed */
+	uint32_t mechanism;   /* bit of the regions and points that count */
+	uint32_t mode;
+	uint32_t live_blocks; /* wait-region blocks that show a sibling to be alive */
+	uint64_t extend_bound_ns;
+	uint64_t stretch_ns[ORACLE_MAX_CORES];
+	uint64_t reserved[8]; /* for the bounds of stalls and holds, once a mode needs them */
+};
+
+/* What the oracle tells; each counter only grows. */
+struct oracle_status {
+	uint64_t install_mono_ns; /* with install_tsc, the first pair that ties the two clocks */
+	uint64_t install_tsc;
+	uint64_t nmi_entries; /* recorded, over all trials */
+	uint64_t load_begin_tsc;
+	uint64_t load_end_tsc;
+	uint32_t load; /* late loads begun since the guest started */
+	uint32_t load_active;
+	uint32_t link_failures;
+	uint32_t windows_lost;
+	uint32_t installed;
+	uint32_t reserved;
+};
+
+struct oracle_header {
+	struct oracle_shape shape;
+	uint8_t pad_shape[256 - sizeof(struct oracle_shape)];
+	struct oracle_control control;
+	uint8_t pad_control[512 - sizeof(struct oracle_control)];
+	struct oracle_status status;
+	uint8_t pad_status[256 - sizeof(struct oracle_status)];
+	uint64_t next_seq; /* on a line of its own: all vCPUs add to it */
+	uint8_t pad_end[ORACLE_HEADER_SIZE - 1024 - sizeof(uint64_t)];
+};
+
+/* One vCPU, written by its own thread, on lines of its own. */
+struct oracle_vcpu {
+	uint64_t block;	   /* packed (state.h): the block it is in */
+	uint64_t last_tsc; /* its last callback while a load was watched */
+	uint64_t gap_tsc;  /* the longest time between two of those */
+	uint64_t end_tsc;  /* from its last callback to the load's end, written there */
+	uint32_t gap_load; /* the load that gap_tsc is of */
+	uint32_t halts;	   /* goes up on halting and on going on: odd is halted */
+	uint32_t held;	   /* it is being held open by a window */
+	uint32_t reserved[21];
+};
+
+/* The last window of one core. */
+struct oracle_window {
+	uint32_t trial; /* 0 is none */
+	uint32_t load;
+	uint32_t primary;
+	uint32_t mechanism;
+	uint64_t pc;
+	uint64_t open_seq;
+	uint64_t open_ns;
+	uint64_t open_tsc;
+	uint64_t close_seq; /* 0 while open */
+	uint64_t close_ns;
+	uint64_t close_tsc;
+	uint64_t asked_ns;
+	uint64_t extended_ns;
+	uint64_t reserved[5];
+};
+
+struct oracle_seen_hazard {
+	uint64_t pc;
+	uint32_t count;
+	uint32_t hazard;
+};
+
+/* What one sibling did in its core's last window. */
+struct oracle_sibling {
+	uint32_t trial;
+	uint32_t load;
+	uint64_t in_flight; /* packed block, 0 when halted */
+	uint64_t region_blocks;
+	uint64_t outside_blocks;
+	uint64_t first_tsc;
+	uint64_t last_region_tsc;
+	uint32_t halts;	 /* the vCPU's, when the window opened */
+	uint32_t halted; /* throughout: set when the window closes */
+	uint32_t blocks_lost;
+	uint32_t hazards_lost;
+	struct oracle_seen_hazard hazards[ORACLE_HAZARDS];
+};
+
+/* How often a sibling began one block; a count of 0 is an empty place. */
+struct oracle_block {
+	uint64_t pc;
+	uint64_t first_seq;
+	uint64_t last_seq;
+	uint32_t count;
+	uint32_t in_region;
+};
+
+/* One datagram on the link. */
+struct oracle_message {
+	uint32_t kind;
+	uint32_t vcpu;
+	uint64_t seq;
+	uint64_t mono_ns;
+	uint32_t load;
+	uint32_t core;
+};
+
+_Static_assert(sizeof(struct oracle_record) == 64, "a record is one cache line");
+_Static_assert(sizeof(struct oracle_header) == ORACLE_HEADER_SIZE, "the header is one page");
+_Static_assert(sizeof(struct oracle_vcpu) == 128, "a vCPU shares no line pair");
+_Static_assert(sizeof(struct oracle_window) == 128, "a window shares no line pair");
+_Static_assert(sizeof(struct oracle_block) == 32, "blocks fill lines");
+_Static_assert(sizeof(struct oracle_message) == 32, "a message is 32 bytes");
+
+#endif /* ORACLE_SHM_H */

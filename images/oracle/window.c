@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "window.h"
+
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "gaps.h"
+#include "ring.h"
+#include "siblings.h"
+#include "state.h"
+
+/* How often a window that waits for signs of life looks for them. */
+#define EXTEND_STEP_NS 200000ull
+
+/*
+ * Every vCPU, on every block, stores which block it is in and then loads whether its core's window
+ * is open; the opener stores the flag and then loads the blocks. For no block to slip through,
+ * each side's store must be visible before its load: a full fence on both. Blocks begin tens of
+ * millions of times a second and windows open once in milliseconds, so the opener pays for both:
+ * membarrier(2) makes every running thread of QEMU pass a full fence between the opener's store
+ * and its load, and the hot path needs nothing but the compiler to keep its order. Either the
+ * opener then sees the block, or the vCPU sees the flag.
+ */
+static int membarrier(int command)
+{
+	return syscall(SYS_membarrier, command, 0, 0);
+}
+
+bool window_prepare(void)
+{
+	if (!membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
+		return true;
+	complain("this host has no membarrier(2) with private expedited commands (Linux 4.14): %s",
+		 strerror(errno));
+	return false;
+}
+
+static void sleep_until(uint64_t mono_ns)
+{
+	struct timespec until = {
+		.tv_sec = mono_ns / NSEC_PER_SEC,
+		.tv_nsec = mono_ns % NSEC_PER_SEC,
+	};
+
+	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+		;
+}
+
+static uint64_t at_most(uint64_t value, uint64_t limit)
+{
+	return value < limit ? value : limit;
+}
+
+static bool all_alive(unsigned int first, unsigned int primary)
+{
+	uint32_t live_blocks = load_relaxed(&oracle.header->control.live_blocks);
+
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		if (vcpu != primary && !sibling_alive(vcpu, live_blocks))
+			return false;
+	return true;
+}
+
+/* Hold the primary as long as asked, and then until its siblings show that they ran. */
+static void hold_open(struct oracle_window *window, unsigned int first, unsigned int primary)
+{
+	const struct oracle_control *control = &oracle.header->control;
+	uint64_t end = now_ns() + window->asked_ns;
+	uint64_t bound = end + at_most(load_relaxed(&control->extend_bound_ns), EXTEND_CAP_NS);
+	uint64_t now;
+
+	if (window->asked_ns)
+		sleep_until(end);
+	for (now = end; now < bound && !all_alive(first, primary); now = now_ns())
+		sleep_until(at_most(now_ns() + EXTEND_STEP_NS, bound));
+	store_relaxed(&window->extended_ns, now - end);
+}
+
+/* Set all that a window starts with, while nobody yet looks at it. */
+static void begin(struct core *core, struct oracle_window *window, const struct event *opening)
+{
+	unsigned int number = core - oracle.cores;
+
+	core->primary = opening->vcpu;
+	core->trial = opening->trial;
+	core->load = opening->load;
+	core->mechanism = load_relaxed(&oracle.header->control.mechanism) % ORACLE_MECHANISMS;
+	memset(window, 0, sizeof(*window));
+	window->load = opening->load;
+	window->primary = opening->vcpu;
+	window->mechanism = core->mechanism;
+	window->pc = opening->pc;
+	window->asked_ns =
+		at_most(load_relaxed(&oracle.header->control.stretch_ns[number]), STRETCH_CAP_NS);
+}
+
+static void run_window(struct core *core, struct oracle_window *window, struct event *opening)
+{
+	unsigned int first = (core - oracle.cores) * oracle.threads;
+	struct stamp stamp;
+
+	begin(core, window, opening);
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		if (vcpu != opening->vcpu)
+			sibling_clear(vcpu, core);
+
+	stamp = ring_put(opening);
+	window->open_seq = stamp.seq;
+	window->open_ns = stamp.mono_ns;
+	window->open_tsc = stamp.tsc;
+	store_release(&window->trial, core->trial);
+	__atomic_fetch_or(&core->watch, WATCH_WINDOW, __ATOMIC_RELEASE);
+	membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		if (vcpu != opening->vcpu)
+			sibling_snapshot(vcpu, core);
+	link_send(opening, &stamp);
+	hold_open(window, first, opening->vcpu);
+}
+
+void window_open(unsigned int vcpu, uint64_t pc)
+{
+	const struct oracle_status *status = &oracle.header->status;
+	struct core *core = core_of(vcpu);
+	struct oracle_window *window = &oracle.windows[core - oracle.cores];
+	struct event event = {.kind = ORACLE_EARLY, .vcpu = vcpu, .pc = pc};
+
+	event.trial = armed_trial();
+	if (!event.trial)
+		return;
+	if (!load_acquire(&status->load_active)) {
+		ring_put(&event);
+		return;
+	}
+	event.load = load_relaxed(&status->load);
+	if (__atomic_exchange_n(&core->opened_load, event.load, __ATOMIC_ACQ_REL) == event.load) {
+		event.kind = ORACLE_RETRY;
+		ring_put(&event);
+		return;
+	}
+	if (window->trial == event.trial) {
+		/* A second load in one trial: the first one's window is not overwritten. */
+		count_one(&oracle.header->status.windows_lost);
+		return;
+	}
+	event.kind = ORACLE_WINDOW_OPEN;
+	store_relaxed(&oracle.vcpus[vcpu].held, 1);
+	run_window(core, window, &event);
+	store_relaxed(&oracle.vcpus[vcpu].held, 0);
+	gap_restart(&oracle.vcpus[vcpu]);
+}
+
+static void window_close(struct core *core, uint64_t pc)
+{
+	struct oracle_window *window = &oracle.windows[core - oracle.cores];
+	unsigned int first = (core - oracle.cores) * oracle.threads;
+	struct event event = {
+		.kind = ORACLE_WINDOW_CLOSE,
+		.vcpu = core->primary,
+		.pc = pc,
+		.load = core->load,
+		.trial = core->trial,
+	};
+	struct stamp stamp;
+
+	__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
+	/* As on opening: whoever went on before this is seen to have. */
+	membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		if (vcpu != core->primary)
+			oracle.siblings[vcpu].halted = sibling_halted_since_open(vcpu);
+	stamp = ring_put(&event);
+	window->close_ns = stamp.mono_ns;
+	window->close_tsc = stamp.tsc;
+	store_release(&window->close_seq, stamp.seq);
+	link_send(&event, &stamp);
+}
+
+void window_block(unsigned int vcpu, uint64_t packed, uint64_t tsc)
+{
+	struct core *core = core_of(vcpu);
+
+	if (vcpu == core->primary)
+		window_close(core, pc_of(packed));
+	else
+		sibling_block(vcpu, core, packed, tsc);
+}
+
+void window_hazard(unsigned int vcpu, uint64_t packed)
+{
+	struct core *core = core_of(vcpu);
+
+	if (vcpu != core->primary)
+		sibling_hazard(vcpu, core, packed);
+}

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lab's end of the oracle: arm it, hear from it, collect what it saw."""
+
+import collections
+import contextlib
+import ctypes
+import mmap
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import msgspec
+
+from lab.errors import DeadlineError, GuestGone, HostError, UsageError
+from lab.host.deadline import Deadline
+from lab.spec.evidence import EventKind, OracleEvidence
+from lab.spec.topology import Topology
+from lab.witness.oracle.file import OracleFile
+from lab.witness.oracle.layout import (
+    HEADER_SIZE,
+    KINDS,
+    MAX_CORES,
+    MAX_MECHANISMS,
+    MAX_VCPUS,
+    Header,
+    Message,
+    Places,
+    lay_out,
+    make_header,
+)
+from lab.witness.oracle.reader import Symbolise, TrialReader
+
+#: Wait-region blocks that show a sibling to be alive in a window. The wait loops are two or three blocks long, so
+#: with four it has gone round at least once, and was not just finishing what it was in when the window opened.
+LIVE_BLOCKS: Final = 4
+#: How much longer than asked a window may be held until its siblings show themselves. With four vCPUs to a host core
+#: and slices of some 10 ms each has its turn in 40 ms; three times that, and the 6.1 kernel's one second is still far.
+EXTEND_BOUND_NS: Final = 150_000_000
+#: What images/oracle/window.h caps a stretch at: 6.1 panics when a rendezvous takes a second.
+MAX_STRETCH_US: Final = 800_000
+#: Places for blocks per sibling and window; the most seen in one window was 80.
+TABLE_BLOCKS: Final = 1024
+MAX_TRIAL: Final = 2**32 - 1
+
+_FILE_NAME: Final = "oracle.shm"
+_NS_PER_US: Final = 1_000
+
+
+class LinkMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the oracle told at once: a late load's begin or end, or a window's edge.
+
+    :param mono_ns: when it happened, CLOCK_MONOTONIC
+    """
+
+    kind: EventKind
+    vcpu: int
+    core: int
+    seq: int
+    mono_ns: int
+    load: int
+
+
+class OracleLink:
+    """The shared file and the socket of one guest's oracle. To be used by one thread at a time.
+
+    Make it with :meth:`create` and use it as a context manager, which closes both; the file stays in the run folder.
+    """
+
+    def __init__(self, path: Path, places: Places, topology: Topology, descriptor: int) -> None:
+        self._path = path
+        self._topology = topology
+        self._descriptor = descriptor
+        self._file = OracleFile(descriptor, places)
+        self._page = mmap.mmap(descriptor, HEADER_SIZE)
+        self._header = Header.from_buffer(self._page)
+        self._socket, self._child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._heard: collections.deque[LinkMessage] = collections.deque()
+        self._trial = 0
+        self._first_seq = 1
+        self._entries_before = 0
+        self._lost_before = 0
+
+    @classmethod
+    def create(
+        cls, run_dir: Path, topology: Topology, ring_records: int = 65536, table_blocks: int = TABLE_BLOCKS
+    ) -> "OracleLink":
+        """Make the file in a folder that is the lab's alone, and the socket.
+
+        :param ring_records: how many of the last events are kept
+        :param table_blocks: how many blocks are told apart per sibling and window, a power of two
+        :raise UsageError: the topology is too large for the oracle
+        :raise HostError: there is no space, or the file is there already
+        """
+        if topology.vcpus > MAX_VCPUS or topology.total_cores > MAX_CORES:
+            raise UsageError(
+                f"topology '{topology}' has {topology.vcpus} vCPUs on {topology.total_cores} cores:"
+                f" the oracle takes up to {MAX_VCPUS} on {MAX_CORES}"
+            )
+        places = lay_out(
+            vcpus=topology.vcpus, threads=topology.threads, ring_records=ring_records, table_blocks=table_blocks
+        )
+        path = run_dir / _FILE_NAME
+        with contextlib.ExitStack() as undo:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                undo.callback(os.close, descriptor)
+                os.posix_fallocate(descriptor, 0, places.total_size)
+                os.pwrite(descriptor, bytes(make_header(places)), 0)
+                link = cls(path, places, topology, descriptor)
+            except OSError as error:
+                raise HostError(f"oracle file '{path}' could not be made: {error.strerror or error}") from error
+            undo.pop_all()
+        return link
+
+    def __enter__(self) -> "OracleLink":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        self._child.close()
+        del self._header  # it lives in the page
+        self._page.close()
+        os.close(self._descriptor)
+
+    @property
+    def pass_fd(self) -> int:
+        """The descriptor that QEMU must inherit under its number."""
+        return self._child.fileno()
+
+    def plugin_arguments(self, plugin: Path, landmarks: Path) -> str:
+        """Return the value of QEMU's ``-plugin`` option."""
+        options = {
+            "file": plugin,
+            "landmarks": landmarks,
+            "shm": self._path,
+            "link": self.pass_fd,
+            "threads": self._topology.threads,
+        }
+        return ",".join(f"{name}={str(value).replace(',', ',,')}" for name, value in options.items())
+
+    def close_child_end(self) -> None:
+        """Leave the socket's other end to QEMU alone, so that QEMU's end is heard; call once it is started."""
+        self._child.close()
+
+    def arm(self, trial: int, mechanism_bit: int, stretch_us: tuple[int, ...]) -> None:
+        """Begin a trial: from now on everything is recorded.
+
+        :param trial: its number, never one used in this guest before
+        :param mechanism_bit: whose wait region and points count
+        :param stretch_us: how long to hold each core's window open
+        :raise UsageError: a value the oracle cannot take
+        """
+        if not 1 <= trial <= MAX_TRIAL or trial == self._trial:
+            raise UsageError(f"trial is {trial}: allowed is 1 to {MAX_TRIAL}, and none twice in one guest")
+        if not 0 <= mechanism_bit < MAX_MECHANISMS:
+            raise UsageError(f"mechanism bit is {mechanism_bit}: allowed is 0 to {MAX_MECHANISMS - 1}")
+        if len(stretch_us) != self._topology.total_cores:
+            raise UsageError(f"stretch has {len(stretch_us)} values: the guest has {self._topology.total_cores} cores")
+        for stretch in stretch_us:
+            if not 0 <= stretch <= MAX_STRETCH_US:
+                raise UsageError(f"stretch is {stretch} us: allowed is 0 to {MAX_STRETCH_US}")
+        self.disarm()
+        control = self._header.control
+        control.mechanism = mechanism_bit
+        control.live_blocks = LIVE_BLOCKS
+        control.extend_bound_ns = EXTEND_BOUND_NS
+        for core, stretch in enumerate(stretch_us):
+            control.stretch_ns[core] = stretch * _NS_PER_US
+        self._first_seq = self._header.next_seq
+        self._entries_before = self._header.status.nmi_entries
+        self._lost_before = self._header.status.windows_lost
+        self._trial = trial
+        self.drain()
+        # One aligned store, after all it makes valid: x86 keeps stores in order, and so does this interpreter.
+        control.armed_trial = trial
+
+    def disarm(self) -> None:
+        """End the trial: only a window still open is followed to its end."""
+        self._header.control.armed_trial = 0
+
+    def drain(self) -> None:
+        """Forget what was heard so far."""
+        self._heard.clear()
+        self._socket.setblocking(False)
+        with contextlib.suppress(OSError):
+            while self._socket.recv(ctypes.sizeof(Message)):
+                pass
+
+    def wait_for(self, kind: EventKind, deadline: Deadline) -> LinkMessage:
+        """Wait for the armed trial's next message of a kind; those of other kinds stay to be waited for.
+
+        :raise DeadlineError: none came in time
+        :raise GuestGone: QEMU ended
+        """
+        while True:
+            for message in self._heard:
+                if message.kind is kind:
+                    self._heard.remove(message)
+                    return message
+            self._hear(kind, deadline)
+
+    def entries(self) -> int:
+        """Return how many NMI entries were recorded in this trial, over all vCPUs."""
+        return int(self._header.status.nmi_entries) - self._entries_before
+
+    def collect(self, symbolise: Symbolise) -> OracleEvidence:
+        """Return what the oracle saw of the trial armed last, also once QEMU is dead."""
+        reader = TrialReader(
+            self._file,
+            trial=self._trial,
+            first_seq=self._first_seq,
+            lost_before=self._lost_before,
+            symbolise=symbolise,
+        )
+        return reader.read()
+
+    def _hear(self, kind: EventKind, deadline: Deadline) -> None:
+        deadline.check(f"the oracle's {kind.value}")
+        self._socket.settimeout(max(deadline.remaining_s, 0.001))  # 0 would mean not to wait at all
+        try:
+            data = self._socket.recv(ctypes.sizeof(Message))
+        except TimeoutError:
+            raise DeadlineError(f"deadline reached while waiting for the oracle's {kind.value}") from None
+        except ConnectionError:
+            data = b""
+        if not data:
+            raise GuestGone(f"QEMU ended while the lab waited for the oracle's {kind.value}")
+        if len(data) != ctypes.sizeof(Message):
+            return
+        message = Message.from_buffer_copy(data)
+        # A callback that was under way when the last trial ended may still have sent one.
+        if message.kind in KINDS and message.seq >= self._first_seq:
+            self._heard.append(
+                LinkMessage(
+                    kind=KINDS[message.kind],
+                    vcpu=message.vcpu,
+                    core=message.core,
+                    seq=message.seq,
+                    mono_ns=message.mono_ns,
+                    load=message.load,
+                )
+            )

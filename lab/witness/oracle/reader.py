@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From the shared file to evidence. Whatever the file holds, reading it never raises: what is unfit counts as lost."""
+
+from collections.abc import Callable
+
+from lab.spec.evidence import BlockCount, OracleEvent, OracleEvidence, SiblingView, WindowSeen
+from lab.witness.oracle.clock import TscClock
+from lab.witness.oracle.file import OracleFile
+from lab.witness.oracle.layout import HAZARDS, KINDS, MAGIC, Header, Record, Sibling, Window, in_region, pc_of
+
+#: Turns a guest address into ``symbol+0x..``, empty when it is none of the kernel's.
+Symbolise = Callable[[int], str]
+
+
+class TrialReader:
+    """Reads what the oracle left of one trial.
+
+    :param first_seq: the number of the first record that can be this trial's
+    :param lost_before: windows already lost when the trial was armed
+    """
+
+    def __init__(self, file: OracleFile, *, trial: int, first_seq: int, lost_before: int, symbolise: Symbolise) -> None:
+        self._file = file
+        self._trial = trial
+        self._first_seq = first_seq
+        self._lost_before = lost_before
+        self._symbolise = symbolise
+
+    def read(self) -> OracleEvidence:
+        """Return all of it."""
+        header = self._file.read_header()
+        records, lost = self._file.read_records(self._first_seq, header.next_seq)
+        if header.shape.magic != MAGIC or header.next_seq < self._first_seq:
+            lost += 1  # the count itself is gone, so at least one is
+        fit = [record for record in records if self._fits(record)]
+        clock = TscClock(
+            [
+                (header.status.install_tsc, header.status.install_mono_ns),
+                *((record.tsc, record.mono_ns) for record in fit),
+            ]
+        )
+        windows, windows_lost = self._read_windows(clock)
+        return OracleEvidence(
+            events=tuple(self._make_event(record) for record in fit if record.trial == self._trial),
+            windows=windows,
+            records_lost=lost + len(records) - len(fit),
+            windows_lost=max(0, header.status.windows_lost - self._lost_before) + windows_lost,
+            gaps_ns=tuple(clock.duration_ns(gap) for gap in self._measure_gaps(header)),
+        )
+
+    def _fits(self, record: Record) -> bool:
+        return record.kind in KINDS and record.hazard in HAZARDS and record.vcpu < self._file.places.vcpus
+
+    def _name(self, pc: int) -> str:
+        return self._symbolise(pc) if pc else ""
+
+    def _make_event(self, record: Record) -> OracleEvent:
+        return OracleEvent(
+            seq=record.stamp,
+            mono_ns=record.mono_ns,
+            tsc=record.tsc,
+            kind=KINDS[record.kind],
+            vcpu=record.vcpu,
+            load=record.load,
+            pc=record.pc,
+            symbol=self._name(record.pc),
+            hazard=HAZARDS[record.hazard],
+        )
+
+    def _read_windows(self, clock: TscClock) -> tuple[tuple[WindowSeen, ...], int]:
+        """Return this trial's windows in order of opening, and how many of them are unfit."""
+        siblings = self._file.read_siblings()
+        seen: list[WindowSeen] = []
+        lost = 0
+        for core, window in enumerate(self._file.read_windows()):
+            if window.trial != self._trial:
+                continue
+            threads = range(core * self._file.places.threads, (core + 1) * self._file.places.threads)
+            others = [vcpu for vcpu in threads if vcpu != window.primary]
+            if window.primary not in threads or any(siblings[vcpu].trial != self._trial for vcpu in others):
+                lost += 1
+                continue
+            views = tuple(self._make_view(vcpu, siblings[vcpu], window, clock) for vcpu in others)
+            seen.append(_make_window(core, window, views))
+        return tuple(sorted(seen, key=lambda each: each.open_seq)), lost
+
+    def _make_view(self, vcpu: int, sibling: Sibling, window: Window, clock: TscClock) -> SiblingView:
+        in_flight_pc = pc_of(sibling.in_flight)
+        began = sibling.region_blocks + sibling.outside_blocks
+        return SiblingView(
+            vcpu=vcpu,
+            in_flight_pc=in_flight_pc,
+            in_flight_symbol=self._name(in_flight_pc),
+            in_flight_region=in_region(sibling.in_flight, window.mechanism % 16),
+            region_blocks=sibling.region_blocks,
+            outside_blocks=sibling.outside_blocks,
+            first_ns=clock.time_ns(sibling.first_tsc),
+            last_ns=clock.time_ns(sibling.last_region_tsc),
+            halted=bool(sibling.halted) and began == 0,
+            # A hazard that found no place is as unseen as a block that found none.
+            blocks_lost=sibling.blocks_lost + sibling.hazards_lost,
+            blocks=tuple(
+                BlockCount(
+                    pc=block.pc,
+                    symbol=self._name(block.pc),
+                    count=block.count,
+                    first_seq=block.first_seq,
+                    last_seq=block.last_seq,
+                    in_region=bool(block.in_region),
+                )
+                for block in sorted(self._file.read_table(vcpu), key=lambda block: int(block.first_seq))
+            ),
+        )
+
+    def _measure_gaps(self, header: Header) -> list[int]:
+        """Return each vCPU's longest gap in the last load, in cycles.
+
+        Where the load's end was never seen, its last sign of life is its end.
+        """
+        status = header.status
+        vcpus = self._file.read_vcpus()
+        if status.load == 0:
+            return [0] * len(vcpus)
+        last_tsc = max((vcpu.last_tsc for vcpu in vcpus), default=0)
+        gaps: list[int] = []
+        for vcpu in vcpus:
+            entered = vcpu.gap_load == status.load
+            gap = max(vcpu.gap_tsc if entered else 0, vcpu.end_tsc)
+            if status.load_active and not vcpu.held and vcpu.halts % 2 == 0:
+                gap = max(gap, last_tsc - (vcpu.last_tsc if entered else status.load_begin_tsc))
+            gaps.append(gap)
+        return gaps
+
+
+def _make_window(core: int, window: Window, siblings: tuple[SiblingView, ...]) -> WindowSeen:
+    return WindowSeen(
+        core=core,
+        primary=window.primary,
+        load=window.load,
+        pc=window.pc,
+        open_seq=window.open_seq,
+        open_ns=window.open_ns,
+        open_tsc=window.open_tsc,
+        close_seq=window.close_seq,
+        close_ns=window.close_ns,
+        close_tsc=window.close_tsc,
+        asked_ns=window.asked_ns,
+        extended_ns=window.extended_ns,
+        siblings=siblings,
+    )
