@@ -68,6 +68,34 @@ class Kernel(msgspec.Struct, frozen=True):
         return self.folder / "vmlinux"
 
 
+class Recipe(msgspec.Struct, frozen=True):
+    """What a kernel is made from.
+
+    :param folder: of images/kernels: ``config``, ``series`` and ``patches/``
+    :param source: the upstream tarball, with one folder at its top
+    """
+
+    folder: Path
+    source: Path
+
+
+def find_recipe(base: str) -> Recipe:
+    """Return the recipe of that name, such as ``linux-6.1``.
+
+    :raise UsageError: there is none; the text lists those there are
+    :raise HostError: the package with its source is not installed
+    """
+    folder = IMAGES / "kernels" / base
+    if not (folder / "config").is_file():
+        known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/config")))
+        raise UsageError(f"kernel '{base}' is unknown: there are {known}")
+    package = f"linux-source-{base.removeprefix('linux-')}"
+    source = SOURCES / f"{package}.tar.xz"
+    if not source.is_file():
+        raise HostError(f"'{source}' is missing; mend it with: apt-get install {package}")
+    return Recipe(folder, source)
+
+
 def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
     """Build the kernel of images/kernels/<base>, or find it in the cache.
 
@@ -75,19 +103,18 @@ def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
     :raise BuildError: a patch, the configuration or the compiler failed; the text names it and the log
     :raise HostError: a package or space is missing
     """
-    recipe = IMAGES / "kernels" / base
-    if not (recipe / "config").is_file():
-        known = ", ".join(sorted(path.parent.name for path in recipe.parent.glob("*/config")))
-        raise UsageError(f"kernel '{base}' is unknown: there are {known}")
-    source = SOURCES / f"linux-source-{base.removeprefix('linux-')}.tar.xz"
-    if not source.is_file():
-        raise HostError(f"'{source}' is missing; mend it with: apt-get install {source.name.removesuffix('.tar.xz')}")
+    return build_recipe(find_recipe(base), progress)
+
+
+def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
+    """Build a kernel, or find it in the cache; raises as :func:`build_kernel` does."""
     fixed = [f"{name}={value}" for name, value in sorted(_FIXED.items())]
-    key = make_key(_RECIPE, hash_once(source), key_tree(recipe), *read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
+    inputs = (hash_once(recipe.source), key_tree(recipe.folder), *read_versions())
+    key = make_key(_RECIPE, *inputs, *fixed, *_ARGUMENTS, *_TARGETS)
     log = find_log("kernel", key)
 
     def build(target: Path) -> None:
-        _Build(recipe, source, target, log, progress).run()
+        _Build(recipe, target, log, progress).run()
 
     folder = cached("kernel", key, build, progress)
     try:
@@ -96,10 +123,10 @@ def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
         raise HostError(f"cache entry '{folder}' is damaged: remove it and build again") from error
 
 
-def read_series(recipe: Path) -> tuple[str, ...]:
+def read_series(folder: Path) -> tuple[str, ...]:
     """Return the names of the patches to apply, in order, as quilt's ``series``: one a line, comments after ``#``."""
     try:
-        lines = (recipe / "series").read_text().splitlines()
+        lines = (folder / "series").read_text().splitlines()
     except FileNotFoundError:
         return ()
     return tuple(name for name in (line.split("#")[0].strip() for line in lines) if name)
@@ -108,9 +135,8 @@ def read_series(recipe: Path) -> tuple[str, ...]:
 class _Build:
     """One build from nothing, in the folder that becomes the cache entry."""
 
-    def __init__(self, recipe: Path, source: Path, target: Path, log: Path, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, target: Path, log: Path, progress: Progress) -> None:
         self.recipe = recipe
-        self.source = source
         self.target = target
         self.log = log
         self.progress = progress
@@ -131,26 +157,26 @@ class _Build:
         self.tree.mkdir(parents=True)
         self.objects.mkdir()
         self.progress("kernel: unpacking the source")
-        self._step("unpacking the source", ["tar", "-xJf", self.source, "-C", self.tree, "--strip-components=1"])
+        self._step("unpacking the source", ["tar", "-xJf", self.recipe.source, "-C", self.tree, "--strip-components=1"])
         self._patch()
         self._configure()
         self._compile()
         self._collect()
 
     def _patch(self) -> None:
-        names = read_series(self.recipe)
+        names = read_series(self.recipe.folder)
         for number, name in enumerate(names, start=1):
             self.progress(f"kernel: patch {number} of {len(names)}, {name}")
-            path = self.recipe / "patches" / name
+            path = self.recipe.folder / "patches" / name
             if not path.is_file():
-                raise BuildError(f"kernel: patch '{name}' is in '{self.recipe / 'series'}' and not in patches/")
+                raise BuildError(f"kernel: patch '{name}' is in '{self.recipe.folder / 'series'}' and not in patches/")
             # No fuzz: a patch that lands somewhere near where it was meant to is worse than none.
             options = ["-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch"]
             self._step(f"patch '{name}'", ["patch", *options, f"--input={path}"], cwd=self.tree)
 
     def _configure(self) -> None:
         self.progress("kernel: configuring")
-        fragment = self.recipe / "config"
+        fragment = self.recipe.folder / "config"
         config = self.objects / ".config"
         merge = self.tree / "scripts/kconfig/merge_config.sh"
         self._step("configuration", [*self._make(), "tinyconfig"])

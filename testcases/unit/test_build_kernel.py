@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from lab.build.kconfig import find_lost, parse_config
+from lab.build.kernel import DEFAULT_BASE, Recipe, build_recipe, find_recipe, read_series
+from lab.errors import BuildError, UsageError
+from lab.host.paths import IMAGES
+
+#: A source tree that answers to what the recipe asks of Linux's, in milliseconds.
+MAKEFILE = """\
+tinyconfig:
+\techo '# CONFIG_SMP is not set' > $(O)/.config
+olddefconfig:
+\tgrep -v CONFIG_DROPPED $(O)/.config > $(O)/new || true
+\tmv $(O)/new $(O)/.config
+kernelrelease:
+\t@echo 6.1.0
+vmlinux: bzImage
+bzImage: code.c
+\t$(CC) -c code.c -o $(O)/vmlinux
+\tmkdir -p $(O)/arch/x86/boot
+\tcp $(O)/vmlinux $(O)/arch/x86/boot/bzImage
+\techo $(KBUILD_BUILD_TIMESTAMP) > $(O)/System.map
+"""
+MERGE = """\
+#!/bin/sh
+cat "$5" >> "$4"
+"""
+CODE = "int one(void)\n{\n\treturn 1;\n}\n"
+PATCH = """\
+--- a/code.c
++++ b/code.c
+@@ -1,4 +1,4 @@
+ int one(void)
+ {
+-\treturn 1;
++\treturn 2;
+ }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tree = tmp_path / "linux-source"
+    (tree / "scripts/kconfig").mkdir(parents=True)
+    (tree / "Makefile").write_text(MAKEFILE)
+    (tree / "code.c").write_text(CODE)
+    merge = tree / "scripts/kconfig/merge_config.sh"
+    merge.write_text(MERGE)
+    merge.chmod(0o755)
+    with tarfile.open(tmp_path / "source.tar.xz", "w:xz") as archive:
+        archive.add(tree, tree.name)
+    folder = tmp_path / "recipe"
+    (folder / "patches").mkdir(parents=True)
+    (folder / "config").write_text("CONFIG_SMP=y\n# CONFIG_MODULES is not set\n")
+    return Recipe(folder, tmp_path / "source.tar.xz")
+
+
+def build(recipe: Recipe, said: list[str] | None = None) -> Path:
+    return build_recipe(recipe, (said if said is not None else []).append).folder
+
+
+def test_all_results_are_there_and_nothing_else(recipe: Recipe) -> None:
+    said: list[str] = []
+    folder = build(recipe, said)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["SHA256SUMS", "System.map", "build.log", "bzImage", "config", "release", "vmlinux"]
+    assert build_recipe(recipe, said.append).release == "6.1.0"
+    assert "CONFIG_SMP=y" in (folder / "config").read_text()
+    assert (folder / "System.map").read_text() == "1970-01-01 00:00:00 UTC\n", "a fixed time makes a fixed image"
+    assert all(line.startswith("kernel: ") for line in said)
+
+
+def test_patch_is_applied_and_makes_another_entry(recipe: Recipe) -> None:
+    plain = build(recipe)
+    (recipe.folder / "patches/two.patch").write_text(PATCH)
+    (recipe.folder / "series").write_text("# what we change\ntwo.patch  # returns 2\n\n")
+    patched = build(recipe)
+    assert patched != plain
+    assert (patched / "vmlinux").read_bytes() != (plain / "vmlinux").read_bytes()
+
+
+def test_patch_that_does_not_apply_is_named(recipe: Recipe) -> None:
+    (recipe.folder / "patches/good.patch").write_text(PATCH)
+    (recipe.folder / "patches/bad.patch").write_text(PATCH.replace("int one", "int three"))
+    (recipe.folder / "series").write_text("good.patch\nbad.patch\n")
+    with pytest.raises(BuildError, match=r"patch 'bad\.patch' failed: .*FAILED.*log: "):
+        build(recipe)
+
+
+def test_patch_that_is_not_there_is_named(recipe: Recipe) -> None:
+    (recipe.folder / "series").write_text("gone.patch\n")
+    with pytest.raises(BuildError, match=r"'gone\.patch'"):
+        build(recipe)
+
+
+def test_all_dropped_options_are_named(recipe: Recipe) -> None:
+    (recipe.folder / "config").write_text("CONFIG_SMP=y\nCONFIG_DROPPED_A=y\nCONFIG_DROPPED_B=16\n")
+    with pytest.raises(BuildError, match="CONFIG_DROPPED_A=y, CONFIG_DROPPED_B=16"):
+        build(recipe)
+
+
+def test_compiler_error_is_quoted_and_its_log_is_kept(recipe: Recipe) -> None:
+    (recipe.folder / "patches/broken.patch").write_text(PATCH.replace("return 2", "return two"))
+    (recipe.folder / "series").write_text("broken.patch\n")
+    with pytest.raises(BuildError, match=r"compiling failed: .*error: .*two") as caught:
+        build(recipe)
+    log = Path(str(caught.value).rsplit("log: ", 1)[1].rstrip(")"))
+    assert "undeclared" in log.read_text()
+
+
+def test_unknown_base_lists_those_there_are() -> None:
+    with pytest.raises(UsageError, match=rf"'linux-1\.0' is unknown: .*{DEFAULT_BASE}"):
+        find_recipe("linux-1.0")
+
+
+def test_series_of_each_kernel_names_every_patch_once() -> None:
+    for config in sorted(IMAGES.glob("kernels/*/config")):
+        names = read_series(config.parent)
+        assert sorted(names) == sorted(path.name for path in config.parent.glob("patches/*.patch"))
+
+
+def test_config_is_read_in_both_forms() -> None:
+    lines = ["# a comment", "CONFIG_A=y", 'CONFIG_B="x y"', "# CONFIG_C is not set", "", "# CONFIG_D=y"]
+    assert parse_config(lines) == {"CONFIG_A": "y", "CONFIG_B": '"x y"', "CONFIG_C": "n"}
+
+
+def test_absent_counts_as_not_set() -> None:
+    wanted = {"CONFIG_A": "y", "CONFIG_B": "n", "CONFIG_C": "n", "CONFIG_D": "16"}
+    got = {"CONFIG_A": "y", "CONFIG_C": "y", "CONFIG_D": "8"}
+    assert find_lost(wanted, got) == ("# CONFIG_C is not set", "CONFIG_D=16")
