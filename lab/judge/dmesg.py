@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel's log of the trial says. Messages are those of Linux 6.1 and 6.12.
+
+Accepted line: an optional ``<level>``, any number of ``[timestamp]`` or ``[caller]``, then the message.
+"""
+
+import re
+from collections.abc import Iterable
+from enum import Enum
+from itertools import chain, islice
+from typing import NamedTuple
+
+from lab.judge.facts import Facts
+from lab.judge.finding import MAX_PROOFS, broken, clean, held, unseen
+from lab.judge.starvation import why_starved
+from lab.spec.verdict import Invariant, Proof
+
+
+class Cause(Enum):
+    """Whether a slow host alone can make the kernel print a message."""
+
+    KERNEL = "kernel"
+    CLOCK = "clock"
+
+
+class Family(NamedTuple):
+    """One kind of complaint; the pattern is searched in the message without its prefixes."""
+
+    name: str
+    cause: Cause
+    pattern: re.Pattern[str]
+
+
+def _family(name: str, cause: Cause, pattern: str) -> Family:
+    return Family(name, cause, re.compile(pattern, re.ASCII))
+
+
+#: The kernel's own line is under 1,000 characters (LOG_LINE_MAX); more is not searched.
+_MAX_LINE = 1_000
+
+_PREFIX = re.compile(r"(?:<\d{1,3}>)?(?:\[[^\]]{0,40}\] ?)*", re.ASCII)
+
+#: Anchored where the kernel's message begins, so that a line that only quotes one does not match: "NMI watchdog: Perf
+#: NMI watchdog permanently disabled", "perf: interrupt took too long" and a bare "RIP:" are no complaints of their own.
+FAMILIES = (
+    _family("panic", Cause.KERNEL, r"^Kernel panic - not syncing"),
+    _family("soft lockup", Cause.CLOCK, r"^(?:watchdog: )?BUG: soft lockup"),
+    _family("hard lockup", Cause.CLOCK, r"^(?:NMI watchdog: |watchdog: )?Watchdog detected hard LOCKUP"),
+    _family("workqueue lockup", Cause.CLOCK, r"^BUG: workqueue lockup"),
+    _family("rcu stall", Cause.CLOCK, r"^rcu: .*(?:self-detected stall|detected (?:expedited )?stalls)"),
+    _family("rcu stall", Cause.CLOCK, r"^rcu: .*kthread starved"),
+    _family("hung task", Cause.CLOCK, r"^INFO: task .* blocked for more than \d+ seconds"),
+    _family("rendezvous timeout", Cause.CLOCK, r"^microcode: Timeout (?:while waiting for CPUs|during microcode)"),
+    _family("rendezvous timeout", Cause.CLOCK, r"^microcode: load: \d+ CPUs timed out"),
+    _family("slow NMI handler", Cause.CLOCK, r"^INFO: NMI handler .* took too long"),
+    _family("clocksource", Cause.CLOCK, r"^clocksource: .*(?:Marking clocksource .* as unstable|marking unstable)"),
+    _family("BUG", Cause.KERNEL, r"^(?:kernel )?BUG(?::| at )"),
+    _family("WARNING", Cause.KERNEL, r"^WARNING: "),
+    _family("Oops", Cause.KERNEL, r"^(?:Oops\b|Internal error|.*\[#\d+\](?: |$))"),
+    _family("exception", Cause.KERNEL, r"^(?:general protection fault|double fault|stack segment|PANIC: )"),
+    _family("unknown NMI", Cause.KERNEL, r"^(?:Uhhuh\. NMI received|Dazed and confused|Do you have a strange power)"),
+    _family("MSR access", Cause.KERNEL, r"^unchecked MSR access error"),
+    _family("UBSAN", Cause.KERNEL, r"^UBSAN: "),
+)
+
+#: The first and the last line of a late load in 6.1 (microcode_reload_late): between them the log covers the load.
+_BEGIN = re.compile(r"^microcode: Attempting late microcode loading - it is dangerous and taints the kernel", re.ASCII)
+_DONE = re.compile(r"^microcode: Reload succeeded, microcode revision: 0x([0-9a-f]+) -> 0x([0-9a-f]+)", re.ASCII)
+_FAILED = re.compile(
+    r"^microcode: (?:Reload failed|CPU\d+ update to revision 0x[0-9a-f]+ failed|Error reloading microcode on CPU)",
+    re.ASCII,
+)
+
+
+def find_complaints(lines: Iterable[str], cause: Cause | None = None) -> list[Proof]:
+    """Return the first complaints among lines, of one cause or of both."""
+    found = (
+        Proof(text=f"{family.name}: {clean(line)}")
+        for line in lines
+        if (family := _classify(message_of(line))) is not None and cause in (None, family.cause)
+    )
+    return list(islice(found, MAX_PROOFS))
+
+
+def message_of(line: str) -> str:
+    """Return a line without level, timestamp and caller."""
+    return _PREFIX.sub("", line[:_MAX_LINE], count=1)
+
+
+def why_slow(facts: Facts) -> str:
+    """Say which starvation stands next to a limit that the kernel missed; empty without either."""
+    guest = facts.evidence.guest
+    lines = chain(guest.dmesg if guest is not None else (), facts.evidence.console_tail)
+    return why_starved(facts) if find_complaints(lines, Cause.CLOCK) else ""
+
+
+def judge_dmesg(facts: Facts) -> Invariant:
+    """Hold when the log covers the load from its first line to its last and complains of nothing.
+
+    What a slow host can bring about counts for nothing next to a starvation gap (design section 2).
+    """
+    name = "dmesg-clean"
+    guest = facts.evidence.guest
+    if guest is None:
+        return unseen(name, "the guest's evidence is missing")
+    certain = find_complaints(guest.dmesg, Cause.KERNEL)
+    clock = find_complaints(guest.dmesg, Cause.CLOCK)
+    starved = why_starved(facts)
+    if certain or (clock and not starved):
+        return broken(name, certain + clock)
+    if clock:
+        return unseen(name, f"{clock[0].text}; but {starved}", clock)
+    gap = _why_not_covered(guest.dmesg)
+    return unseen(name, gap) if gap else held(name, f"{len(guest.dmesg)} lines over the whole load, no complaint")
+
+
+def judge_errno_and_messages(facts: Facts) -> Invariant:
+    """Hold when the write succeeded and the kernel named the right revisions.
+
+    6.1 prints ``Reload succeeded, microcode revision: 0x%x -> 0x%x`` with CPU 0's revisions.
+    """
+    name = "errno-and-messages"
+    guest = facts.evidence.guest
+    if guest is None:
+        return unseen(name, "the guest's evidence is missing")
+    messages = [message_of(line) for line in guest.dmesg]
+    proofs = []
+    if guest.load_errno > 0:
+        proofs.append(Proof(text=f"the write to reload failed with errno {guest.load_errno}"))
+    proofs += [Proof(text=clean(message)) for message in messages if _FAILED.search(message)]
+    done = [match for message in messages if (match := _DONE.search(message))]
+    if guest.revisions_before:
+        right = (guest.revisions_before[0], guest.target_revision)
+        for match in done:
+            if (int(match[1], 16), int(match[2], 16)) != right:
+                text = f"the kernel printed '{clean(match[0])}' for {right[0]:#x} -> {right[1]:#x}"
+                proofs.append(Proof(text=text))
+    began = any(_BEGIN.search(message) for message in messages)
+    if began and guest.load_errno == 0 and not done and not proofs:
+        proofs.append(Proof(text="the write succeeded but the kernel did not say so"))
+    slow = why_slow(facts)
+    if proofs:
+        return unseen(name, f"{proofs[0].text}; but {slow}", proofs) if slow else broken(name, proofs)
+    if guest.load_errno:
+        return unseen(name, "the write to reload did not return")
+    gap = _why_not_covered(guest.dmesg) or ("" if guest.revisions_before else "the revisions before are missing")
+    return unseen(name, gap) if gap else held(name, f"errno 0, and the kernel said '{clean(done[0][0])}'")
+
+
+def _classify(message: str) -> Family | None:
+    return next((family for family in FAMILIES if family.pattern.search(message)), None)
+
+
+def _why_not_covered(lines: Iterable[str]) -> str:
+    messages = [message_of(line) for line in lines]
+    if not any(_BEGIN.search(message) for message in messages):
+        return "the kernel's log does not show the load's beginning"
+    if not any(_DONE.search(message) or _FAILED.search(message) for message in messages):
+        return "the kernel's log does not show the load's end"
+    return ""

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An indexed view of one trial's evidence, and whether the oracle's account of it is whole.
+
+The oracle numbers its records without holes (design section 5), so a hole, a repetition or a window without its edges
+shows that something between the guest and the judge lost records. From then on nothing follows from an event's absence.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lab.judge.finding import clean
+from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
+from lab.spec.mechanism import Mechanism
+from lab.spec.topology import Topology
+
+NS_PER_US = 1_000
+
+
+def to_us(ns: int) -> float:
+    """Return nanoseconds as microseconds."""
+    return ns / NS_PER_US
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One window and its place among the oracle's records.
+
+    :param end_seq: the first record known to be after it; infinite when it never closed and its primary did no more
+    """
+
+    seen: WindowSeen
+    siblings: tuple[int, ...]
+    end_seq: float
+
+    def holds(self, event: OracleEvent) -> bool:
+        """Say whether a record falls between the window's edges."""
+        return self.seen.open_seq < event.seq < self.end_seq
+
+    def at_us(self, event: OracleEvent) -> float:
+        """Return how far into the window a record is, by the host's clock."""
+        return to_us(event.mono_ns - self.seen.open_ns)
+
+    def view_of(self, vcpu: int) -> SiblingView | None:
+        """Return what one sibling did; None when there is no account of it, or more than one."""
+        views = [view for view in self.seen.siblings if view.vcpu == vcpu]
+        return views[0] if len(views) == 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the judge's rules look things up in.
+
+    :param events: the oracle's records by sequence number, each once
+    :param begin: the load's first record, None when it was not seen
+    :param end: the load's last record, None when it was not seen
+    :param lost: why the oracle's account is not whole, empty when it is
+    """
+
+    evidence: Evidence
+    topology: Topology
+    mechanism: Mechanism
+    events: tuple[OracleEvent, ...]
+    windows: tuple[Window, ...]
+    begin: OracleEvent | None
+    end: OracleEvent | None
+    lost: str
+
+    @property
+    def vcpus(self) -> range:
+        """All vCPUs of the guest."""
+        return range(self.topology.vcpus)
+
+    @property
+    def cores(self) -> range:
+        """All cores of the guest."""
+        return range(self.topology.total_cores)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the trial ran to its end."""
+        return self.evidence.ending is Ending.COMPLETE
+
+    def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
+        """Return the records of one kind, in order, of one vCPU or of all."""
+        return tuple(event for event in self.events if event.kind is kind and vcpu in (None, event.vcpu))
+
+    def call_in(self, vcpu: int) -> OracleEvent | None:
+        """Return a vCPU's first call-in of the load: the 6.1 rendezvous enters the same function again to leave."""
+        return next((event for event in self.of_kind(EventKind.CALL_IN, vcpu) if self._in_load(event)), None)
+
+    def releases(self, vcpu: int) -> tuple[OracleEvent, ...]:
+        """Return when a vCPU was let go in the load, in order."""
+        return tuple(event for event in self.of_kind(EventKind.RELEASE, vcpu) if self._in_load(event))
+
+    def ledger_delta(self, cpu: int) -> CpuLedger | None:
+        """Return what the ledger counted for one CPU in this trial; None unless it was read once on each side."""
+        guest = self.evidence.guest
+        if guest is None:
+            return None
+        before = [entry for entry in guest.ledger_before if entry.cpu == cpu]
+        after = [entry for entry in guest.ledger_after if entry.cpu == cpu]
+        if len(before) != 1 or len(after) != 1:
+            return None
+        return CpuLedger(
+            cpu=cpu,
+            ordinary=after[0].ordinary - before[0].ordinary,
+            consumed=after[0].consumed - before[0].consumed,
+            self_sent=after[0].self_sent - before[0].self_sent,
+        )
+
+    def sent_to(self, vcpu: int) -> tuple[Sent, ...]:
+        """Return the lab's NMIs that reach a vCPU, in order; with ``apic_extnmi=all`` a broadcast reaches all."""
+        log = self.evidence.injections
+        sent = (one for one in (log.sent if log is not None else ()) if one.vcpu in (-1, vcpu))
+        return tuple(sorted(sent, key=lambda one: (one.send_ns, one.reply_ns)))
+
+    def where(self, event: OracleEvent) -> str:
+        """Return the record's code address in words."""
+        return clean(event.symbol) or f"{event.pc:#x}"
+
+    def _in_load(self, event: OracleEvent) -> bool:
+        after_begin = self.begin is None or event.seq > self.begin.seq
+        return after_begin and (self.end is None or event.seq < self.end.seq)
+
+
+def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> Facts:
+    """Index the evidence of a trial whose scenario has been found sane."""
+    raw = evidence.oracle.events if evidence.oracle is not None else ()
+    events = tuple(sorted(dict.fromkeys(raw), key=lambda event: event.seq))
+    windows = tuple(
+        Window(
+            seen=seen,
+            siblings=_siblings(topology, seen),
+            end_seq=_end_seq(seen, events),
+        )
+        for seen in (evidence.oracle.windows if evidence.oracle is not None else ())
+    )
+    return Facts(
+        evidence=evidence,
+        topology=topology,
+        mechanism=mechanism,
+        events=events,
+        windows=windows,
+        begin=_first(events, EventKind.LOAD_BEGIN),
+        end=_first(events, EventKind.LOAD_END),
+        lost=_why_lost(evidence, topology, events),
+    )
+
+
+def _first(events: Iterable[OracleEvent], kind: EventKind) -> OracleEvent | None:
+    return next((event for event in events if event.kind is kind), None)
+
+
+def _siblings(topology: Topology, seen: WindowSeen) -> tuple[int, ...]:
+    if not 0 <= seen.core < topology.total_cores:
+        return ()
+    return tuple(vcpu for vcpu in topology.threads_of(seen.core) if vcpu != seen.primary)
+
+
+def _end_seq(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> float:
+    if seen.close_seq:
+        return seen.close_seq
+    # A vCPU's records come from its own execution, but for the snapshot its core's primary takes of it.
+    later = (
+        event.seq
+        for event in events
+        if event.vcpu == seen.primary and event.seq > seen.open_seq and event.kind is not EventKind.IN_FLIGHT
+    )
+    return min(later, default=math.inf)
+
+
+def _why_lost(evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...]) -> str:
+    oracle = evidence.oracle
+    if oracle is None:
+        return "the oracle's evidence is missing"
+    if oracle.records_lost:
+        return f"the oracle lost {oracle.records_lost} records"
+    if oracle.windows_lost:
+        return f"the oracle lost {oracle.windows_lost} windows"
+    if len(events) != len(oracle.events):
+        return "the oracle's records hold repetitions"
+    for before, after in pairwise(events):
+        if after.seq != before.seq + 1:
+            return f"the oracle's records jump from {before.seq} to {after.seq}"
+    if any(not -1 <= event.vcpu < topology.vcpus for event in events):
+        return "the oracle's records name vCPUs that the guest does not have"
+    return _why_windows_lost(evidence, topology, events)
+
+
+def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...]) -> str:
+    windows = evidence.oracle.windows if evidence.oracle is not None else ()
+    opened = sorted((event.seq, event.vcpu) for event in events if event.kind is EventKind.WINDOW_OPEN)
+    if opened != sorted((seen.open_seq, seen.primary) for seen in windows):
+        return "the oracle's windows and their opening records do not match"
+    closed = sorted((event.seq, event.vcpu) for event in events if event.kind is EventKind.WINDOW_CLOSE)
+    if closed != sorted((seen.close_seq, seen.primary) for seen in windows if seen.close_seq):
+        return "the oracle's windows and their closing records do not match"
+    for seen in windows:
+        if not 0 <= seen.primary < topology.vcpus or topology.core_of(seen.primary) != seen.core:
+            return f"a window names core {seen.core} and vCPU {seen.primary}, which do not belong together"
+        if seen.close_seq and not (seen.open_seq < seen.close_seq and seen.open_ns <= seen.close_ns):
+            return f"core {seen.core}'s window closes before it opens"
+    return ""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The names of the invariants, which of them a PASS needs, and how one finding is put into words."""
+
+from collections.abc import Sequence
+
+from lab.spec.verdict import Finding, Invariant, Proof
+
+#: Reported for every trial, needed by none: mainline itself does not hold the first and the last,
+#: and no scenario yet takes a sibling offline.
+REPORTED_ONLY = frozenset({"still", "offline-siblings-return", "nmis-serviced"})
+
+#: A page and a store hold thousands of trials; the first events of each tell the story.
+MAX_PROOFS = 20
+
+#: Longer than any line of the kernel's that matters here, short enough for a table; a hostile guest may print more.
+MAX_TEXT = 200
+
+
+def clean(text: str) -> str:
+    """Return foreign text as one bounded, printable line."""
+    shown = "".join(char if char.isprintable() else " " for char in text[: MAX_TEXT + 1]).strip()
+    return shown if len(text) <= MAX_TEXT else shown[: MAX_TEXT - 3] + "..."
+
+
+def held(name: str, reason: str) -> Invariant:
+    """Say that an invariant was seen to hold."""
+    return _invariant(name, Finding.HELD, reason, ())
+
+
+def unseen(name: str, reason: str, proofs: Sequence[Proof] = ()) -> Invariant:
+    """Say that the evidence shows neither; ``proofs`` are what spoke for one side without being enough."""
+    return _invariant(name, Finding.UNSEEN, reason, proofs)
+
+
+def broken(name: str, proofs: Sequence[Proof], reason: str = "") -> Invariant:
+    """Say that an invariant was seen broken; without a reason of its own the first proof gives it."""
+    more = f" (and {len(proofs) - 1} more)" if len(proofs) > 1 else ""
+    return _invariant(name, Finding.BROKEN, reason or proofs[0].text + more, proofs)
+
+
+def _invariant(name: str, finding: Finding, reason: str, proofs: Sequence[Proof]) -> Invariant:
+    return Invariant(
+        name=name,
+        finding=finding,
+        required=name not in REPORTED_ONLY,
+        reason=reason,
+        proofs=tuple(proofs[:MAX_PROOFS]),
+    )

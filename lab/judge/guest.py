@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the guest came out of the load: alive, in time, and with the new revision on every CPU.
+
+Sources: the lab's clock and console; sysfs ``microcode/version`` and ``microcode_lab/state`` for the revisions.
+"""
+
+from lab.judge.dmesg import why_slow
+from lab.judge.facts import NS_PER_US, Facts
+from lab.judge.finding import broken, clean, held, unseen
+from lab.judge.starvation import why_not_shown_running
+from lab.spec.evidence import Ending
+from lab.spec.verdict import Invariant, Proof
+
+_ENDINGS = {
+    Ending.PANIC: "the guest panicked",
+    Ending.GONE: "the guest reset or QEMU ended",
+    Ending.DEADLINE: "the deadline passed with the guest still there",
+}
+
+#: The console's last lines; a panic's own lines are among them.
+_QUOTED_LINES = 10
+
+
+def judge_deadline(facts: Facts) -> Invariant:
+    """Hold when the load returned before its deadline.
+
+    A panic, a reset or a hang is a defect of the kernel only if the load had begun and every vCPU is shown running.
+    """
+    name = "within-deadline"
+    evidence = facts.evidence
+    if evidence.ending is Ending.LAB:
+        return unseen(name, f"the lab failed: {clean(evidence.reason)}")
+    timings = evidence.timings
+    if evidence.ending is Ending.COMPLETE:
+        if timings is None:
+            return unseen(name, "the lab's timings are missing")
+        if not timings.command_ns <= timings.returned_ns <= timings.deadline_ns:
+            return unseen(name, "the timings do not show that the load returned between its command and its deadline")
+        took_ms = (timings.returned_ns - timings.command_ns) / NS_PER_US / 1_000
+        return held(name, f"the load returned after {took_ms:.1f} ms")
+    what = _ENDINGS[evidence.ending] + (f": {clean(evidence.reason)}" if evidence.reason else "")
+    quoted = [Proof(text=clean(line)) for line in evidence.console_tail[-_QUOTED_LINES:]]
+    proofs = [Proof(text=what), *quoted]
+    if facts.begin is None:
+        return unseen(name, f"{what}; but the load was not seen to begin", proofs)
+    doubt = why_not_shown_running(facts)
+    if doubt:
+        return unseen(name, f"{what}; but {doubt}", proofs)
+    return broken(name, proofs, what)
+
+
+def judge_revisions(facts: Facts) -> Invariant:
+    """Hold when every CPU went from an older revision to the target, by sysfs and by the rendezvous state.
+
+    Where the two differ nobody can tell which is right: that is ``witnesses-agree``, and here nothing was seen.
+    """
+    name = "new-revision-everywhere"
+    guest = facts.evidence.guest
+    if guest is None:
+        return unseen(name, "the guest's evidence is missing")
+    target = guest.target_revision
+    if len(guest.revisions_after) != len(facts.vcpus) or len(guest.revisions_before) != len(facts.vcpus):
+        return unseen(name, f"sysfs gave the revisions of {len(guest.revisions_after)} of {len(facts.vcpus)} CPUs")
+    if any(revision >= target for revision in guest.revisions_before):
+        return unseen(name, f"a CPU had {max(guest.revisions_before):#x} before, which is not older than {target:#x}")
+    inside = {state.cpu: state.revision for state in guest.state.cpus} if guest.state is not None else {}
+    doubts = []
+    proofs = []
+    for cpu in facts.vcpus:
+        after = guest.revisions_after[cpu]
+        if cpu not in inside:
+            doubts.append(f"the rendezvous state does not name CPU {cpu}")
+        elif inside[cpu] != after:
+            doubts.append(f"sysfs says {after:#x} of CPU {cpu}, the rendezvous state {inside[cpu]:#x}")
+            continue
+        if after != target:
+            proofs.append(Proof(text=f"CPU {cpu} ended with revision {after:#x} instead of {target:#x}", vcpu=cpu))
+    slow = why_slow(facts)
+    if proofs and slow:
+        return unseen(name, f"{proofs[0].text}; but {slow}", proofs)
+    if proofs:
+        return broken(name, proofs)
+    return unseen(name, doubts[0]) if doubts else held(name, f"all {len(facts.vcpus)} CPUs ended with {target:#x}")

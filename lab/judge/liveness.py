@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a window can show anything: a sibling that the host never ran proves nothing by its silence.
+
+With more vCPUs than host cores a third of 1 ms windows held no sibling block at all (design section 5).
+"""
+
+from lab.judge.facts import Facts, Window
+from lab.spec.evidence import Sent, SiblingView
+
+#: The shortest of the wait loops is two blocks; twice that shows the loop turning, not just being entered.
+MIN_REGION_BLOCKS = 4
+
+#: The first WRMSR 0x79 of a core in a load opens its window, so there is one per core, and each has to count.
+MIN_WINDOWS_PER_CORE = 1
+
+#: One NMI known to have been pending while a live sibling waited is what a trial is for.
+MIN_PROVEN_NMIS = 1
+
+
+def why_unseen(facts: Facts, window: Window) -> str:
+    """Say why a window cannot show that its siblings did nothing; empty when it can."""
+    core = window.seen.core
+    if facts.lost:
+        return facts.lost
+    if not window.seen.close_seq:
+        return f"core {core}'s window never closed"
+    for vcpu in window.siblings:
+        view = window.view_of(vcpu)
+        if view is None:
+            return f"core {core}'s window has no account of vCPU {vcpu}"
+        doubt = _why_not_alive(facts, window, view)
+        if doubt:
+            return f"vCPU {vcpu} {doubt} in core {core}'s window"
+    return ""
+
+
+def count_proven(facts: Facts) -> int:
+    """Count the lab's NMIs proven pending in a window: sent and acknowledged inside it, its siblings alive afterwards.
+
+    An NMI to any thread of the core counts: whom it is aimed at is the plan's choice. QEMU sets the pending bit before
+    it replies (design section 5).
+    """
+    proven: set[tuple[int, int]] = set()
+    for window in facts.windows:
+        if why_unseen(facts, window):
+            continue
+        for vcpu in facts.topology.threads_of(window.seen.core):
+            proven.update((sent.index, sent.send_ns) for sent in facts.sent_to(vcpu) if _within(sent, window))
+    return len(proven)
+
+
+def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:
+    if view.halted and not (view.region_blocks or view.outside_blocks or view.blocks):
+        return ""
+    if view.region_blocks < MIN_REGION_BLOCKS:
+        return f"ran {view.region_blocks} blocks of its wait region, less than {MIN_REGION_BLOCKS},"
+    for sent in facts.sent_to(view.vcpu):
+        acknowledged = window.seen.open_ns <= sent.reply_ns <= window.seen.close_ns
+        if acknowledged and view.last_ns < sent.reply_ns:
+            return f"ran no block of its wait region after NMI {sent.index} was acknowledged"
+    return ""
+
+
+def _within(sent: Sent, window: Window) -> bool:
+    return window.seen.open_ns <= sent.send_ns <= sent.reply_ns <= window.seen.close_ns

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where every NMI came from and went.
+
+A CPU has one pending bit (QEMU: CPU_INTERRUPT_NMI, domain section 4.5). Whatever sets it before the next entry is taken
+by that entry, so several causes may merge into one entry, but no entry comes without a cause and no cause without a
+later entry. Sources: the lab's injection log, the oracle's SELF_NMI and NMI_ENTRY records, and the guest's ledger.
+"""
+
+import heapq
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from lab.judge.facts import Facts, to_us
+from lab.judge.finding import broken, held, unseen
+from lab.spec.evidence import EventKind, OracleEvent, Sent
+from lab.spec.verdict import Invariant, Proof
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cause:
+    """What set a pending bit, and the range of entries, by index, of which one took it.
+
+    :param sent: the lab's NMI, None for a self-NMI
+    :param event: the self-NMI, None for one of the lab's
+    """
+
+    first: int
+    last: int
+    sent: Sent | None
+    event: OracleEvent | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VcpuNmis:
+    """One vCPU's NMIs.
+
+    :param taken: pairs of an entry and the lab's NMI that it is put down to
+    :param spurious: entries that no cause is left for
+    :param lost: causes that no entry follows
+    :param merged: causes beyond one per entry
+    """
+
+    vcpu: int
+    sent: int
+    self_sent: int
+    entries: int
+    taken: tuple[tuple[OracleEvent, Sent], ...]
+    spurious: tuple[OracleEvent, ...]
+    lost: tuple[_Cause, ...]
+    merged: int
+
+
+def explain(facts: Facts, vcpu: int) -> VcpuNmis:
+    """Match one vCPU's NMI entries with their causes, as many as can be.
+
+    Each cause can have been taken by a run of neighbouring entries only, so taking the cause that runs out first is
+    the best matching there is: an entry left over has no cause in any other matching either.
+    """
+    entries = facts.of_kind(EventKind.NMI_ENTRY, vcpu)
+    causes = _find_causes(facts, vcpu, entries)
+    lost = tuple(cause for cause in causes if cause.first >= len(entries))
+    coming = sorted((one.first, one.last, index) for index, one in enumerate(causes) if one.first < len(entries))
+    open_causes: list[tuple[int, int]] = []
+    taken: list[tuple[OracleEvent, Sent]] = []
+    spurious: list[OracleEvent] = []
+    position = 0
+    for number, entry in enumerate(entries):
+        while position < len(coming) and coming[position][0] <= number:
+            heapq.heappush(open_causes, coming[position][1:])
+            position += 1
+        while open_causes and open_causes[0][0] < number:
+            heapq.heappop(open_causes)
+        if not open_causes:
+            spurious.append(entry)
+            continue
+        sent = causes[heapq.heappop(open_causes)[1]].sent
+        if sent is not None:
+            taken.append((entry, sent))
+    self_sent = sum(cause.sent is None for cause in causes)
+    return VcpuNmis(
+        vcpu=vcpu,
+        sent=len(causes) - self_sent,
+        self_sent=self_sent,
+        entries=len(entries),
+        taken=tuple(taken),
+        spurious=tuple(spurious),
+        lost=lost,
+        merged=len(coming) - (len(entries) - len(spurious)),
+    )
+
+
+def judge_delivered(facts: Facts) -> Invariant:
+    """Hold when every NMI entry has a cause, every cause an entry, and the ledger counts the same.
+
+    An entry too many is laid at the kernel's door only if the lab's log is whole and every self-NMI landmark was hit;
+    a lost NMI only if the trial ran to its end and the ledger says the same as the oracle.
+    """
+    name = "nmis-delivered"
+    if facts.lost:
+        return unseen(name, facts.lost)
+    proofs: list[Proof] = []
+    doubts = [doubt] if (doubt := why_log_doubted(facts)) else []
+    for vcpu in facts.vcpus:
+        nmis = explain(facts, vcpu)
+        ledger_doubt = _why_ledger_doubted(facts, nmis)
+        if ledger_doubt:
+            doubts.append(ledger_doubt)
+        if facts.evidence.guest is None or not ledger_doubt:
+            proofs += _find_spurious(facts, nmis, doubts)
+        if facts.complete and not ledger_doubt:
+            proofs += _find_lost(facts, nmis)
+        doubts += [f"NMI {sent.index} was never acknowledged" for sent in facts.sent_to(vcpu) if not sent.reply_ns]
+    if proofs:
+        return broken(name, proofs)
+    if doubts:
+        return unseen(name, doubts[0])
+    if not facts.complete:
+        return unseen(name, "the trial did not run to its end, so NMIs may still have been pending")
+    return held(name, _total(facts))
+
+
+def judge_serviced(facts: Facts) -> Invariant:
+    """Hold when an ordinary handler ran after each NMI of the lab's.
+
+    Mainline lets a real NMI start the rendezvous and counts it as its own; so this is reported, never required. Which
+    entries the mechanism took is known where as many as the ledger calls consumed led straight to its landmarks.
+    """
+    name = "nmis-serviced"
+    if facts.lost or not facts.complete:
+        return unseen(name, facts.lost or "the trial did not run to its end")
+    proofs: list[Proof] = []
+    for vcpu in facts.vcpus:
+        delta = facts.ledger_delta(vcpu)
+        entries = facts.of_kind(EventKind.NMI_ENTRY, vcpu)
+        consumed = _find_consumed(facts, vcpu)
+        if delta is None or delta.ordinary + delta.consumed != len(entries):
+            return unseen(name, f"the ledger of CPU {vcpu} is missing or does not fit the oracle")
+        if delta.consumed and delta.consumed != len(consumed):
+            return unseen(name, f"which {delta.consumed} of vCPU {vcpu}'s entries the mechanism took cannot be told")
+        ordinary = [entry for entry in entries if not delta.consumed or entry not in consumed]
+        last_ns = ordinary[-1].mono_ns if ordinary else -1
+        proofs += [
+            Proof(text=f"no ordinary handler ran on CPU {vcpu} after NMI {sent.index}", vcpu=vcpu)
+            for sent in facts.sent_to(vcpu)
+            if sent.send_ns > last_ns
+        ]
+    if proofs:
+        return broken(name, proofs)
+    doubt = why_log_doubted(facts)
+    return unseen(name, doubt) if doubt else held(name, "an ordinary handler ran after each NMI that the lab sent")
+
+
+def why_log_doubted(facts: Facts) -> str:
+    """Say why the injection log is no full account of what the lab sent; empty when it is."""
+    log = facts.evidence.injections
+    if log is None:
+        return "the injection log is missing"
+    if log.problem:
+        return f"not every planned NMI was sent: {log.problem}"
+    planned = [(index, injection.vcpu) for index, injection in enumerate(facts.evidence.plan.injections)]
+    if sorted((sent.index, sent.vcpu) for sent in log.sent) != planned:
+        return f"the injection log names {len(log.sent)} NMIs that do not match the {len(planned)} planned"
+    if any(not -1 <= vcpu < len(facts.vcpus) for _, vcpu in planned):
+        return "the plan aims at a vCPU that the guest does not have"
+    if any(sent.reply_ns and sent.reply_ns < sent.send_ns for sent in log.sent):
+        return "the injection log has a reply before its command"
+    return ""
+
+
+def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> list[_Cause]:
+    times = list(accumulate((entry.mono_ns for entry in entries), max))
+    seqs = [entry.seq for entry in entries]
+    causes = []
+    for sent in facts.sent_to(vcpu):
+        first = bisect_left(times, sent.send_ns)
+        # The bit falls a moment before the entry's record is written, and a vCPU may be preempted in between: an NMI
+        # set in that moment belongs to the entry after, though it was acknowledged before this one was recorded.
+        last = bisect_right(times, sent.reply_ns) + 1 if sent.reply_ns else len(entries)
+        last = max(first, min(last, len(entries) - 1))
+        causes.append(_Cause(first=first, last=last, sent=sent, event=None))
+    for event in facts.of_kind(EventKind.SELF_NMI, vcpu):
+        first = bisect_left(seqs, event.seq)
+        # Other NMIs may enter between the landmark and the write to the APIC, but the load does not end before it.
+        last = bisect_left(seqs, facts.end.seq) if facts.end is not None else len(entries)
+        last = max(first, min(last, len(entries) - 1))
+        causes.append(_Cause(first=first, last=last, sent=None, event=event))
+    return causes
+
+
+def _find_consumed(facts: Facts, vcpu: int) -> list[OracleEvent]:
+    """Return the entries after which the vCPU's next landmark was the mechanism's own."""
+    own = (EventKind.CALL_IN, EventKind.WAIT_LOOP)
+    landmarks = [event for event in facts.events if event.vcpu == vcpu and event.kind in (*own, EventKind.NMI_ENTRY)]
+    pairs = pairwise(landmarks)
+    return [entry for entry, after in pairs if entry.kind is EventKind.NMI_ENTRY and after.kind in own]
+
+
+def _find_spurious(facts: Facts, nmis: VcpuNmis, doubts: list[str]) -> list[Proof]:
+    if not nmis.spurious:
+        return []
+    landmark_missing = facts.mechanism.landmarks.self_nmi and not nmis.self_sent
+    if why_log_doubted(facts) or landmark_missing:
+        doubts.append(f"vCPU {nmis.vcpu} entered more NMIs than the landmarks and the log explain")
+        return []
+    return [
+        _proof(facts, nmis.vcpu, event, f"vCPU {nmis.vcpu} entered an NMI that nobody sent") for event in nmis.spurious
+    ]
+
+
+def _find_lost(facts: Facts, nmis: VcpuNmis) -> list[Proof]:
+    proofs = []
+    for cause in nmis.lost:
+        if cause.event is not None:
+            text = f"the self-NMI of vCPU {nmis.vcpu} was never entered"
+            proofs.append(_proof(facts, nmis.vcpu, cause.event, text))
+        elif cause.sent is not None and cause.sent.reply_ns:
+            text = f"NMI {cause.sent.index} to vCPU {nmis.vcpu} was acknowledged and never entered"
+            proofs.append(Proof(text=text, vcpu=nmis.vcpu))
+    delta = facts.ledger_delta(nmis.vcpu)
+    if delta is not None and delta.ordinary > 0 and not nmis.sent and not why_log_doubted(facts):
+        text = f"CPU {nmis.vcpu} handled {delta.ordinary} NMIs though none was sent to it"
+        proofs.append(Proof(text=text, vcpu=nmis.vcpu))
+    return proofs
+
+
+def _why_ledger_doubted(facts: Facts, nmis: VcpuNmis) -> str:
+    delta = facts.ledger_delta(nmis.vcpu)
+    if delta is None:
+        return f"the ledger of CPU {nmis.vcpu} is missing"
+    if delta.ordinary + delta.consumed != nmis.entries:
+        counted = delta.ordinary + delta.consumed
+        return f"the ledger counts {counted} NMIs on CPU {nmis.vcpu}, the oracle {nmis.entries}"
+    return ""
+
+
+def _total(facts: Facts) -> str:
+    every = [explain(facts, vcpu) for vcpu in facts.vcpus]
+    return (
+        f"{sum(nmis.sent for nmis in every)} sent and {sum(nmis.self_sent for nmis in every)} self-sent,"
+        f" {sum(nmis.merged for nmis in every)} merged, {sum(nmis.entries for nmis in every)} entries,"
+        " counted per vCPU, and the ledger agrees"
+    )
+
+
+def _proof(facts: Facts, vcpu: int, event: OracleEvent, text: str) -> Proof:
+    at_us = to_us(event.mono_ns - facts.begin.mono_ns) if facts.begin is not None else None
+    return Proof(text=text, seq=event.seq, vcpu=vcpu, at_us=at_us, symbol=facts.where(event))

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What siblings executed while their core was being updated: the mail's question, and both of its answers.
+
+Source of every fact here: the oracle, which sees each block and each hazardous instruction before it executes.
+"""
+
+from collections.abc import Callable
+
+from lab.judge.facts import Facts, Window, to_us
+from lab.judge.finding import broken, clean, held, unseen
+from lab.judge.liveness import MIN_WINDOWS_PER_CORE, why_unseen
+from lab.spec.evidence import NASTY, BlockCount, EventKind, Hazard, OracleEvent, SiblingView
+from lab.spec.verdict import Invariant, Proof
+
+Breaks = Callable[[Facts, Window], list[Proof]]
+Doubt = Callable[[Facts, Window], str]
+
+
+def judge_quiet(facts: Facts) -> Invariant:
+    """Hold when no sibling executed a block outside the wait region in its core's window."""
+    return _over_windows(facts, "quiet", find_noise, why_not_quiet, "no sibling left its wait region")
+
+
+def judge_still(facts: Facts) -> Invariant:
+    """Hold when each sibling's blocks of a window all belong to one function, the one in flight apart.
+
+    A loop is known by its function alone: the oracle tells which blocks ran, not how they branch. So ``still`` held
+    means one function; a loop that calls another (6.1 waits in ``ndelay()``) is reported broken, and never required.
+    """
+    return _over_windows(facts, "still", _find_wandering, _why_not_still, "each sibling stayed in one function")
+
+
+def judge_harmless(facts: Facts) -> Invariant:
+    """Hold when no sibling executed an instruction of the nasty classes in its core's window.
+
+    The classes that every NMI entry or exit has with FSGSBASE (``gsbase``, ``dr-cr``) and ``other`` are named apart.
+    """
+    apart = sorted(
+        {event.hazard.value for window in facts.windows for _, event in _hazards(facts, window, nasty=False)}
+    )
+    text = "no sibling executed an instruction of the classes " + ", ".join(hazard.value for hazard in NASTY)
+    also = f"; shown apart: {', '.join(apart)} was seen" if apart else ""
+    return _over_windows(facts, "harmless", _find_hazards, _why_not_harmless, text, also)
+
+
+def judge_no_nmi_entry(facts: Facts) -> Invariant:
+    """Hold when no sibling reached the first instruction of the NMI entry in its core's window."""
+    text = "no sibling entered an NMI"
+    return _over_windows(facts, "no-nmi-entry-in-window", _find_entries, why_unseen, text)
+
+
+def find_noise(facts: Facts, window: Window) -> list[Proof]:
+    """Return what siblings were seen to execute outside the wait region in a window.
+
+    Only a sibling whose call-in was seen is accused: where that landmark is not hit, the addresses of the wait region
+    are not known to be this kernel's.
+    """
+    proofs = []
+    for vcpu in window.siblings:
+        if facts.call_in(vcpu) is None:
+            continue
+        seen = [event for event in facts.of_kind(EventKind.OUTSIDE, vcpu) if window.holds(event)]
+        proofs += [_proof(facts, window, event, f"vCPU {vcpu} entered {facts.where(event)}") for event in seen]
+        view = window.view_of(vcpu)
+        if view is not None:
+            proofs += _noise_in_view(window, view, listed={event.pc for event in seen})
+    return proofs
+
+
+def why_not_quiet(facts: Facts, window: Window) -> str:
+    """Say why a window cannot count for ``quiet``; empty when it can."""
+    doubt = why_unseen(facts, window)
+    if doubt:
+        return doubt
+    core = window.seen.core
+    for vcpu in window.siblings:
+        view = window.view_of(vcpu)
+        if view is not None and view.blocks_lost:
+            return f"{view.blocks_lost} blocks of vCPU {vcpu} found no place in the table of core {core}'s window"
+        if facts.call_in(vcpu) is None:
+            return f"the call-in of vCPU {vcpu} was not seen"
+    return ""
+
+
+def _noise_in_view(window: Window, view: SiblingView, listed: set[int]) -> list[Proof]:
+    core = window.seen.core
+    proofs = []
+    if view.in_flight_pc and not view.in_flight_region:
+        symbol = clean(view.in_flight_symbol) or f"{view.in_flight_pc:#x}"
+        text = f"vCPU {view.vcpu} was in {symbol} when core {core}'s window opened"
+        seq = window.seen.open_seq
+        proofs.append(Proof(text=text, seq=seq, vcpu=view.vcpu, core=core, at_us=0.0, symbol=symbol))
+    strays = [block for block in view.blocks if not block.in_region and block.count > 0]
+    for block in strays:
+        if block.pc not in listed:
+            symbol = _symbol(block)
+            text = f"vCPU {view.vcpu} executed {symbol} {block.count} times in core {core}'s window"
+            proofs.append(Proof(text=text, seq=block.first_seq, vcpu=view.vcpu, core=core, symbol=symbol))
+    if view.outside_blocks > 0 and not (strays or listed):
+        text = f"vCPU {view.vcpu} executed {view.outside_blocks} blocks outside its wait region in core {core}'s window"
+        proofs.append(Proof(text=text, vcpu=view.vcpu, core=core))
+    return proofs
+
+
+def _find_wandering(_facts: Facts, window: Window) -> list[Proof]:
+    proofs = []
+    for vcpu in window.siblings:
+        view = window.view_of(vcpu)
+        functions = sorted({_symbol(block).split("+")[0] for block in view.blocks if block.count > 0}) if view else []
+        if len(functions) > 1:
+            text = f"vCPU {vcpu} executed {len(functions)} functions in core {window.seen.core}'s window: "
+            text = clean(text + ", ".join(functions))
+            proofs.append(Proof(text=text, vcpu=vcpu, core=window.seen.core, symbol=functions[0]))
+    return proofs
+
+
+def _why_not_still(facts: Facts, window: Window) -> str:
+    doubt = why_not_quiet(facts, window)
+    if doubt:
+        return doubt
+    for vcpu in window.siblings:
+        view = window.view_of(vcpu)
+        if view and sum(block.count for block in view.blocks) != view.region_blocks + view.outside_blocks:
+            return f"the table of vCPU {vcpu} in core {window.seen.core}'s window does not hold all its blocks"
+    return ""
+
+
+def _hazards(facts: Facts, window: Window, *, nasty: bool) -> list[tuple[int, OracleEvent]]:
+    return [
+        (event.vcpu, event)
+        for event in facts.of_kind(EventKind.HAZARD)
+        if event.vcpu in window.siblings and window.holds(event) and (event.hazard in NASTY) is nasty
+    ]
+
+
+def _find_hazards(facts: Facts, window: Window) -> list[Proof]:
+    return [
+        _proof(facts, window, event, f"vCPU {vcpu} executed {event.hazard.value} at {facts.where(event)}")
+        for vcpu, event in _hazards(facts, window, nasty=True)
+    ]
+
+
+def _why_not_harmless(facts: Facts, window: Window) -> str:
+    doubt = why_unseen(facts, window)
+    if doubt:
+        return doubt
+    core = window.seen.core
+    if any(event.hazard is Hazard.NONE for _, event in _hazards(facts, window, nasty=False)):
+        return f"a hazard without a class was recorded in core {core}'s window"
+    for vcpu in window.siblings:
+        view = window.view_of(vcpu)
+        # The snapshot names the block, not how far into it the sibling was: its hazards may lie on either side.
+        if view is not None and view.in_flight_pc and not view.in_flight_region:
+            return f"vCPU {vcpu} was in a block that nobody classified when core {core}'s window opened"
+    return ""
+
+
+def _find_entries(facts: Facts, window: Window) -> list[Proof]:
+    return [
+        _proof(facts, window, event, f"vCPU {event.vcpu} entered {facts.where(event)}")
+        for event in facts.of_kind(EventKind.NMI_ENTRY)
+        if event.vcpu in window.siblings and window.holds(event)
+    ]
+
+
+def _over_windows(facts: Facts, name: str, breaks: Breaks, doubt: Doubt, held_text: str, also: str = "") -> Invariant:
+    proofs = [proof for window in facts.windows for proof in breaks(facts, window)]
+    if proofs:
+        more = f" (and {len(proofs) - 1} more)" if len(proofs) > 1 else ""
+        return broken(name, proofs, proofs[0].text + more + also)
+    if facts.lost:
+        return unseen(name, facts.lost)
+    for core in facts.cores:
+        doubts = [doubt(facts, window) for window in facts.windows if window.seen.core == core]
+        if doubts.count("") < MIN_WINDOWS_PER_CORE:
+            return unseen(name, next(filter(None, doubts), f"core {core} had no window") + also)
+    return held(name, f"{held_text} in {len(facts.windows)} windows{also}")
+
+
+def _symbol(block: BlockCount) -> str:
+    return clean(block.symbol) or f"{block.pc:#x}"
+
+
+def _proof(facts: Facts, window: Window, event: OracleEvent, text: str) -> Proof:
+    core = window.seen.core
+    at_us = to_us(event.mono_ns - window.seen.open_ns)
+    return Proof(
+        text=f"{text} {at_us:.1f} us into core {core}'s window",
+        seq=event.seq,
+        vcpu=event.vcpu,
+        core=core,
+        at_us=at_us,
+        symbol=facts.where(event),
+    )

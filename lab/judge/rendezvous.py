@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether the rendezvous came first, the update once, and the release last.
+
+Sources: the oracle's landmarks and WRMSR 0x79 records; ``callers_left`` of ``microcode_lab/state`` for the counters.
+"""
+
+from lab.judge.facts import Facts, Window, to_us
+from lab.judge.finding import broken, held, unseen
+from lab.spec.evidence import EventKind, OracleEvent
+from lab.spec.verdict import Invariant, Proof
+
+
+def judge_all_waiting(facts: Facts) -> Invariant:
+    """Hold when every thread of a core had called in, and none had been let go, when its window opened."""
+    name = "all-waiting-before-update"
+    proofs = []
+    doubts = []
+    for window in facts.windows:
+        for vcpu in _threads(facts, window):
+            call_in = facts.call_in(vcpu)
+            if call_in is None:
+                doubts.append(f"the call-in of vCPU {vcpu} was not seen")
+            # 6.1 leaves through the function it called in by: with records lost this may be the way out.
+            elif call_in.seq > window.seen.open_seq and not facts.lost:
+                proofs.append(_proof(facts, window, call_in, f"vCPU {vcpu} called in only"))
+            early = [event for event in facts.releases(vcpu) if event.seq < window.seen.open_seq]
+            proofs += [_proof(facts, window, event, f"vCPU {vcpu} was let go") for event in early]
+    if proofs:
+        return broken(name, proofs)
+    return _seen_on_all_cores(facts, name, doubts, "every thread had called in and none been let go before the update")
+
+
+def judge_released_after(facts: Facts) -> Invariant:
+    """Hold when no thread of a core was let go in its window and each was after it.
+
+    A thread that was never seen let go is no proof of a defect: a hang is judged by ``within-deadline``.
+    """
+    name = "released-after-update"
+    proofs = []
+    doubts = []
+    for window in facts.windows:
+        if not window.seen.close_seq:
+            doubts.append(f"core {window.seen.core}'s window never closed")
+        for vcpu in _threads(facts, window):
+            inside = [event for event in facts.releases(vcpu) if window.holds(event)]
+            proofs += [_proof(facts, window, event, f"vCPU {vcpu} was let go") for event in inside]
+            if not any(event.seq > window.end_seq for event in facts.releases(vcpu)):
+                doubts.append(f"vCPU {vcpu} was not seen let go after the update")
+    if proofs:
+        return broken(name, proofs)
+    return _seen_on_all_cores(facts, name, doubts, "every thread was let go after the update of its core")
+
+
+def judge_one_update(facts: Facts) -> Invariant:
+    """Hold when each core executed WRMSR 0x79 once in the trial, in the load.
+
+    An ``early`` record counts against it: the oracle was armed for this trial when it was written.
+    """
+    name = "one-update-per-core"
+    texts = {EventKind.RETRY: "again", EventKind.EARLY: "outside the late load"}
+    proofs = [
+        _plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 {text}")
+        for kind, text in texts.items()
+        for event in facts.of_kind(kind)
+    ]
+    doubts = []
+    for core in facts.cores:
+        opened = [event for event in facts.of_kind(EventKind.WINDOW_OPEN) if facts.topology.core_of(event.vcpu) == core]
+        if not opened:
+            doubts.append(f"core {core} had no window")
+        text = f"core {core} was updated {len(opened)} times"
+        proofs += [_plain_proof(facts, event, text) for event in opened[1:]]
+    if proofs:
+        return broken(name, proofs)
+    return _seen_on_all_cores(facts, name, doubts, "each core executed WRMSR 0x79 once")
+
+
+def judge_repeatable(facts: Facts) -> Invariant:
+    """Hold when a second write, with nothing newer to load, succeeded and updated nothing."""
+    name = "load-repeatable"
+    kinds = (EventKind.WINDOW_OPEN, EventKind.RETRY, EventKind.EARLY)
+    if facts.end is not None:
+        end_seq = facts.end.seq
+        late = [event for event in facts.events if event.kind in kinds and event.seq > end_seq]
+        if late:
+            text = "executed WRMSR 0x79 after the load had ended"
+            return broken(name, [_plain_proof(facts, event, f"vCPU {event.vcpu} {text}") for event in late])
+    guest = facts.evidence.guest
+    if guest is None:
+        return unseen(name, "the guest's evidence is missing")
+    if guest.repeat_errno > 0:
+        return broken(name, [Proof(text=f"the second write to reload failed with errno {guest.repeat_errno}")])
+    if guest.repeat_errno < 0:
+        return unseen(name, "the second write to reload did not return")
+    if facts.lost or facts.end is None:
+        return unseen(name, facts.lost or "the load's end was not seen")
+    return held(name, "the second write succeeded and no core was updated after the load")
+
+
+def judge_counters(facts: Facts) -> Invariant:
+    """Hold when the mechanism's counters held nothing after the load."""
+    name = "counters-settled"
+    guest = facts.evidence.guest
+    if guest is None or guest.state is None:
+        return unseen(name, "the rendezvous state is missing")
+    left = guest.state.callers_left
+    if left:
+        return broken(name, [Proof(text=f"the mechanism's counters still hold {left} callers after the load")])
+    return held(name, "the mechanism's counters hold no caller after the load")
+
+
+def judge_offline_siblings(_facts: Facts) -> Invariant:
+    """Say that nothing is known: no scenario takes a sibling offline yet."""
+    return unseen("offline-siblings-return", "no sibling was offline in this scenario")
+
+
+def _threads(facts: Facts, window: Window) -> tuple[int, ...]:
+    return facts.topology.threads_of(window.seen.core) if window.siblings else ()
+
+
+def _seen_on_all_cores(facts: Facts, name: str, doubts: list[str], held_text: str) -> Invariant:
+    if facts.lost:
+        return unseen(name, facts.lost)
+    without = [f"core {core} had no window" for core in facts.cores if not _has_window(facts, core)]
+    if without or doubts:
+        return unseen(name, (without + doubts)[0])
+    return held(name, f"{held_text} on {len(facts.cores)} cores")
+
+
+def _has_window(facts: Facts, core: int) -> bool:
+    return any(window.seen.core == core for window in facts.windows)
+
+
+def _proof(facts: Facts, window: Window, event: OracleEvent, text: str) -> Proof:
+    core = window.seen.core
+    at_us = window.at_us(event)
+    when = f"{at_us:.1f} us into" if at_us >= 0 else f"{-at_us:.1f} us before"
+    return Proof(
+        text=f"{text} {when} core {core}'s window",
+        seq=event.seq,
+        vcpu=event.vcpu,
+        core=core,
+        at_us=at_us,
+        symbol=facts.where(event),
+    )
+
+
+def _plain_proof(facts: Facts, event: OracleEvent, text: str) -> Proof:
+    at_us = to_us(event.mono_ns - facts.begin.mono_ns) if facts.begin is not None else None
+    return Proof(text=text, seq=event.seq, vcpu=event.vcpu, at_us=at_us, symbol=facts.where(event))

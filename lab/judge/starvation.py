@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether the host, not the guest, explains a limit that was missed: 6.1's one-second limits follow the host's clock.
+
+Sources: the oracle's longest gap between two callbacks of a vCPU, /proc/PID/task/TID/schedstat, and the windows' holds.
+"""
+
+from lab.judge.facts import Facts
+from lab.spec.evidence import VcpuRunning
+
+#: Under a third of the kernel's one-second limits (late_cpus_in, late_cpus_out): two such gaps do not use one up.
+MAX_GAP_NS = 300_000_000
+
+#: With twice as many spinning vCPUs as host cores each waits half of the time; four out of five is starvation.
+MAX_WAITED_PERCENT = 80
+
+#: The panic of 6.1 comes one second after the first waiter; a window held this long by the lab is the lab's own doing.
+MAX_HOLD_NS = 900_000_000
+
+NS_PER_MS = 1_000_000
+
+
+def why_starved(facts: Facts) -> str:
+    """Say which starvation of the guest the evidence shows; empty when it shows none."""
+    oracle = facts.evidence.oracle
+    for vcpu, gap_ns in enumerate(oracle.gaps_ns if oracle is not None else ()):
+        if gap_ns > MAX_GAP_NS:
+            return f"vCPU {vcpu} did not run for {gap_ns // NS_PER_MS} ms"
+    timings = facts.evidence.timings
+    for running in timings.vcpus if timings is not None else ():
+        if _waited_too_long(running):
+            ran_ms, waited_ms = running.ran_ns // NS_PER_MS, running.waited_ns // NS_PER_MS
+            return f"vCPU {running.vcpu} ran for {ran_ms} ms and waited {waited_ms} ms for a host CPU"
+    for window in facts.windows:
+        hold_ns = window.seen.asked_ns + window.seen.extended_ns
+        if hold_ns > MAX_HOLD_NS:
+            return f"the lab itself held core {window.seen.core}'s window for {hold_ns // NS_PER_MS} ms"
+    return ""
+
+
+def why_not_shown_running(facts: Facts) -> str:
+    """Say why the evidence does not show that every vCPU kept running; empty when it does."""
+    oracle = facts.evidence.oracle
+    if oracle is None:
+        return "the oracle's evidence is missing"
+    if len(oracle.gaps_ns) != len(facts.vcpus):
+        return f"the oracle gave the gaps of {len(oracle.gaps_ns)} of {len(facts.vcpus)} vCPUs"
+    return why_starved(facts)
+
+
+def _waited_too_long(running: VcpuRunning) -> bool:
+    total_ns = running.ran_ns + running.waited_ns
+    return running.waited_ns > MAX_GAP_NS and running.waited_ns * 100 > total_ns * MAX_WAITED_PERCENT

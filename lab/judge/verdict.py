@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verdict of one trial: every invariant's finding, and the outcome they add up to."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.judge import dmesg, guest, nmis, quiet, rendezvous, witnesses
+from lab.judge.durations import find_durations
+from lab.judge.facts import Facts, find_facts
+from lab.judge.finding import clean, unseen
+from lab.judge.liveness import MIN_PROVEN_NMIS, count_proven
+from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence
+from lab.spec.mechanism import find_mechanism
+from lab.spec.topology import Topology
+from lab.spec.verdict import Finding, Invariant, NmiCount, Outcome, Verdict
+
+#: In the order of cause and effect, so that the first broken one heads the verdict.
+INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
+    "all-waiting-before-update": rendezvous.judge_all_waiting,
+    "quiet": quiet.judge_quiet,
+    "harmless": quiet.judge_harmless,
+    "no-nmi-entry-in-window": quiet.judge_no_nmi_entry,
+    "still": quiet.judge_still,
+    "released-after-update": rendezvous.judge_released_after,
+    "one-update-per-core": rendezvous.judge_one_update,
+    "new-revision-everywhere": guest.judge_revisions,
+    "counters-settled": rendezvous.judge_counters,
+    "offline-siblings-return": rendezvous.judge_offline_siblings,
+    "load-repeatable": rendezvous.judge_repeatable,
+    "dmesg-clean": dmesg.judge_dmesg,
+    "errno-and-messages": dmesg.judge_errno_and_messages,
+    "nmis-delivered": nmis.judge_delivered,
+    "nmis-serviced": nmis.judge_serviced,
+    "within-deadline": guest.judge_deadline,
+    "witnesses-agree": witnesses.judge_agreement,
+}
+
+#: Broken, it shows that a witness is wrong and not which, so it takes a trial its PASS without accusing the kernel.
+AGREEMENT = "witnesses-agree"
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Judge one trial. Never raises on well-typed evidence; the same evidence always gives the same verdict."""
+    foreign = _why_foreign(evidence)
+    if foreign:
+        invariants = tuple(unseen(name, foreign) for name in INVARIANTS)
+        if evidence.ending is Ending.LAB:
+            return Verdict(outcome=Outcome.ERROR, reason=_lab_failed(evidence), invariants=invariants)
+        return Verdict(outcome=Outcome.INVALID, reason=foreign, invariants=invariants)
+    scenario = evidence.scenario
+    facts = find_facts(evidence, scenario.topology, find_mechanism(scenario.mechanism))
+    invariants = tuple(rule(facts) for rule in INVARIANTS.values())
+    counted = _count_nmis(facts)
+    outcome, reason = _conclude(facts, invariants, counted)
+    judged = _count_judged(facts)
+    windows_lost = evidence.oracle.windows_lost if evidence.oracle is not None else 0
+    return Verdict(
+        outcome=outcome,
+        reason=reason,
+        invariants=invariants,
+        durations=find_durations(facts),
+        nmis=counted,
+        windows_judged=judged,
+        windows_unseen=len(facts.windows) - judged + max(0, windows_lost),
+    )
+
+
+def _conclude(facts: Facts, invariants: tuple[Invariant, ...], counted: NmiCount) -> tuple[Outcome, str]:
+    """Walk down the precedence of design section 2: ERROR, FAIL, INVALID, and PASS only with nothing left to object."""
+    if facts.evidence.ending is Ending.LAB:
+        return Outcome.ERROR, _lab_failed(facts.evidence)
+    required = [invariant for invariant in invariants if invariant.required]
+    accused = [one for one in required if one.finding is Finding.BROKEN and one.name != AGREEMENT]
+    if accused:
+        return Outcome.FAIL, f"{accused[0].name} broken: {accused[0].reason}"
+    objection = _find_objection(facts, required, counted)
+    if objection:
+        return Outcome.INVALID, objection
+    return Outcome.PASS, (
+        f"all {len(required)} required invariants held over {len(facts.windows)} windows,"
+        f" {counted.proven_in_window} of {counted.sent} NMIs proven pending in one"
+    )
+
+
+def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) -> str:
+    """Return the first reason why the trial does not show what it was meant to; empty when there is none."""
+    disagreed = next((one for one in required if one.finding is Finding.BROKEN), None)
+    if disagreed is not None:
+        return f"{disagreed.name} broken: {disagreed.reason}"
+    missing = witnesses.find_missing_witnesses(facts)
+    if missing:
+        return f"missing: {', '.join(missing)}" + _how_it_ended(facts)
+    if not facts.complete:
+        return next(one.reason for one in required if one.name == "within-deadline")
+    if facts.lost:
+        return facts.lost
+    landmarks = witnesses.find_missing_landmarks(facts)
+    if landmarks:
+        return f"landmarks not hit: {', '.join(landmarks[:5])}"
+    log_doubt = nmis.why_log_doubted(facts)
+    if log_doubt:
+        return clean(log_doubt)
+    for one in required:
+        if one.finding is not Finding.HELD:
+            return f"{one.name} unseen: {one.reason}"
+    if counted.proven_in_window < MIN_PROVEN_NMIS:
+        return "no NMI was proven sent and pending within a window"
+    return ""
+
+
+def _why_foreign(evidence: Evidence) -> str:
+    """Say why the evidence is not one of a trial that can be judged at all; empty when it is."""
+    if evidence.schema_version != SCHEMA_VERSION:
+        return f"the evidence is of schema {evidence.schema_version}: this judge reads {SCHEMA_VERSION}"
+    try:
+        # Done in memory, for its checks alone: it bounds every number, and so each difference and text made of them.
+        msgspec.msgpack.encode(evidence)
+    except (OverflowError, UnicodeError):
+        return "the evidence holds a number beyond 64 bits or a text that is no text"
+    try:
+        Topology.parse(str(evidence.scenario.topology))
+        find_mechanism(evidence.scenario.mechanism)
+    except UsageError as error:
+        return clean(str(error))
+    state = evidence.guest.state if evidence.guest is not None else None
+    if state is not None and state.mechanism != evidence.scenario.mechanism:
+        return f"the guest ran mechanism '{clean(state.mechanism)}' instead of '{evidence.scenario.mechanism}'"
+    return _why_not_one_load(evidence)
+
+
+def _why_not_one_load(evidence: Evidence) -> str:
+    if evidence.oracle is None:
+        return ""
+    events = evidence.oracle.events
+    begun = {event.seq for event in events if event.kind is EventKind.LOAD_BEGIN}
+    loads = {event.load for event in events} | {window.load for window in evidence.oracle.windows}
+    count = max(len(begun), len(loads - {0}))
+    return f"the trial holds {count} late loads instead of one" if count > 1 else ""
+
+
+def _lab_failed(evidence: Evidence) -> str:
+    return f"the lab failed: {clean(evidence.reason) or 'it did not say how'}"
+
+
+def _how_it_ended(facts: Facts) -> str:
+    if facts.complete:
+        return ""
+    reason = clean(facts.evidence.reason)
+    return f"; the trial ended in {facts.evidence.ending.value}" + (f": {reason}" if reason else "")
+
+
+def _count_judged(facts: Facts) -> int:
+    return sum(
+        bool(quiet.find_noise(facts, window)) or not quiet.why_not_quiet(facts, window) for window in facts.windows
+    )
+
+
+def _count_nmis(facts: Facts) -> NmiCount:
+    log = facts.evidence.injections
+    deltas = [facts.ledger_delta(cpu) for cpu in facts.vcpus]
+    return NmiCount(
+        sent=sum(sent.reply_ns > 0 for sent in log.sent) if log is not None else 0,
+        handled=sum(delta.ordinary for delta in deltas if delta is not None),
+        entries=len(facts.of_kind(EventKind.NMI_ENTRY)),
+        proven_in_window=count_proven(facts),
+    )

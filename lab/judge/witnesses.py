@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether inside and outside tell the same story, which witnesses are missing, and which landmarks were not hit."""
+
+from lab.judge.clocks import find_cycles_per_us, find_offset
+from lab.judge.facts import Facts
+from lab.judge.finding import broken, held, unseen
+from lab.spec.evidence import CpuState, EventKind, GuestEvidence
+from lab.spec.verdict import Invariant, Proof
+
+
+def judge_agreement(facts: Facts) -> Invariant:
+    """Hold when the guest's counters, revisions and clocks fit what the oracle saw.
+
+    A disagreement proves that one of them is wrong and not which: the outcome is INVALID, never FAIL and never PASS.
+    """
+    name = "witnesses-agree"
+    guest = facts.evidence.guest
+    if guest is None:
+        return unseen(name, "the guest's evidence is missing")
+    doubts: list[str] = []
+    proofs = _compare_revisions(guest, doubts) + _compare_clocks(facts, doubts)
+    if facts.lost:
+        doubts.append(facts.lost)
+    else:
+        proofs += _compare_counts(facts, guest, doubts)
+    if proofs:
+        return broken(name, proofs)
+    if doubts:
+        return unseen(name, doubts[0])
+    return held(name, "ledger, /proc/interrupts, revisions and clocks of the guest fit what the oracle saw")
+
+
+def find_missing_witnesses(facts: Facts) -> list[str]:
+    """Name the witnesses that a PASS needs and that said nothing."""
+    evidence = facts.evidence
+    guest = evidence.guest
+    parts = {
+        "the oracle": evidence.oracle,
+        "the injection log": evidence.injections,
+        "the guest's evidence": guest,
+        "the rendezvous state": guest and guest.state,
+        "the NMI ledger": guest and guest.ledger_before and guest.ledger_after,
+        "the lab's timings": evidence.timings,
+    }
+    return [name for name, part in parts.items() if not part]
+
+
+def find_missing_landmarks(facts: Facts) -> list[str]:
+    """Name the required landmarks that were not hit: without them the oracle may be looking at another kernel.
+
+    The load's end, the releases and the self-NMIs are owed only by a trial that ran to its end.
+    """
+    missing = [] if facts.begin is not None else ["the load's begin"]
+    missing += [f"the call-in of vCPU {vcpu}" for vcpu in facts.vcpus if facts.call_in(vcpu) is None]
+    opened = {facts.topology.core_of(event.vcpu) for event in facts.of_kind(EventKind.WINDOW_OPEN)}
+    missing += [f"WRMSR 0x79 on core {core}" for core in facts.cores if core not in opened]
+    if facts.complete:
+        missing += [f"the release of vCPU {vcpu}" for vcpu in facts.vcpus if not facts.releases(vcpu)]
+        if facts.mechanism.landmarks.self_nmi:
+            silent = [vcpu for vcpu in facts.vcpus if not facts.of_kind(EventKind.SELF_NMI, vcpu)]
+            missing += [f"the self-NMI of vCPU {vcpu}" for vcpu in silent]
+        missing += [] if facts.end is not None else ["the load's end"]
+    return missing
+
+
+def _compare_counts(facts: Facts, guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
+    proofs = []
+    for cpu in facts.vcpus:
+        entries = len(facts.of_kind(EventKind.NMI_ENTRY, cpu))
+        self_sent = len(facts.of_kind(EventKind.SELF_NMI, cpu))
+        delta = facts.ledger_delta(cpu)
+        if delta is None:
+            doubts.append(f"the ledger of CPU {cpu} is missing")
+        else:
+            proofs += _differ(cpu, "NMIs in the ledger", delta.ordinary + delta.consumed, "entries", entries)
+            proofs += _differ(cpu, "self-NMIs in the ledger", delta.self_sent, "self-NMIs", self_sent)
+        if len(guest.nmis_before) != len(facts.vcpus) or len(guest.nmis_after) != len(facts.vcpus):
+            doubts.append(f"/proc/interrupts gave {len(guest.nmis_after)} of {len(facts.vcpus)} CPUs")
+        else:
+            counted = guest.nmis_after[cpu] - guest.nmis_before[cpu]
+            proofs += _differ(cpu, "NMIs in /proc/interrupts", counted, "entries", entries)
+    return proofs
+
+
+def _differ(cpu: int, inside: str, inside_count: int, outside: str, outside_count: int) -> list[Proof]:
+    if inside_count == outside_count:
+        return []
+    text = f"the guest counts {inside_count} {inside} on CPU {cpu}, the oracle {outside_count} {outside}"
+    return [Proof(text=text, vcpu=cpu)]
+
+
+def _compare_revisions(guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
+    if guest.state is None:
+        doubts.append("the rendezvous state is missing")
+        return []
+    proofs = []
+    for state in guest.state.cpus:
+        if not 0 <= state.cpu < len(guest.revisions_after):
+            doubts.append(f"sysfs gave no revision of CPU {state.cpu}")
+        elif guest.revisions_after[state.cpu] != state.revision:
+            after = guest.revisions_after[state.cpu]
+            text = f"sysfs says {after:#x} of CPU {state.cpu}, the rendezvous state {state.revision:#x}"
+            proofs.append(Proof(text=text, vcpu=state.cpu))
+    return proofs
+
+
+def _compare_clocks(facts: Facts, doubts: list[str]) -> list[Proof]:
+    guest = facts.evidence.guest
+    states = guest.state.cpus if guest is not None and guest.state is not None else ()
+    named = sorted(state.cpu for state in states)
+    if named != list(facts.vcpus):
+        doubts.append(f"the rendezvous state names CPUs {named[:20]} instead of {len(facts.vcpus)}")
+    primaries = {window.seen.primary for window in facts.windows}
+    blank = [state.cpu for state in states if _has_no_stamps(state, is_primary=state.cpu in primaries)]
+    doubts += [f"CPU {cpu} left no times in the rendezvous state" for cpu in blank]
+    offset = find_offset(facts)
+    if offset is None or find_cycles_per_us(facts) is None:
+        doubts.append("no pair of times ties the guest's clock to the host's")
+        return []
+    if offset.possible:
+        return []
+    gap = offset.low - offset.high
+    text = f"no TSC offset fits both {offset.low_from} and {offset.high_from}: {gap} cycles are missing"
+    return [Proof(text=text)]
+
+
+def _has_no_stamps(state: CpuState, *, is_primary: bool) -> bool:
+    wait = state.wait_begin_tsc and state.wait_end_tsc
+    update = state.update_begin_tsc and state.update_end_tsc
+    return not wait or (is_primary and not update)

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Synthetic evidence for the judge's tests: a clean late load of ``nmi-self``, to which a test adds one defect.
+
+Times are in nanoseconds since the load's begin. Records are numbered when the evidence is built, so a defect that adds
+or leaves out records gives evidence as a sound oracle would have written it. A defect of a witness itself is made on
+the built evidence with ``change``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from lab.spec.evidence import (
+    SCHEMA_VERSION,
+    BlockCount,
+    CpuLedger,
+    CpuState,
+    Ending,
+    EventKind,
+    Evidence,
+    GuestEvidence,
+    Hazard,
+    Images,
+    InjectionLog,
+    OracleEvent,
+    OracleEvidence,
+    RendezvousState,
+    Sent,
+    SiblingView,
+    Timings,
+    VcpuRunning,
+    WindowSeen,
+)
+from lab.spec.plan import Injection, Plan
+from lab.spec.scenario import Aim, Scenario
+from lab.spec.topology import Topology
+
+MS = 1_000_000
+#: CLOCK_MONOTONIC at the load's begin.
+ORIGIN_NS = 5_000 * MS
+#: The host's TSC runs at 2 GHz; the guest's is this much behind.
+TSC_OFFSET = -1_000_000_000
+FIRST_SEQ = 100
+FIRST_LOAD = 1
+
+WINDOW_AT_NS = 2 * MS
+WINDOW_NS = 10 * MS
+RELEASE_AT_NS = 14 * MS
+END_AT_NS = 16 * MS
+
+WAIT_SYMBOL = "mclab_nmi_wait_for_primary+0x10"
+SYMBOLS = {
+    EventKind.NMI_ENTRY: "asm_exc_nmi+0x0",
+    EventKind.CALL_IN: "mclab_nmi_call_in+0x0",
+    EventKind.RELEASE: "mclab_record_release+0x0",
+    EventKind.WINDOW_OPEN: "apply_microcode_intel+0x80",
+}
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+def host_tsc(at_ns: int) -> int:
+    """Return the host's TSC at a time since the load's begin."""
+    return 2 * (ORIGIN_NS + at_ns)
+
+
+def guest_tsc(at_ns: int) -> int:
+    """Return what the guest would have read then."""
+    return host_tsc(at_ns) + TSC_OFFSET
+
+
+def change(root: _Struct, path: str, value: Any) -> _Struct:
+    """Return a copy with one field replaced, such as ``oracle.windows.0.close_seq``; a callable is given the old value."""
+    head, _, rest = path.partition(".")
+    old = getattr(root, head)
+    return msgspec.structs.replace(root, **{head: _changed(old, rest, value)})
+
+
+def _changed(old: Any, path: str, value: Any) -> Any:
+    if not path:
+        return value(old) if callable(value) else value
+    if isinstance(old, tuple):
+        index, _, rest = path.partition(".")
+        number = int(index)
+        return (*old[:number], _changed(old[number], rest, value), *old[number + 1 :])
+    return change(old, path, value)
+
+
+@dataclass
+class Step:
+    """One record to be."""
+
+    at_ns: int
+    kind: EventKind
+    vcpu: int
+    symbol: str = ""
+    hazard: Hazard = Hazard.NONE
+    in_load: bool = True
+
+
+@dataclass
+class Load:
+    """A late load to be told of: by default a clean one, with two broadcasts in both cores' windows."""
+
+    mechanism: str = "nmi-self"
+    topology: Topology = Topology(1, 2, 2)
+    sends: list[tuple[int, int, int]] = field(default_factory=lambda: [(-1, 4 * MS, 5 * MS), (-1, 7 * MS, 8 * MS)])
+    steps: list[Step] = field(default_factory=list)
+    ending: Ending = Ending.COMPLETE
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            self._tell_clean_load()
+
+    def add(self, at_ns: int, kind: EventKind, vcpu: int, **fields: Any) -> "Load":
+        """Add a record."""
+        self.steps.append(Step(at_ns, kind, vcpu, **fields))
+        return self
+
+    def drop(self, kind: EventKind, vcpu: int | None = None) -> "Load":
+        """Leave out the records of a kind, of one vCPU or of all, as if they had never been."""
+        self.steps = [step for step in self.steps if step.kind is not kind or vcpu not in (None, step.vcpu)]
+        return self
+
+    def move(self, kind: EventKind, vcpu: int, at_ns: int) -> "Load":
+        """Let a vCPU's records of a kind come at another time."""
+        for step in self.steps:
+            if step.kind is kind and step.vcpu == vcpu:
+                step.at_ns = at_ns
+        return self
+
+    def build(self) -> Evidence:
+        """Number the records and let the other witnesses tell what fits them."""
+        events = tuple(_event(FIRST_SEQ + number, step) for number, step in enumerate(self._ordered()))
+        return Evidence(
+            schema_version=SCHEMA_VERSION,
+            lab_version="0",
+            scenario=Scenario(mechanism=self.mechanism, topology=self.topology, nmis=len(self.sends)),
+            plan=Plan(
+                seed=1,
+                stretch_us=(10_000,) * self.topology.total_cores,
+                injections=tuple(
+                    Injection(at_ppm=0, aim=Aim.BROADCAST if vcpu < 0 else Aim.SIBLING, vcpu=vcpu)
+                    for vcpu, _, _ in self.sends
+                ),
+            ),
+            images=Images(
+                kernel_sha256="0" * 64,
+                vmlinux_sha256="0" * 64,
+                initramfs_sha256="0" * 64,
+                oracle_sha256="0" * 64,
+                qemu_version="7.2",
+                kernel_release="6.1",
+            ),
+            ending=self.ending,
+            reason=""
+            if self.ending is Ending.COMPLETE
+            else "Kernel panic - not syncing: Timeout during microcode update!",
+            oracle=OracleEvidence(
+                events=events,
+                windows=tuple(
+                    self._window(core, events)
+                    for core in range(self.topology.total_cores)
+                    if any(event.kind is EventKind.WINDOW_OPEN and event.vcpu == 2 * core for event in events)
+                ),
+                records_lost=0,
+                windows_lost=0,
+                gaps_ns=(MS,) * self.topology.vcpus,
+            ),
+            injections=InjectionLog(
+                begin_ns=ORIGIN_NS,
+                span_ns=15 * MS,
+                sent=tuple(
+                    Sent(index=index, vcpu=vcpu, send_ns=ORIGIN_NS + send, reply_ns=ORIGIN_NS + reply)
+                    for index, (vcpu, send, reply) in enumerate(self.sends)
+                ),
+                problem="",
+            ),
+            guest=self._guest() if self.ending is Ending.COMPLETE else None,
+            timings=Timings(
+                command_ns=ORIGIN_NS - MS,
+                returned_ns=ORIGIN_NS + 20 * MS,
+                deadline_ns=ORIGIN_NS + 30_000 * MS,
+                vcpus=tuple(
+                    VcpuRunning(vcpu=vcpu, ran_ns=10 * MS, waited_ns=10 * MS) for vcpu in range(self.topology.vcpus)
+                ),
+                steal_ppm=0,
+            ),
+            console_tail=("[   12.000000] microcode: the console's last line",),
+        )
+
+    def _tell_clean_load(self) -> None:
+        self.add(0, EventKind.LOAD_BEGIN, 0)
+        for vcpu in range(self.topology.vcpus):
+            at_ns = 100_000 + 1_000 * vcpu
+            self.add(at_ns, EventKind.SELF_NMI, vcpu)
+            self.add(at_ns + 200, EventKind.NMI_ENTRY, vcpu)
+            self.add(at_ns + 400, EventKind.CALL_IN, vcpu)
+            self.add(at_ns + 500, EventKind.WAIT_LOOP, vcpu)
+            self.add(RELEASE_AT_NS + 1_000 * vcpu, EventKind.RELEASE, vcpu)
+            if any(whom in (-1, vcpu) for whom, _, _ in self.sends):
+                # Held back in the mechanism's handler, and merged: one entry after it.
+                self.add(RELEASE_AT_NS + 100_000 + 1_000 * vcpu, EventKind.NMI_ENTRY, vcpu)
+        for core in range(self.topology.total_cores):
+            primary, sibling = self.topology.threads_of(core)
+            open_ns = self.open_ns(core)
+            self.add(open_ns, EventKind.WINDOW_OPEN, primary)
+            self.add(open_ns, EventKind.IN_FLIGHT, sibling, symbol=WAIT_SYMBOL)
+            self.add(open_ns + WINDOW_NS, EventKind.WINDOW_CLOSE, primary)
+        self.add(END_AT_NS, EventKind.LOAD_END, 0)
+
+    def open_ns(self, core: int) -> int:
+        """Return when a core's window opens."""
+        return WINDOW_AT_NS + 1_000 * core
+
+    def _ordered(self) -> list[Step]:
+        return sorted(self.steps, key=lambda step: step.at_ns)
+
+    def _window(self, core: int, events: tuple[OracleEvent, ...]) -> WindowSeen:
+        primary, sibling = self.topology.threads_of(core)
+        opened = next(event for event in events if event.kind is EventKind.WINDOW_OPEN and event.vcpu == primary)
+        closed = next((one for one in events if one.kind is EventKind.WINDOW_CLOSE and one.vcpu == primary), None)
+        return WindowSeen(
+            core=core,
+            primary=primary,
+            load=FIRST_LOAD,
+            pc=opened.pc,
+            open_seq=opened.seq,
+            open_ns=opened.mono_ns,
+            open_tsc=opened.tsc,
+            close_seq=closed.seq if closed else 0,
+            close_ns=closed.mono_ns if closed else 0,
+            close_tsc=closed.tsc if closed else 0,
+            asked_ns=WINDOW_NS,
+            extended_ns=0,
+            siblings=(_live_sibling(sibling, opened, closed.mono_ns if closed else 0),),
+        )
+
+    def _count(self, kind: EventKind, vcpu: int) -> int:
+        return sum(step.kind is kind and step.vcpu == vcpu for step in self.steps)
+
+    def _guest(self) -> GuestEvidence:
+        vcpus = range(self.topology.vcpus)
+        entries = [self._count(EventKind.NMI_ENTRY, vcpu) for vcpu in vcpus]
+        self_sent = [self._count(EventKind.SELF_NMI, vcpu) for vcpu in vcpus]
+        return GuestEvidence(
+            target_revision=2,
+            load_errno=0,
+            repeat_errno=0,
+            state=RendezvousState(
+                load=FIRST_LOAD,
+                mechanism=self.mechanism,
+                tsc_khz=2_000_000,
+                callers_left=0,
+                cpus=tuple(self._state(vcpu) for vcpu in vcpus),
+            ),
+            ledger_before=tuple(CpuLedger(cpu=cpu, ordinary=7, consumed=3, self_sent=3) for cpu in vcpus),
+            ledger_after=tuple(
+                CpuLedger(
+                    cpu=cpu,
+                    ordinary=7 + entries[cpu] - min(entries[cpu], self_sent[cpu]),
+                    consumed=3 + min(entries[cpu], self_sent[cpu]),
+                    self_sent=3 + self_sent[cpu],
+                )
+                for cpu in vcpus
+            ),
+            revisions_before=(1,) * len(vcpus),
+            revisions_after=(2,) * len(vcpus),
+            nmis_before=(10,) * len(vcpus),
+            nmis_after=tuple(10 + count for count in entries),
+            dmesg=(
+                "[   12.100000] microcode: Attempting late microcode loading - it is dangerous and taints the kernel.",
+                "[   12.100001] microcode: You should switch to early loading, if possible.",
+                "[   12.130000] microcode: Reload succeeded, microcode revision: 0x1 -> 0x2",
+            ),
+        )
+
+    def _state(self, vcpu: int) -> CpuState:
+        core = self.topology.core_of(vcpu)
+        is_primary = vcpu == self.topology.primary_of(core)
+        open_ns = self.open_ns(core)
+        at_ns = 100_000 + 1_000 * vcpu
+        return CpuState(
+            cpu=vcpu,
+            role="primary" if is_primary else "sibling",
+            arrival_tsc=guest_tsc(at_ns + 300),
+            wait_begin_tsc=guest_tsc(at_ns + 350),
+            wait_end_tsc=guest_tsc(RELEASE_AT_NS + 1_000 * vcpu + 50),
+            update_begin_tsc=guest_tsc(open_ns - 1_000) if is_primary else 0,
+            update_end_tsc=guest_tsc(open_ns + WINDOW_NS + 1_000) if is_primary else 0,
+            result=0,
+            revision=2,
+        )
+
+
+def _event(seq: int, step: Step) -> OracleEvent:
+    return OracleEvent(
+        seq=seq,
+        mono_ns=ORIGIN_NS + step.at_ns,
+        tsc=host_tsc(step.at_ns),
+        kind=step.kind,
+        vcpu=step.vcpu,
+        load=FIRST_LOAD if step.in_load else 0,
+        pc=0xFFFFFFFF81000000 + 16 * list(EventKind).index(step.kind),
+        symbol=step.symbol or SYMBOLS.get(step.kind, ""),
+        hazard=step.hazard,
+    )
+
+
+def _live_sibling(vcpu: int, opened: OracleEvent, close_ns: int) -> SiblingView:
+    return SiblingView(
+        vcpu=vcpu,
+        in_flight_pc=0xFFFFFFFF81001010,
+        in_flight_symbol=WAIT_SYMBOL,
+        in_flight_region=True,
+        region_blocks=1_000,
+        outside_blocks=0,
+        first_ns=opened.mono_ns + 100,
+        last_ns=close_ns - 100 if close_ns else opened.mono_ns + 200,
+        halted=False,
+        blocks_lost=0,
+        blocks=(
+            BlockCount(
+                pc=0xFFFFFFFF81001010,
+                symbol=WAIT_SYMBOL,
+                count=1_000,
+                first_seq=opened.seq + 1,
+                last_seq=opened.seq + 1,
+                in_region=True,
+            ),
+        ),
+    )
