@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lab.errors import DeadlineError, GuestError, GuestGone
+from lab.guest.ending import EndLatch
+from lab.guest.nmi import AimedInjector
+from lab.host.deadline import Deadline
+from lab.spec.evidence import Ending
+from lab.spec.topology import Topology
+
+SMALL = Topology(1, 2, 2)
+
+
+@contextlib.contextmanager
+def opened(topology: Topology = SMALL) -> Iterator[tuple[AimedInjector, socket.socket, EndLatch]]:
+    ours, theirs = socket.socketpair()
+    with EndLatch() as latch, ours, theirs:
+        yield AimedInjector(ours, topology, latch), theirs, latch
+
+
+def answer(end: socket.socket, *replies: bytes) -> list[bytes]:
+    """Reply to one command, in pieces; returns where the command will be found."""
+    seen: list[bytes] = []
+
+    def serve() -> None:
+        seen.append(end.recv(4096))
+        for reply in replies:
+            end.sendall(reply)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("topology", "vcpu", "command"),
+    [
+        (SMALL, 0, b"writel 0xfee00000 0x400\n"),
+        (SMALL, 3, b"writel 0xfee03000 0x400\n"),
+        # three cores need two bits, so the second socket begins at APIC id 8
+        (Topology(2, 3, 2), 6, b"writel 0xfee08000 0x400\n"),
+    ],
+)
+def test_an_nmi_goes_to_the_apic_id_of_its_vcpu(topology: Topology, vcpu: int, command: bytes) -> None:
+    with opened(topology) as (aimed, qemu, _):
+        seen = answer(qemu, b"O", b"K\n")
+        before = time.monotonic_ns()
+        send_ns, reply_ns = aimed.inject(vcpu, Deadline.after(10))
+        assert before <= send_ns < reply_ns <= time.monotonic_ns()
+        assert seen == [command]
+
+
+def test_a_reply_given_up_on_is_not_taken_for_the_next_one() -> None:
+    with opened() as (aimed, qemu, _):
+        with pytest.raises(DeadlineError, match="vCPU 1"):
+            aimed.inject(1, Deadline.after(0.05))
+        qemu.recv(4096)
+        qemu.sendall(b"FAIL for the first\n")
+        answer(qemu, b"OK\n")
+        aimed.inject(2, Deadline.after(10))
+
+
+def test_a_refusal_and_a_vcpu_that_does_not_exist() -> None:
+    with opened() as (aimed, qemu, _):
+        answer(qemu, b"FAIL Unknown command\n")
+        with pytest.raises(GuestError, match="FAIL"):
+            aimed.inject(1, Deadline.after(10))
+        for vcpu in (-1, 4):
+            with pytest.raises(GuestError, match=f"vCPU {vcpu}"):
+                aimed.inject(vcpu)
+
+
+def test_the_guests_end_ends_the_wait_at_once() -> None:
+    with opened() as (aimed, _, latch):
+        threading.Timer(0.05, latch.report, [Ending.GONE, "QEMU was ended by SIGKILL"]).start()
+        begin = time.monotonic()
+        with pytest.raises(GuestGone, match="SIGKILL"):
+            aimed.inject(1, Deadline.after(60))
+        assert time.monotonic() - begin < 10
+        with pytest.raises(GuestGone, match="SIGKILL"):
+            aimed.inject(1)
+
+
+def test_a_closed_channel_is_a_guest_gone() -> None:
+    with opened() as (aimed, qemu, _):
+        qemu.close()
+        with pytest.raises(GuestGone, match="qtest"):
+            aimed.inject(1, Deadline.after(10))
+
+
+@pytest.mark.parametrize("reply", [b"x" * 100_000, b"\n"])
+def test_nonsense_is_no_reply(reply: bytes) -> None:
+    with opened() as (aimed, qemu, _):
+        answer(qemu, reply)
+        with pytest.raises(GuestError):
+            aimed.inject(1, Deadline.after(10))
