@@ -70,7 +70,7 @@ def hash_once(path: Path) -> str:
         status = path.stat()
     except OSError as error:
         raise HostError(f"'{path}' could not be read: {error.strerror}") from error
-    memo = _make_folder("hashes") / make_key(str(path), f"{status.st_size} {status.st_mtime_ns} {status.st_ino}")
+    memo = make_folder("hashes") / make_key(str(path), f"{status.st_size} {status.st_mtime_ns} {status.st_ino}")
     with contextlib.suppress(OSError):
         known = memo.read_text()
         if len(known) == hashlib.sha256().digest_size * 2:
@@ -82,7 +82,7 @@ def hash_once(path: Path) -> str:
 
 def find_log(kind: str, key: str) -> Path:
     """Return where a build writes its log, which outlives a build that failed."""
-    return _make_folder("logs") / f"{kind}-{key[:16]}.log"
+    return make_folder("logs") / f"{kind}-{key[:16]}.log"
 
 
 def cached(kind: str, key: str, build: Callable[[Path], None], progress: Progress) -> Path:
@@ -93,13 +93,12 @@ def cached(kind: str, key: str, build: Callable[[Path], None], progress: Progres
     :param build: fills the empty folder it is given
     :raise HostError: the disk is full, or another build of the same thing hung; BuildError as the recipe raises it
     """
-    folder = _make_folder(kind)
+    folder = make_folder(kind)
     entry = folder / key
     if entry.is_dir():
         return entry
-    lock = filelock.FileLock(folder / f".{key}.lock")
     try:
-        with _hold(lock, kind, progress):
+        with hold_lock(folder / f".{key}.lock", kind, progress):
             if not entry.is_dir():
                 _sweep(folder, key)
                 _build_entry(folder / f".{key}.tmp", entry, build)
@@ -121,7 +120,11 @@ def read_sums(entry: Path) -> dict[str, str]:
         raise HostError(f"cache entry '{entry}' is damaged: remove it and build again") from error
 
 
-def _make_folder(name: str) -> Path:
+def make_folder(name: str) -> Path:
+    """Return a folder of the cache, made if need be.
+
+    :raise HostError: it cannot be made
+    """
     folder = find_cache() / name
     try:
         folder.mkdir(exist_ok=True)
@@ -131,7 +134,12 @@ def _make_folder(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _hold(lock: filelock.BaseFileLock, kind: str, progress: Progress) -> Iterator[None]:
+def hold_lock(path: Path, kind: str, progress: Progress) -> Iterator[None]:
+    """Hold a lock that goes away with this process.
+
+    :raise HostError: somebody else has held it for longer than any build takes
+    """
+    lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -139,7 +147,7 @@ def _hold(lock: filelock.BaseFileLock, kind: str, progress: Progress) -> Iterato
         try:
             lock.acquire(timeout=MAX_WAIT_S)
         except filelock.Timeout:
-            raise HostError(f"another build of the same {kind} has held '{lock.lock_file}' for two hours") from None
+            raise HostError(f"another build of the same {kind} has held '{path}' for two hours") from None
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ import msgspec
 from lab.build.cache import Progress, cached, find_log, hash_once, key_tree, make_key
 from lab.build.compiler import COMPILER, read_versions
 from lab.build.kconfig import find_lost, parse_config
+from lab.build.tree import Tree, open_tree
 from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError
 from lab.host import proc
 from lab.host.deadline import Deadline
@@ -24,14 +25,15 @@ DEFAULT_BASE = "linux-6.1"
 
 #: One slow core needs about half an hour; whatever takes longer has hung.
 MAX_BUILD_S = 2 * 3600.0
-#: Unpacked source is 1.5 GiB, objects 0.3 GiB; the rest is for what else happens meanwhile.
+#: Unpacked source is 1.3 GiB, objects 0.2 GiB; the rest is for what else happens meanwhile.
 MIN_FREE_GIB = 3
 GIB = 2**30
 
 #: What an almost empty kernel prints; only for showing how far a build is.
 _EXPECTED_LINES = 1_500
 _PROGRESS_EVERY_S = 5.0
-_LOG_TAIL_BYTES = 4_000
+#: Enough to hold what the other jobs of make printed after the first error.
+_LOG_TAIL_BYTES = 64_000
 
 #: Part of every image: fixed, so that the same sources give the same bytes.
 _FIXED = {
@@ -109,12 +111,14 @@ def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
 def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
     """Build a kernel, or find it in the cache; raises as :func:`build_kernel` does."""
     fixed = [f"{name}={value}" for name, value in sorted(_FIXED.items())]
-    inputs = (hash_once(recipe.source), key_tree(recipe.folder), *read_versions())
-    key = make_key(_RECIPE, *inputs, *fixed, *_ARGUMENTS, *_TARGETS)
+    unpatched = (_RECIPE, hash_once(recipe.source), *read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
+    key = make_key(*unpatched, key_tree(recipe.folder))
     log = find_log("kernel", key)
 
     def build(target: Path) -> None:
-        _Build(recipe, target, log, progress).run()
+        state = make_key(*unpatched, (recipe.folder / "config").read_bytes())
+        with open_tree(recipe.folder.name, progress) as tree:
+            _Build(recipe, tree, target, log, progress).run(state)
 
     folder = cached("kernel", key, build, progress)
     try:
@@ -133,54 +137,68 @@ def read_series(folder: Path) -> tuple[str, ...]:
 
 
 class _Build:
-    """One build from nothing, in the folder that becomes the cache entry."""
+    """One build in the tree of its base."""
 
-    def __init__(self, recipe: Recipe, target: Path, log: Path, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, tree: Tree, target: Path, log: Path, progress: Progress) -> None:
         self.recipe = recipe
+        self.tree = tree
         self.target = target
         self.log = log
         self.progress = progress
-        self.work = target / "work"
-        self.tree = self.work / "source"
-        self.objects = self.work / "objects"
         self.deadline = Deadline.after(MAX_BUILD_S)
-        self.environment = {**_FIXED, "PATH": os.environ.get("PATH", os.defpath), "HOME": os.fspath(self.work)}
+        # Nothing of the user's environment may decide what comes out.
+        self.environment = {**_FIXED, "PATH": os.environ.get("PATH", os.defpath), "HOME": os.fspath(target)}
 
-    def run(self) -> None:
-        """Do all steps."""
-        free_gib = shutil.disk_usage(self.target).free / GIB
+    def run(self, state: str) -> None:
+        """Do all steps.
+
+        :param state: names what the tree is made of before patches
+        """
+        self.log.write_bytes(b"")
+        self.tree.prepare(state, self._unpack)
+        try:
+            self._patch()
+            self._configure()
+            self._compile()
+        except BuildError:
+            # A mistake in the recipe: make has removed what it did not finish. After a full disk, a signal or a
+            # missed deadline, who knows; then the tree is not kept.
+            self.tree.keep(state)
+            raise
+        self._collect()
+        self.tree.keep(state)
+
+    def _unpack(self, source: Path) -> None:
+        free_gib = shutil.disk_usage(source).free / GIB
         if free_gib < MIN_FREE_GIB:
             raise HostError(
                 f"a kernel build needs {MIN_FREE_GIB} GiB free in '{find_cache()}', and there are {free_gib:.1f}"
             )
-        self.log.write_bytes(b"")
-        self.tree.mkdir(parents=True)
-        self.objects.mkdir()
         self.progress("kernel: unpacking the source")
-        self._step("unpacking the source", ["tar", "-xJf", self.recipe.source, "-C", self.tree, "--strip-components=1"])
-        self._patch()
-        self._configure()
-        self._compile()
-        self._collect()
+        self._step("unpacking the source", ["tar", "-xJf", self.recipe.source, "-C", source, "--strip-components=1"])
 
     def _patch(self) -> None:
-        names = read_series(self.recipe.folder)
-        for number, name in enumerate(names, start=1):
-            self.progress(f"kernel: patch {number} of {len(names)}, {name}")
-            path = self.recipe.folder / "patches" / name
+        patches = [self.recipe.folder / "patches" / name for name in read_series(self.recipe.folder)]
+        for path in patches:
             if not path.is_file():
-                raise BuildError(f"kernel: patch '{name}' is in '{self.recipe.folder / 'series'}' and not in patches/")
-            # No fuzz: a patch that lands somewhere near where it was meant to is worse than none.
-            options = ["-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch"]
-            self._step(f"patch '{name}'", ["patch", *options, f"--input={path}"], cwd=self.tree)
+                raise BuildError(
+                    f"kernel: patch '{path.name}' is in the series of '{self.recipe.folder}' and not there"
+                )
+        self.tree.patch(patches, self._apply)
+
+    def _apply(self, path: Path) -> None:
+        self.progress(f"kernel: applying {path.name}")
+        # No fuzz: a patch that lands somewhere near where it was meant to is worse than none.
+        options = ["-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "--reject-file=-"]
+        self._step(f"patch '{path.name}'", ["patch", *options, f"--input={path}"], cwd=self.tree.source)
 
     def _configure(self) -> None:
         self.progress("kernel: configuring")
         fragment = self.recipe.folder / "config"
-        config = self.objects / ".config"
-        merge = self.tree / "scripts/kconfig/merge_config.sh"
+        config = self.tree.objects / ".config"
+        merge = self.tree.source / "scripts/kconfig/merge_config.sh"
         self._step("configuration", [*self._make(), "tinyconfig"])
-        self._step("configuration", [merge, "-m", "-O", self.objects, config, fragment], cwd=self.tree)
+        self._step("configuration", [merge, "-m", "-O", self.tree.objects, config, fragment], cwd=self.tree.source)
         self._step("configuration", [*self._make(), "olddefconfig"])
         wanted = parse_config(fragment.read_text().splitlines())
         lost = find_lost(wanted, parse_config(config.read_text().splitlines()))
@@ -200,39 +218,40 @@ class _Build:
                 percent = min(99, 100 * seen // _EXPECTED_LINES)
                 self.progress(f"kernel: compiling, about {percent} % ({seen} steps)")
                 if self.deadline.expired:
-                    raise BuildError(f"kernel: still compiling after {MAX_BUILD_S / 3600:.0f} hours, see {self.log}")
+                    raise HostError(f"kernel: still compiling after {MAX_BUILD_S / 3600:.0f} hours, see {self.log}")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_PROGRESS_EVERY_S)
         if process.returncode != 0:
-            raise self._explain("compiling")
+            raise self._explain("compiling", process.returncode)
 
     def _collect(self) -> None:
         self.progress("kernel: collecting")
         release = proc.run([*self._make(), "-s", "kernelrelease"], env=self.environment, deadline=self.deadline)
         (self.target / "release").write_text(release)
-        shutil.copyfile(self.objects / "arch/x86/boot/bzImage", self.target / "bzImage")
+        shutil.copyfile(self.tree.objects / "arch/x86/boot/bzImage", self.target / "bzImage")
         for name, source in (("vmlinux", "vmlinux"), ("System.map", "System.map"), ("config", ".config")):
-            shutil.copyfile(self.objects / source, self.target / name)
+            shutil.copyfile(self.tree.objects / source, self.target / name)
         shutil.copyfile(self.log, self.target / "build.log")
-        shutil.rmtree(self.work)
 
     def _make(self) -> list[str]:
-        return ["make", "-C", os.fspath(self.tree), f"O={self.objects}", *_ARGUMENTS]
+        return ["make", "-C", os.fspath(self.tree.source), f"O={self.tree.objects}", *_ARGUMENTS]
 
     def _step(self, what: str, command: Sequence[str | os.PathLike[str]], cwd: Path | None = None) -> None:
         try:
             proc.run(command, cwd=cwd, env=self.environment, log=self.log, deadline=self.deadline)
         except ProcessError as error:
-            raise self._explain(what) from error
+            raise self._explain(what, error.status) from error
         except DeadlineError as error:
-            raise BuildError(f"kernel: {what} took too long, see {self.log}") from error
+            raise HostError(f"kernel: {what} took too long, see {self.log}") from error
 
-    def _explain(self, what: str) -> HostError:
-        """Tell a full disk from a mistake in the recipe, and quote the log's first line that says what is wrong."""
+    def _explain(self, what: str, status: int) -> HostError:
+        """Tell a full disk or a signal from a mistake in the recipe, and quote the line of the log that matters."""
         with open(self.log, "rb") as source:
             source.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
             lines = source.read().decode(errors="backslashreplace").splitlines()
         if any(os.strerror(errno.ENOSPC) in line for line in lines):
             return HostError(f"kernel: {what} failed: no space left in '{find_cache()}'")
+        if status < 0:
+            return HostError(f"kernel: {what} was ended by signal {-status} (log: {self.log})")
         telling = [line for line in lines if "error:" in line or "FAILED" in line or "***" in line] or lines[-1:]
         return BuildError(f"kernel: {what} failed: {(telling or ['no output'])[0].strip()} (log: {self.log})")

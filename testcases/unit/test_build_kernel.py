@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from lab.build.kconfig import find_lost, parse_config
 from lab.build.kernel import DEFAULT_BASE, Recipe, build_recipe, find_recipe, read_series
 from lab.errors import BuildError, UsageError
-from lab.host.paths import IMAGES
+from lab.host.paths import IMAGES, find_cache
 
 #: A source tree that answers to what the recipe asks of Linux's, in milliseconds.
 MAKEFILE = """\
@@ -19,11 +20,13 @@ olddefconfig:
 kernelrelease:
 \t@echo 6.1.0
 vmlinux: bzImage
-bzImage: code.c
+bzImage: $(O)/vmlinux
+$(O)/vmlinux: code.c
 \t$(CC) -c code.c -o $(O)/vmlinux
+\techo compiled >> $(O)/compiled
 \tmkdir -p $(O)/arch/x86/boot
 \tcp $(O)/vmlinux $(O)/arch/x86/boot/bzImage
-\techo $(KBUILD_BUILD_TIMESTAMP) > $(O)/System.map
+\techo "$(KBUILD_BUILD_TIMESTAMP)" > $(O)/System.map
 """
 MERGE = """\
 #!/bin/sh
@@ -82,6 +85,76 @@ def test_patch_is_applied_and_makes_another_entry(recipe: Recipe) -> None:
     patched = build(recipe)
     assert patched != plain
     assert (patched / "vmlinux").read_bytes() != (plain / "vmlinux").read_bytes()
+
+
+def count_compiled() -> int:
+    return len((find_cache() / "kernel-trees/recipe/objects/compiled").read_text().splitlines())
+
+
+def put_series(recipe: Recipe, **patches: str) -> None:
+    for name, text in patches.items():
+        (recipe.folder / f"patches/{name}.patch").write_text(text)
+    (recipe.folder / "series").write_text("".join(f"{name}.patch\n" for name in patches))
+
+
+def test_kept_tree_builds_the_same_as_a_new_one(recipe: Recipe) -> None:
+    plain = build(recipe)
+    put_series(recipe, two=PATCH)
+    patched = build(recipe)
+    images = {folder.name: (folder / "vmlinux").read_bytes() for folder in (plain, patched)}
+    shutil.rmtree(find_cache())
+    assert (build(recipe) / "vmlinux").read_bytes() == images[patched.name]
+    (recipe.folder / "patches/two.patch").unlink()
+    (recipe.folder / "series").unlink()
+    assert build(recipe) == plain
+    assert (plain / "vmlinux").read_bytes() == images[plain.name], "an original that comes back is compiled again"
+
+
+def test_only_what_changed_is_compiled(recipe: Recipe) -> None:
+    put_series(recipe, two=PATCH)
+    build(recipe)
+    new_file = "--- /dev/null\n+++ b/sub.c\n@@ -0,0 +1 @@\n+int sub;\n"
+    put_series(recipe, two=PATCH, sub=new_file)
+    build(recipe)
+    assert count_compiled() == 1, "code.c is as it was"
+    assert (find_cache() / "kernel-trees/recipe/source/sub.c").is_file()
+    put_series(recipe, two=PATCH.replace("return 2", "return 3"))
+    build(recipe)
+    assert count_compiled() == 2
+    assert not (find_cache() / "kernel-trees/recipe/source/sub.c").exists(), "its patch is gone"
+
+
+def test_mistakes_do_not_cost_the_kept_tree(recipe: Recipe) -> None:
+    good = build(recipe)
+    put_series(recipe, two=PATCH, bad=PATCH.replace("int one", "int three"))
+    with pytest.raises(BuildError):
+        build(recipe)
+    put_series(recipe, two=PATCH.replace("return 2", "return two"))
+    with pytest.raises(BuildError):
+        build(recipe)
+    (recipe.folder / "series").write_text("")
+    for path in recipe.folder.glob("patches/*"):
+        path.unlink()
+    vmlinux = (good / "vmlinux").read_bytes()
+    shutil.rmtree(good)
+    said: list[str] = []
+    assert (build(recipe, said) / "vmlinux").read_bytes() == vmlinux
+    assert "kernel: unpacking the source" not in said
+
+
+def test_tree_of_a_killed_build_is_not_trusted(recipe: Recipe) -> None:
+    build(recipe)
+    (find_cache() / "kernel-trees/recipe/state").unlink()
+    put_series(recipe, two=PATCH)
+    said: list[str] = []
+    build(recipe, said)
+    assert "kernel: unpacking the source" in said
+
+
+def test_patch_cannot_leave_the_source(recipe: Recipe) -> None:
+    put_series(recipe, out=PATCH.replace("code.c", "../../code.c"))
+    with pytest.raises(BuildError, match="outside the source"):
+        build(recipe)
 
 
 def test_patch_that_does_not_apply_is_named(recipe: Recipe) -> None:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A kernel tree kept between builds, so that a changed patch costs the files it touches and not five minutes.
+
+Per base there is one, at a fixed place. It is trusted only when its ``state`` names exactly what it was made from;
+``state`` is gone while somebody works in the tree, so whatever a killed build left is thrown away. Patches are taken
+back from saved originals, and a file that ends up as it was keeps its time, which is all that make looks at.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from lab.build.cache import Progress, hold_lock, make_folder
+from lab.errors import BuildError
+from lab.host.files import write_whole
+
+#: ``--- a/path`` and ``+++ b/path`` of a patch; /dev/null stands for no file.
+_TOUCHED = re.compile(r"^(?:---|\+\+\+) [^/\s]+/([^\t\n]+)", re.MULTILINE)
+
+#: Content and time of a file, or None where there is none.
+_Snapshot = tuple[bytes, int] | None
+
+
+class Tree:
+    """Source, objects and originals, owned by the one who holds its lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source = folder / "source"
+        self.objects = folder / "objects"
+        self._folder = folder
+        self._originals = folder / "originals"
+        #: Files that patches added: they have no original.
+        self._added = folder / "added"
+        self._state = folder / "state"
+
+    def prepare(self, state: str, unpack: Callable[[Path], None]) -> None:
+        """Make the tree fit to be patched: the kept one if it is of that state, else a new one.
+
+        :param unpack: fills the source folder
+        """
+        with contextlib.suppress(OSError):
+            if self._state.read_text() == state:
+                self._state.unlink()
+                return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for path in (self.source, self.objects, self._originals):
+            path.mkdir(parents=True)
+        write_whole(self._added, b"")
+        unpack(self.source)
+
+    def patch(self, patches: Iterable[Path], apply: Callable[[Path], None]) -> None:
+        """Take back the patches of the last build and apply these; when one fails, take back all.
+
+        :param apply: applies one to the source folder
+        """
+        patches = tuple(patches)
+        old = self._list_changed()
+        new = sorted({name for path in patches for name in _list_touched(path)})
+        before = {name: self._look(name) for name in {*old, *new}}
+        self._take_back(old)
+        self._save(new)
+        try:
+            for path in patches:
+                apply(path)
+        except BuildError:
+            self._take_back(new)
+            self._save(())
+            raise
+        finally:
+            self._date(before)
+
+    def keep(self, state: str) -> None:
+        """Declare the tree whole again."""
+        write_whole(self._state, state.encode())
+
+    def _look(self, name: str) -> _Snapshot:
+        path = self.source / name
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_bytes(), path.stat().st_mtime_ns
+        return None
+
+    def _date(self, before: Mapping[str, _Snapshot]) -> None:
+        """Give each file that is as it was its old time, and every other the present one, also if now an original."""
+        for name, was in before.items():
+            now = self._look(name)
+            if now is None:
+                continue
+            if was is not None and was[0] == now[0]:
+                os.utime(self.source / name, ns=(was[1], was[1]))
+            else:
+                os.utime(self.source / name)
+
+    def _list_changed(self) -> tuple[str, ...]:
+        saved = (path for path in self._originals.rglob("*") if path.is_file())
+        originals = (path.relative_to(self._originals).as_posix() for path in saved)
+        return (*originals, *self._added.read_text().splitlines())
+
+    def _take_back(self, names: Iterable[str]) -> None:
+        for name in names:
+            path, original = self.source / name, self._originals / name
+            path.unlink(missing_ok=True)
+            if original.exists():
+                shutil.copy(original, path)
+
+    def _save(self, names: Iterable[str]) -> None:
+        shutil.rmtree(self._originals)
+        self._originals.mkdir()
+        added = []
+        for name in names:
+            path, original = self.source / name, self._originals / name
+            if path.exists():
+                original.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, original)
+            else:
+                added.append(f"{name}\n")
+        write_whole(self._added, "".join(added).encode())
+
+
+@contextlib.contextmanager
+def open_tree(base: str, progress: Progress) -> Iterator[Tree]:
+    """Yield the tree of a base, with its lock held: two builds of one base take turns."""
+    folder = make_folder("kernel-trees")
+    with hold_lock(folder / f".{base}.lock", "kernel tree", progress):
+        yield Tree(folder / base)
+
+
+def _list_touched(path: Path) -> set[str]:
+    names = set(_TOUCHED.findall(path.read_text(errors="surrogateescape")))
+    for name in names:
+        if ".." in Path(name).parts:
+            raise BuildError(f"kernel: patch '{path.name}' touches '{name}', outside the source")
+    return names
