@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The patched kernel's own account, ``/sys/kernel/debug/microcode_lab/``: parsed, never trusted."""
+
+import re
+from collections.abc import Mapping
+
+from lab.errors import EvidenceError
+from lab.spec.evidence import CpuLedger, CpuState, RendezvousState
+from lab.spec.topology import MAX_VCPUS
+
+_PAIR = re.compile(r"([a-z_]{1,32})=(\S{1,64})", re.ASCII)
+_NUMBER = re.compile(r"-?[0-9]{1,20}|0x[0-9a-f]{1,16}", re.ASCII)
+
+
+def _read_pairs(line: str, what: str) -> Mapping[str, str]:
+    words = line.split()
+    pairs = [_PAIR.fullmatch(word) for word in words]
+    if not words or None in pairs:
+        raise EvidenceError(f"{what} is not of the form key=value")
+    return {pair[1]: pair[2] for pair in pairs if pair is not None}
+
+
+def _number(pairs: Mapping[str, str], key: str, what: str) -> int:
+    value = pairs.get(key, "")
+    if _NUMBER.fullmatch(value) is None:
+        raise EvidenceError(f"{what} has no number '{key}'")
+    return int(value, 0)
+
+
+def _split(text: str, cpus: int, heads: int, what: str) -> list[str]:
+    lines = text.splitlines()
+    if not cpus <= MAX_VCPUS or len(lines) < heads + cpus:
+        raise EvidenceError(f"{what} has {len(lines)} lines: {heads + cpus} are needed")
+    return lines[: heads + cpus]
+
+
+def parse_state(text: str, cpus: int) -> RendezvousState:
+    """Parse ``state``.
+
+    Accepted format, the first line once and the second per CPU, here broken for reading::
+
+        load=3 mechanism=nmi-self tsc_khz=2000000 callers_left=0
+        cpu=0 role=primary arrival_tsc=1 wait_begin_tsc=2 wait_end_tsc=9
+          update_begin_tsc=3 update_end_tsc=8 result=0 revision=0x2
+
+    :param cpus: how many CPUs the guest has; lines of CPUs that it could have had are left out
+    :raise EvidenceError: it is of another form; the text names line and key
+    """
+    head, *lines = _split(text, cpus, 1, "state")
+    first = _read_pairs(head, "state line 1")
+    states = []
+    for number, line in enumerate(lines):
+        what = f"state line {number + 2}"
+        pairs = _read_pairs(line, what)
+        if _number(pairs, "cpu", what) != number:
+            raise EvidenceError(f"{what} is not of CPU {number}")
+        states.append(
+            CpuState(
+                cpu=number,
+                role=pairs.get("role", ""),
+                **{
+                    key: _number(pairs, key, what)
+                    for key in (
+                        "arrival_tsc",
+                        "wait_begin_tsc",
+                        "wait_end_tsc",
+                        "update_begin_tsc",
+                        "update_end_tsc",
+                        "result",
+                        "revision",
+                    )
+                },
+            )
+        )
+    return RendezvousState(
+        load=_number(first, "load", "state line 1"),
+        mechanism=first.get("mechanism", ""),
+        tsc_khz=_number(first, "tsc_khz", "state line 1"),
+        callers_left=_number(first, "callers_left", "state line 1"),
+        cpus=tuple(states),
+    )
+
+
+def parse_ledger(text: str, cpus: int) -> tuple[CpuLedger, ...]:
+    """Parse ``ledger``: per CPU ``cpu=0 nmi_ordinary=5 nmi_consumed=1 nmi_self_sent=1``.
+
+    :raise EvidenceError: it is of another form
+    """
+    ledgers = []
+    for number, line in enumerate(_split(text, cpus, 0, "ledger")):
+        what = f"ledger line {number + 1}"
+        pairs = _read_pairs(line, what)
+        if _number(pairs, "cpu", what) != number:
+            raise EvidenceError(f"{what} is not of CPU {number}")
+        ledgers.append(
+            CpuLedger(
+                cpu=number,
+                ordinary=_number(pairs, "nmi_ordinary", what),
+                consumed=_number(pairs, "nmi_consumed", what),
+                self_sent=_number(pairs, "nmi_self_sent", what),
+            )
+        )
+    return tuple(ledgers)
+
+
+def parse_nmi_row(text: str, cpus: int) -> tuple[int, ...]:
+    """Parse the NMI row of ``/proc/interrupts``: ``NMI:  5  5  4  5   Non-maskable interrupts``.
+
+    :raise EvidenceError: there is no such row with a count for each CPU
+    """
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["NMI:"] and len(words) > cpus and all(word.isdecimal() for word in words[1 : cpus + 1]):
+            return tuple(int(word) for word in words[1 : cpus + 1])
+    raise EvidenceError(f"/proc/interrupts has no row NMI with {cpus} counts")
+
+
+def parse_revisions(text: str, cpus: int) -> tuple[int, ...]:
+    """Parse ``cpu*/microcode/version``, one ``0x2`` per line in order of CPUs.
+
+    :raise EvidenceError: it is of another form
+    """
+    lines = text.split()
+    if len(lines) < cpus or any(_NUMBER.fullmatch(line) is None for line in lines[:cpus]):
+        raise EvidenceError(f"microcode revisions are not {cpus} numbers")
+    return tuple(int(line, 0) for line in lines[:cpus])

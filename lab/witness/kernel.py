@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A kernel's functions and code, read from its vmlinux."""
+
+import difflib
+import struct
+from pathlib import Path
+from typing import Final
+
+import capstone
+import msgspec
+import numpy as np
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from lab.errors import UsageError
+
+#: Elf64_Sym, see elf(5).
+_SYMBOL: Final = np.dtype(
+    [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
+)
+_STT_FUNC: Final = 2
+#: How many names an error offers in place of one that does not exist.
+_NEAREST: Final = 3
+
+#: ``mov $0x79, %ecx``: MSR_IA32_UCODE_WRITE on its way to WRMSR.
+_MOV_79: Final = b"\xb9" + struct.pack("<I", 0x79)
+_ECX: Final = ("ecx", "rcx", "cx", "cl")
+
+
+class Function(msgspec.Struct, frozen=True):
+    """One function; ``end`` is the first address behind it."""
+
+    name: str
+    start: int
+    end: int
+
+
+class Kernel:
+    """Functions by name and by address, and their code. Make it with :func:`read_kernel`."""
+
+    def __init__(self, functions: tuple[Function, ...], text: dict[int, bytes]) -> None:
+        self._functions = functions
+        self._starts = np.array([function.start for function in functions], dtype=np.uint64)
+        self._named: dict[str, list[Function]] = {}
+        for function in functions:
+            self._named.setdefault(function.name, []).append(function)
+        self._text = text
+
+    def find(self, name: str) -> Function:
+        """Return the function of that name.
+
+        :raise UsageError: there is none, and the text offers the nearest names, or there are several
+        """
+        found = self._named.get(name, [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            places = ", ".join(f"{function.start:#x}" for function in found)
+            raise UsageError(f"landmark '{name}' is ambiguous in this kernel: functions of that name at {places}")
+        nearest = difflib.get_close_matches(name, self._named, n=_NEAREST)
+        hint = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
+        raise UsageError(f"landmark '{name}' is not in this kernel{hint}")
+
+    def find_at(self, address: int) -> Function | None:
+        """Return the function that an address lies in."""
+        index = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
+        if index < 0 or address >= self._functions[index].end:
+            return None
+        return self._functions[index]
+
+    def symbolise(self, address: int) -> str:
+        """Return ``symbol+0x..``, or nothing for an address outside every function."""
+        function = self.find_at(address)
+        return "" if function is None else f"{function.name}+{address - function.start:#x}"
+
+    def read(self, function: Function) -> bytes:
+        """Return a function's code.
+
+        :raise UsageError: it is in no section of code
+        """
+        for start, data in self._text.items():
+            if start <= function.start and function.end <= start + len(data):
+                return data[function.start - start : function.end - start]
+        raise UsageError(f"landmark '{function.name}' has no code in this kernel")
+
+    def disassemble(self, function: Function) -> tuple[capstone.CsInsn, ...]:
+        """Return a function's instructions, with their operands."""
+        engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        engine.detail = True
+        return tuple(engine.disasm(self.read(function), function.start))
+
+    def find_update_sites(self) -> tuple[int, ...]:
+        """Return the addresses of all WRMSR to MSR 0x79.
+
+        They are found by the constant on its way to ECX (the MSR's number is one, at every site of the loader) and
+        the next WRMSR that is reached with ECX unchanged.
+        """
+        sites = set()
+        for start, data in self._text.items():
+            at = data.find(_MOV_79)
+            while at >= 0:
+                function = self.find_at(start + at)
+                if function is not None:
+                    sites.update(self._follow(function, start + at))
+                at = data.find(_MOV_79, at + 1)
+        return tuple(sorted(sites))
+
+    def _follow(self, function: Function, moved_at: int) -> tuple[int, ...]:
+        holds = False
+        for instruction in self.disassemble(function):
+            if instruction.address == moved_at:
+                holds = True
+            elif holds and instruction.mnemonic == "wrmsr":
+                return (instruction.address,)
+            elif holds:
+                _, written = instruction.regs_access()
+                holds = not any(instruction.reg_name(register) in _ECX for register in written)
+        return ()
+
+
+def read_kernel(vmlinux: Path) -> Kernel:
+    """Read a vmlinux.
+
+    :raise UsageError: it cannot be read, is no x86-64 kernel, or is stripped
+    """
+    try:
+        with open(vmlinux, "rb") as source:
+            elf = ELFFile(source)
+            if elf["e_machine"] != "EM_X86_64":
+                raise UsageError(f"vmlinux '{vmlinux}' is not for x86-64")
+            symbols = elf.get_section_by_name(".symtab")
+            if symbols is None:
+                raise UsageError(f"vmlinux '{vmlinux}' is stripped: a symbol table is needed to find landmarks")
+            names = elf.get_section(symbols["sh_link"]).data()
+            functions = _read_functions(symbols.data(), names)
+            text = {
+                int(section["sh_addr"]): bytes(section.data())
+                for section in elf.iter_sections()
+                if section["sh_flags"] & 0x4 and section["sh_type"] == "SHT_PROGBITS"  # SHF_EXECINSTR
+            }
+    except OSError as error:
+        raise UsageError(f"vmlinux '{vmlinux}' cannot be read: {error.strerror}") from error
+    except (ELFError, ValueError, struct.error) as error:
+        raise UsageError(f"vmlinux '{vmlinux}' is not an ELF file") from error
+    return Kernel(functions, text)
+
+
+def _read_functions(symbols: bytes, names: bytes) -> tuple[Function, ...]:
+    table = np.frombuffer(symbols[: len(symbols) // _SYMBOL.itemsize * _SYMBOL.itemsize], dtype=_SYMBOL)
+    table = table[((table["info"] & 0xF) == _STT_FUNC) & (table["section"] != 0) & (table["size"] != 0)]
+    table = np.sort(table, order="value", kind="stable")
+    return tuple(
+        Function(
+            name=names[entry["name"] : names.index(b"\0", entry["name"])].decode(errors="backslashreplace"),
+            start=int(entry["value"]),
+            end=int(entry["value"] + entry["size"]),
+        )
+        for entry in table
+    )

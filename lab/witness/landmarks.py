@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where in a kernel the oracle has to look: made from vmlinux, written as the plugin reads it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.spec.mechanism import Mechanism
+from lab.witness.kernel import Kernel
+
+#: Where every NMI enters a 64-bit kernel (arch/x86/entry/entry_64.S).
+NMI_ENTRY: Final = "asm_exc_nmi"
+#: Points that hold whatever mechanism is chosen.
+ALL_MECHANISMS: Final = 0xFFFF
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One address to report, under the kind that images/oracle/landmarks.c knows it by."""
+
+    kind: str
+    mechanisms: int
+    address: int
+
+
+class Region(msgspec.Struct, frozen=True):
+    """Code that a waiting thread may execute; ``end`` is the first address behind it."""
+
+    mechanisms: int
+    start: int
+    end: int
+
+
+class LandmarkSet(msgspec.Struct, frozen=True):
+    """All landmarks of one kernel."""
+
+    points: tuple[Point, ...]
+    regions: tuple[Region, ...]
+
+    def to_text(self) -> str:
+        """Return the plugin's landmark file."""
+        lines = [f"point {point.kind} {point.mechanisms:x} {point.address:x}" for point in self.points]
+        lines += [f"region {region.mechanisms:x} {region.start:x} {region.end:x}" for region in self.regions]
+        return "".join(f"{line}\n" for line in lines)
+
+
+def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkSet:
+    """Find the landmarks of all mechanisms that one kernel holds.
+
+    :raise UsageError: one cannot be found; the text names it
+    """
+    masks: Counter[tuple[str, int]] = Counter()
+    regions: Counter[tuple[int, int]] = Counter()
+    for mechanism in mechanisms:
+        bit = 1 << mechanism.bit
+        marks = mechanism.landmarks
+        named = {
+            "load-begin": marks.load_begin,
+            "load-end": marks.load_end,
+            "call-in": marks.call_in,
+            "release": marks.release,
+            "self-nmi": marks.self_nmi,
+            "wait-loop": marks.wait_loop,
+        }
+        for kind, name in named.items():
+            if name:
+                masks[kind, kernel.find(name).start] |= bit
+        for name in marks.wait_region:
+            function = kernel.find(name)
+            regions[function.start, function.end] |= bit
+    masks["nmi-entry", kernel.find(NMI_ENTRY).start] |= ALL_MECHANISMS
+    sites = kernel.find_update_sites()
+    if not sites:
+        raise UsageError("landmark 'WRMSR 0x79' is not in this kernel: it has no Intel microcode loader")
+    for site in sites:
+        masks["wrmsr79", site] |= ALL_MECHANISMS
+    return LandmarkSet(
+        points=tuple(Point(kind, mask, address) for (kind, address), mask in sorted(masks.items())),
+        regions=tuple(Region(mask, start, end) for (start, end), mask in sorted(regions.items())),
+    )
