@@ -157,9 +157,7 @@ def make_evidence(mechanism: str = "stop-machine", seed: int = 7, *, broken: boo
             windows_lost=0,
             gaps_ns=(900_000, 1_100_000, 800_000, 2_000_000),
         ),
-        injections=InjectionLog(
-            begin_ns=T0_NS + 400 * US, span_ns=int(end_us * US), sent=tuple(sent), problem=""
-        ),
+        injections=InjectionLog(begin_ns=T0_NS + 400 * US, span_ns=int(end_us * US), sent=tuple(sent), problem=""),
         guest=_guest(mechanism),
         timings=Timings(
             command_ns=T0_NS - 900_000,
@@ -328,9 +326,7 @@ def make_info(**changes: object) -> RunInfo:
         lab_version="0.1.0",
         started="2026-03-01T22:14:05+01:00",
         command=("lab", "campaign", "--trials", "20", "--out", "reports/night"),
-        mechanisms=tuple(
-            MechanismAsked(name=m.name, summary=m.summary, expectation=m.expectation) for m in MECHANISMS
-        ),
+        mechanisms=tuple(MechanismAsked(name=m.name, summary=m.summary, expectation=m.expectation) for m in MECHANISMS),
         trials_asked=60,
         scenario=make_scenario("stop-machine"),
         images=IMAGES,

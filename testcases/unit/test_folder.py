@@ -167,9 +167,7 @@ def test_forged_content_is_refused(saved: Path, name: str, data: bytes) -> None:
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(choice=st.integers(0, 11), cut=st.floats(0, 1), patch=st.binary(max_size=12), shorten=st.booleans())
-def test_any_damage_is_an_evidence_error(
-    saved: Path, choice: int, cut: float, patch: bytes, shorten: bool
-) -> None:
+def test_any_damage_is_an_evidence_error(saved: Path, choice: int, cut: float, patch: bytes, shorten: bool) -> None:
     folder = saved.parent / "damaged"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(saved, folder)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one trial that shows best how a mechanism broke: the shortest proof, read from its evidence folder."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from lab.campaign.expectation import QUIET
+from lab.errors import EvidenceError
+from lab.report.timeline import Timeline, draw_timeline
+from lab.spec.verdict import Finding, Invariant, Outcome, TrialRecord, Verdict
+from lab.trial.folder import read_evidence, read_verdict
+
+#: How many trials' verdicts are read in search of the shortest proof.
+MAX_CANDIDATES = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A trial in which a mechanism broke.
+
+    :param broken: its broken invariants, ``quiet`` first, with their proofs
+    :param problem: why there is no drawing, empty when there is one
+    """
+
+    record: TrialRecord
+    reason: str
+    broken: tuple[Invariant, ...]
+    timeline: Timeline | None
+    problem: str
+
+
+def find_evidence(run_folder: Path, evidence: str) -> Path:
+    """Return the evidence folder that a record names.
+
+    :raise EvidenceError: it is not there, or not inside the run's folder: a record is no leave to look elsewhere
+    """
+    named = PurePosixPath(evidence)
+    if not evidence or "\0" in evidence:
+        raise EvidenceError("no evidence was kept")
+    if named.is_absolute() or ".." in named.parts:
+        raise EvidenceError("its evidence lies outside the run's folder: refused")
+    try:
+        folder = (run_folder / named).resolve()
+        inside = folder.is_relative_to(run_folder.resolve())
+        kept = inside and folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise EvidenceError("its evidence cannot be found") from error
+    if not inside:
+        raise EvidenceError("its evidence lies outside the run's folder: refused")
+    if not kept:
+        raise EvidenceError("its evidence is gone")
+    return folder
+
+
+def link_evidence(evidence: str) -> str:
+    """Return a relative link to a folder that :func:`find_evidence` found; the dot keeps a name from being a scheme."""
+    return "./" + quote(os.fsencode(str(PurePosixPath(evidence)))) + "/"
+
+
+def find_example(run_folder: Path, records: Iterable[TrialRecord]) -> Example | None:
+    """Return the broken trial of a mechanism with the shortest proof of ``quiet``, or of what else broke.
+
+    Without evidence the first broken trial stands, and says so.
+    """
+    broken = [record for record in records if Finding.BROKEN in record.invariants.values()]
+    if not broken:
+        return None
+    ranked = sorted(broken, key=_rank)
+    judged: list[tuple[TrialRecord, Verdict]] = []
+    for record in ranked[: 4 * MAX_CANDIDATES]:
+        with contextlib.suppress(EvidenceError):
+            judged.append((record, read_verdict(find_evidence(run_folder, record.evidence))))
+        if len(judged) == MAX_CANDIDATES:
+            break
+    if not judged:
+        return Example(
+            record=ranked[0],
+            reason=ranked[0].reason,
+            broken=(),
+            timeline=None,
+            problem="no evidence of a broken trial can be read in this run's folder",
+        )
+    record, verdict = min(judged, key=lambda pair: (_rank(pair[0]), _proof_length(pair[1])))
+    invariants = _sort_broken(verdict.invariants)
+    timeline, problem = _draw(find_evidence(run_folder, record.evidence), invariants)
+    return Example(record=record, reason=verdict.reason, broken=invariants, timeline=timeline, problem=problem)
+
+
+def _rank(record: TrialRecord) -> tuple[bool, bool]:
+    """Order trials: those that FAIL first, of them those that were not quiet."""
+    return record.outcome is not Outcome.FAIL, record.invariants.get(QUIET) is not Finding.BROKEN
+
+
+def _sort_broken(invariants: Iterable[Invariant]) -> tuple[Invariant, ...]:
+    broken = [invariant for invariant in invariants if invariant.finding is Finding.BROKEN]
+    return tuple(sorted(broken, key=lambda invariant: (invariant.name != QUIET, not invariant.required)))
+
+
+def _proof_length(verdict: Verdict) -> tuple[bool, int]:
+    """Order verdicts by the length of their first proof; none at all is worse than any."""
+    broken = _sort_broken(verdict.invariants)
+    return not (broken and broken[0].proofs), len(broken[0].proofs) if broken else 0
+
+
+def _draw(folder: Path, invariants: Sequence[Invariant]) -> tuple[Timeline | None, str]:
+    core = next((proof.core for invariant in invariants for proof in invariant.proofs if proof.core >= 0), -1)
+    try:
+        timeline = draw_timeline(read_evidence(folder), core)
+    except EvidenceError as error:
+        # The folder's place on this machine is of no use to a reader of the page elsewhere.
+        return None, str(error).replace(str(folder), folder.name)
+    return timeline, "" if timeline is not None else "the oracle saw no window, so there is nothing to draw"

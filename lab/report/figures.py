@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The numbers of a run, mechanism by mechanism. Pure: records in, rows out."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab.campaign.expectation import MechanismResult, Tally
+from lab.spec.verdict import Durations, Finding, Outcome, Span, TrialRecord
+
+#: Durations of trials that show nothing, or where the host failed, would say more of the host than of the mechanism.
+TIMED_OUTCOMES = (Outcome.PASS, Outcome.FAIL)
+#: The chance of a bound being wrong, for the rule of three.
+BOUND_RISK = 0.05
+
+_DIGITS = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How one duration is spread, in microseconds; all None but ``n`` where none was seen."""
+
+    n: int
+    p50_us: float | None = None
+    p95_us: float | None = None
+    max_us: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a mechanism's loads cost. ``host`` and ``guest`` are different clocks and never share a column."""
+
+    load: Spread
+    rendezvous: Spread
+    window: Spread
+    hold: Spread
+    nmi_delay: Spread
+    guest_wait: Spread
+    guest_update: Spread
+    tsc_error: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NmiTotals:
+    """NMIs over all trials of a mechanism.
+
+    :param trials_proven: trials with at least one NMI proven in a window
+    """
+
+    sent: int
+    handled: int
+    entries: int
+    proven_in_window: int
+    trials_proven: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Trials that ended alike."""
+
+    mechanism: str
+    outcome: Outcome
+    reason: str
+    count: int
+
+
+def answer(result: MechanismResult) -> tuple[str, str]:
+    """Answer the mail's question for one mechanism: a headline and a sentence."""
+    quiet, harmless = result.quiet, result.harmless
+    if quiet.broken and harmless.broken:
+        return "Neither", (
+            f"the sibling left its wait in {_of(quiet.broken, quiet)}"
+            f" and executed nasty instructions in {_of(harmless.broken, harmless)}"
+        )
+    if quiet.broken and harmless.held:
+        return "No nasty ones", (
+            f"the sibling left its wait in {_of(quiet.broken, quiet)},"
+            f" and no nasty instruction was seen in the {harmless.held} that could tell"
+        )
+    if quiet.broken:
+        return "Not quiet", f"the sibling left its wait in {_of(quiet.broken, quiet)}; whether harmlessly is unseen"
+    if harmless.broken:
+        return "Nasty ones", f"the sibling executed nasty instructions in {_of(harmless.broken, harmless)}"
+    if quiet.held:
+        return "No instruction at all", (
+            f"nothing outside its wait was seen in the {quiet.held} of {quiet.trials} trials that could tell"
+        )
+    return "Unknown", f"none of {quiet.trials} trials could tell"
+
+
+def bound_percent(tally: Tally) -> float | None:
+    """Return below which share of trials, in percent, a break stays when none was seen, at 95 % confidence."""
+    if tally.broken or not tally.held:
+        return None
+    return 100.0 * float(1 - BOUND_RISK ** (1 / tally.held))
+
+
+def _of(count: int, tally: Tally) -> str:
+    return f"{count} of {tally.trials} trials"
+
+
+def measure_price(records: Iterable[TrialRecord]) -> Price:
+    """Spread out the durations of one mechanism's trials that passed or failed."""
+    timed = [record.durations for record in records if record.outcome in TIMED_OUTCOMES]
+
+    def each(pick: Callable[[Durations], float | None]) -> Spread:
+        return measure_spread([value for value in map(pick, timed) if value is not None])
+
+    def every(pick: Callable[[Durations], Sequence[Span]]) -> Spread:
+        return measure_spread([span.us for durations in timed for span in pick(durations)])
+
+    return Price(
+        load=each(lambda d: d.host_load_us),
+        rendezvous=each(lambda d: d.host_rendezvous_us),
+        window=every(lambda d: d.host_windows_us),
+        hold=every(lambda d: d.host_holds_us),
+        nmi_delay=every(lambda d: d.host_nmi_delay_us),
+        guest_wait=every(lambda d: d.guest_waits_us),
+        guest_update=every(lambda d: d.guest_updates_us),
+        tsc_error=each(lambda d: d.tsc_error_us),
+    )
+
+
+def measure_spread(values_us: Sequence[float]) -> Spread:
+    """Return median, 95th percentile and maximum of what is finite."""
+    array = np.asarray(values_us, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    if not array.size:
+        return Spread(n=0)
+    p50, p95 = np.percentile(array, (50, 95))
+    return Spread(n=int(array.size), p50_us=float(p50), p95_us=float(p95), max_us=float(array.max()))
+
+
+def total_nmis(records: Iterable[TrialRecord]) -> NmiTotals:
+    """Add up the NMIs of one mechanism's trials."""
+    nmis = [record.nmis for record in records]
+    return NmiTotals(
+        sent=sum(nmi.sent for nmi in nmis),
+        handled=sum(nmi.handled for nmi in nmis),
+        entries=sum(nmi.entries for nmi in nmis),
+        proven_in_window=sum(nmi.proven_in_window for nmi in nmis),
+        trials_proven=sum(nmi.proven_in_window > 0 for nmi in nmis),
+    )
+
+
+def count_broken(records: Iterable[TrialRecord]) -> tuple[tuple[str, int], ...]:
+    """Return each invariant that broke and in how many trials, the most frequent first."""
+    counter = Counter(
+        name for record in records for name, finding in record.invariants.items() if finding is Finding.BROKEN
+    )
+    return tuple(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+
+
+def group_reasons(records: Iterable[TrialRecord], outcomes: Sequence[Outcome]) -> tuple[Group, ...]:
+    """Group trials of these outcomes by reason; numbers in a reason do not tell groups apart, the first is shown."""
+    counts: Counter[tuple[str, Outcome, str]] = Counter()
+    shown: dict[tuple[str, Outcome, str], str] = defaultdict(str)
+    for record in records:
+        if record.outcome in outcomes:
+            key = (record.mechanism, record.outcome, _DIGITS.sub("#", record.reason))
+            counts[key] += 1
+            shown.setdefault(key, record.reason)
+    return tuple(
+        Group(mechanism=key[0], outcome=key[1], reason=shown[key], count=count) for key, count in counts.most_common()
+    )

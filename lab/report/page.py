@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes the page: one file, no script, nothing fetched, so that it opens from a folder on any machine."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from lab import __version__
+from lab.campaign.expectation import MechanismResult, run_met, weigh_run
+from lab.campaign.store import RECORDS, MechanismAsked, Run, read_run
+from lab.errors import EvidenceError
+from lab.host.files import write_whole
+from lab.report.example import Example, find_evidence, find_example, link_evidence
+from lab.report.figures import (
+    Group,
+    NmiTotals,
+    Price,
+    answer,
+    bound_percent,
+    count_broken,
+    group_reasons,
+    measure_price,
+    total_nmis,
+)
+from lab.report.text import finalize, format_count, format_exact_us, format_us
+from lab.spec.mechanism import Expectation
+from lab.spec.verdict import Outcome, TrialRecord
+
+PAGE = "index.html"
+
+#: More rows make a browser slow, and nobody reads them: the records are all in the run's folder.
+MAX_ROWS = 2_000
+MAX_GROUPS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One mechanism on the page.
+
+    :param headline: the answer to the mail's question in a few words
+    :param sentence: the same, with numbers
+    :param bound: below how many percent of trials ``quiet`` breaks, where no break was seen
+    :param broken: invariants that broke, and in how many trials
+    """
+
+    asked: MechanismAsked
+    result: MechanismResult
+    headline: str
+    sentence: str
+    bound: float | None
+    windows_judged: int
+    windows_unseen: int
+    nmis: NmiTotals
+    price: Price
+    broken: tuple[tuple[str, int], ...]
+    example: Example | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One trial in the list of all; ``link`` is empty where its evidence cannot be opened, and ``problem`` says why."""
+
+    record: TrialRecord
+    link: str
+    problem: str
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write the page of a run into its folder and return its path.
+
+    :raise EvidenceError: the folder holds no run, or a damaged one
+    :raise HostError: the page could not be written
+    """
+    run = read_run(run_folder)
+    rows = tuple(_make_rows(run_folder, run))
+    listed = _list_trials(run_folder, run)
+    page = _make_environment().get_template("page.html").render(
+        info=run.info,
+        torn=run.torn,
+        trials=len(run.records),
+        rows=rows,
+        met=run_met(row.result for row in rows),
+        outcomes={outcome.value: sum(r.outcome is outcome for r in run.records) for outcome in Outcome},
+        groups=_group(run.records),
+        surprises=[trial for trial in listed if trial.record.outcome is not Outcome.PASS],
+        passes=[trial for trial in listed if trial.record.outcome is Outcome.PASS],
+        unlisted=len(run.records) - len(listed),
+        records_file=RECORDS,
+        report_version=__version__,
+    )  # fmt: skip
+    path = run_folder / PAGE
+    write_whole(path, page.encode(errors="backslashreplace"))
+    return path
+
+
+def reproduce(record: TrialRecord) -> str:
+    """Return the command that runs a trial's plan again."""
+    words = ("lab", "trial", "--mechanism", record.mechanism, "--topology", record.topology)
+    return shlex.join((*words, "--seed", str(record.seed), "--out", "DIR"))
+
+
+def judge_again(evidence: str) -> str:
+    """Return the command that judges a trial's evidence again, to be run in the run's folder."""
+    return shlex.join(("lab", "judge", f"./{evidence}"))
+
+
+def _make_environment() -> jinja2.Environment:
+    """Escape everything, always: what is shown came from guests."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"us": format_us, "exact_us": format_exact_us, "count": format_count}
+    environment.globals |= {"reproduce": reproduce, "judge_again": judge_again, "shares": _shares}
+    return environment
+
+
+def _make_rows(run_folder: Path, run: Run) -> Iterator[Row]:
+    expectations = {asked.name: asked.expectation for asked in run.info.mechanisms}
+    by_name: dict[str, list[TrialRecord]] = {name: [] for name in expectations}
+    for record in run.records:
+        by_name[record.mechanism].append(record)
+    asked_by_name = {asked.name: asked for asked in run.info.mechanisms}
+    for result in weigh_run(expectations, run.records):
+        records = by_name[result.name]
+        headline, sentence = answer(result)
+        yield Row(
+            asked=asked_by_name[result.name],
+            result=result,
+            headline=headline,
+            sentence=sentence,
+            bound=bound_percent(result.quiet),
+            windows_judged=sum(record.windows_judged for record in records),
+            windows_unseen=sum(record.windows_unseen for record in records),
+            nmis=total_nmis(records),
+            price=measure_price(records),
+            broken=count_broken(records),
+            example=find_example(run_folder, records),
+        )
+
+
+def _group(records: Sequence[TrialRecord]) -> Mapping[str, tuple[Group, ...]]:
+    """Group what shows nothing and what failed to run, each with its most frequent reasons first."""
+    return {
+        outcome.value: group_reasons(records, (outcome,))[:MAX_GROUPS] for outcome in (Outcome.ERROR, Outcome.INVALID)
+    }
+
+
+def _list_trials(run_folder: Path, run: Run) -> list[Listed]:
+    """Pick the trials to list: what nobody expected first, and no more than a browser takes."""
+    controls = {asked.name for asked in run.info.mechanisms if asked.expectation is Expectation.CAUGHT}
+
+    def surprise(record: TrialRecord) -> int:
+        if record.outcome is Outcome.FAIL:
+            return 3 if record.mechanism in controls else 1
+        return {Outcome.ERROR: 0, Outcome.INVALID: 2, Outcome.PASS: 4}[record.outcome]
+
+    return [_list_trial(run_folder, record) for record in sorted(run.records, key=surprise)[:MAX_ROWS]]
+
+
+def _list_trial(run_folder: Path, record: TrialRecord) -> Listed:
+    try:
+        find_evidence(run_folder, record.evidence)
+    except EvidenceError as error:
+        return Listed(record=record, link="", problem=str(error))
+    return Listed(record=record, link=link_evidence(record.evidence), problem="")
+
+
+def _shares(parts: Sequence[int]) -> list[float]:
+    """Return what each part is of the whole, in percent."""
+    whole = sum(parts) or 1
+    return [round(100 * part / whole, 2) for part in parts]
