@@ -26,6 +26,7 @@ class InheritedFds(msgspec.Struct, frozen=True, kw_only=True):
     """QEMU's ends of the socket pairs it inherits; nobody else can open them and no path can be raced for."""
 
     monitor: int
+    nmi_monitor: int
     qtest: int
     console: int
 
@@ -52,6 +53,8 @@ def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
         "-m", str(spec.memory_mib),
         "-chardev", f"socket,id=monitor,fd={fds.monitor}",
         "-mon", "chardev=monitor,mode=control",
+        "-chardev", f"socket,id=nmi,fd={fds.nmi_monitor}",
+        "-mon", "chardev=nmi,mode=control",
         # Not -qtest: in 7.2 that takes no chardev of another name than its own. log=none: else each command is logged.
         "-chardev", f"socket,id=aim,fd={fds.qtest}",
         "-object", "qtest,id=qtest,chardev=aim,log=none",

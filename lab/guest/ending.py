@@ -14,6 +14,8 @@ from lab.spec.evidence import Ending
 
 #: A guest can print any number of panics; the first few tell all there is.
 MAX_REPORTS = 16
+#: How many of them the reason quotes: QEMU's event says that it was a panic, the console says which.
+QUOTED_REPORTS = 2
 
 
 class GuestEnd(msgspec.Struct, frozen=True):
@@ -57,8 +59,11 @@ class EndLatch:
     def seen(self) -> GuestEnd | None:
         """How the guest ended, None while it has not."""
         with self._lock:
-            panics = (report for report in self._reports if report.kind is Ending.PANIC)
-            return next(panics, self._reports[0] if self._reports else None)
+            if not self._reports:
+                return None
+            panics = [report for report in self._reports if report.kind is Ending.PANIC]
+            told = (panics or self._reports)[:QUOTED_REPORTS]
+            return GuestEnd(told[0].kind, "; ".join(report.reason for report in told))
 
     def report(self, kind: Ending, reason: str) -> None:
         """Tell that the guest has ended, and wake all who wait."""

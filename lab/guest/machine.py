@@ -48,6 +48,7 @@ class Machine:
         *,
         process: proc.Process,
         qmp: QmpChannel,
+        broadcast: BroadcastInjector,
         aimed: AimedInjector,
         console: Console,
         shell: GuestShell,
@@ -56,7 +57,7 @@ class Machine:
     ) -> None:
         self.shell = shell
         self.qmp = qmp
-        self.broadcast = BroadcastInjector(qmp)
+        self.broadcast = broadcast
         self.aimed = aimed
         self.console = console
         self.latch = latch
@@ -131,9 +132,7 @@ def start_guest(
     with contextlib.ExitStack() as stack:
         latch = stack.enter_context(EndLatch())
         ours, theirs = _make_channels(stack)
-        fds = InheritedFds(
-            monitor=theirs["monitor"].fileno(), qtest=theirs["qtest"].fileno(), console=theirs["console"].fileno()
-        )
+        fds = InheritedFds(**{name: end.fileno() for name, end in theirs.items()})
         console = stack.enter_context(Console(ours["console"], run_dir / CONSOLE_LOG, latch))
         qmp = stack.enter_context(QmpChannel(ours["monitor"], latch))
         # Entered after what reads from QEMU and so ended before it: then each reader meets the end of its stream.
@@ -142,8 +141,10 @@ def start_guest(
             end.close()
         stack.enter_context(ExitWatch(process, run_dir / QEMU_LOG, latch))
         stack.callback(latch.seal)
+        broadcast = BroadcastInjector(ours["nmi_monitor"], latch)
         try:
             qmp.connect(deadline)
+            broadcast.connect(deadline)
             with contextlib.suppress(DeadlineError):
                 console.wait_for(READY, deadline.within(READY_S))
             shell = stack.enter_context(open_shell(find_port(qmp, deadline), keys, latch, deadline))
@@ -154,6 +155,7 @@ def start_guest(
         yield Machine(
             process=process,
             qmp=qmp,
+            broadcast=broadcast,
             aimed=AimedInjector(ours["qtest"], spec.topology, latch),
             console=console,
             shell=shell,
@@ -164,7 +166,7 @@ def start_guest(
 
 def _make_channels(stack: contextlib.ExitStack) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:
     ours, theirs = {}, {}
-    for name in ("monitor", "qtest", "console"):
+    for name in InheritedFds.__struct_fields__:
         pair = socket.socketpair()
         ours[name], theirs[name] = (stack.enter_context(end) for end in pair)
     return ours, theirs
@@ -175,7 +177,7 @@ def _start_qemu(
     spec: GuestSpec, initrd: Path, fds: InheritedFds, oracle_fd: int | None, log: Path
 ) -> Iterator[proc.Process]:
     words = command_line(msgspec.structs.replace(spec, initrd=initrd), fds)
-    inherited = (fds.monitor, fds.qtest, fds.console, *(() if oracle_fd is None else (oracle_fd,)))
+    inherited = (*msgspec.structs.astuple(fds), *(() if oracle_fd is None else (oracle_fd,)))
     with open(log, "xb") as sink, proc.start_process(words, pass_fds=inherited, stderr=sink) as process:
         try:
             yield process

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
@@ -14,13 +13,12 @@ from qemu.qmp import EventListener, QMPClient
 
 from lab.errors import DeadlineError, GuestError, GuestGone
 from lab.guest.ending import EndLatch
+from lab.guest.lines import EXIT_NEWS_S
 from lab.host.deadline import Deadline
 from lab.spec.evidence import Ending
 
 #: How long the channel may take to shut down in an orderly way; QEMU may be stopped and never read another byte.
 CLOSE_S = 1.0
-#: When the channel breaks, QEMU's exit is told within this time, which makes a better message.
-EXIT_NEWS_S = 1.0
 #: Beyond the deadline, for the loop's own thread to say so; only a defect of this module takes longer.
 BACKSTOP_S = 2.0
 
@@ -82,21 +80,6 @@ class QmpChannel:
         :raise DeadlineError: no reply came; a late one will be dropped
         """
         return self._await(self._client.execute(command, arguments), deadline, f"QMP '{command}'")
-
-    def execute_timed(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline
-    ) -> tuple[int, int]:
-        """Run a command; return CLOCK_MONOTONIC ns before it was written and after its reply was read.
-
-        Both are read in the loop's own thread, so they lie as close as can be. Raises as execute() does.
-        """
-
-        async def timed() -> tuple[int, int]:
-            send_ns = time.monotonic_ns()
-            await self._client.execute(command, arguments)
-            return send_ns, time.monotonic_ns()
-
-        return self._await(timed(), deadline, f"QMP '{command}'")
 
     def _await(self, work: Coroutine[Any, Any, _Result], deadline: Deadline, what: str) -> _Result:
         """Have the loop do something, and wait for it, for the guest's end or for the deadline."""

@@ -13,14 +13,13 @@ import paramiko
 
 from lab.errors import DeadlineError, GuestError, GuestGone, UsageError
 from lab.guest.ending import EndLatch
+from lab.guest.lines import EXIT_NEWS_S
 from lab.host.deadline import Deadline
 
 #: What one command may print; more is read and dropped.
 MAX_OUTPUT_BYTES = 8 << 20
 #: What one command may consist of; it travels as one word of the shell.
 MAX_SCRIPT_BYTES = 4 << 20
-#: When the connection breaks, QEMU's exit is told within this time, which makes a better message.
-EXIT_NEWS_S = 1.0
 
 _CHUNK_BYTES = 1 << 16
 #: Room for the line end, the nonce, a blank, three digits and a line end.
@@ -94,7 +93,7 @@ class GuestShell:
             raise UsageError(
                 f"a script for the guest has {len(script)} characters: allowed are {MAX_SCRIPT_BYTES}, no NUL"
             )
-        what = f"the guest to run '{script[:60]}'"
+        what = f"the guest to run '{script.strip().partition(chr(10))[0][:60]}'"
         nonce = secrets.token_hex(16)
         # eval, so that a syntax error ends the subshell only; the nonce in two words, so that a shell that prints what
         # it reads does not print the marker.

@@ -8,7 +8,7 @@ from lab.guest.spec import Accelerator, GuestSpec
 from lab.spec.topology import Topology
 
 SPEC = GuestSpec(topology=Topology(2, 3, 2), kernel=Path("/k/bzImage"), initrd=Path("/i/initrd"))
-FDS = InheritedFds(monitor=5, qtest=7, console=9)
+FDS = InheritedFds(monitor=5, nmi_monitor=6, qtest=7, console=9)
 
 
 def test_every_word_of_the_default_machine() -> None:
@@ -28,6 +28,8 @@ def test_every_word_of_the_default_machine() -> None:
         "-m", "256",
         "-chardev", "socket,id=monitor,fd=5",
         "-mon", "chardev=monitor,mode=control",
+        "-chardev", "socket,id=nmi,fd=6",
+        "-mon", "chardev=nmi,mode=control",
         "-chardev", "socket,id=aim,fd=7",
         "-object", "qtest,id=qtest,chardev=aim,log=none",
         "-chardev", "socket,id=console,fd=9",

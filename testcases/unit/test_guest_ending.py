@@ -50,7 +50,7 @@ def test_a_panic_outranks_the_exit_whoever_is_heard_first() -> None:
         latch.report(Ending.PANIC, "first panic")
         latch.report(Ending.PANIC, "second panic")
         assert latch.seen is not None
-        assert (latch.seen.kind, latch.seen.reason) == (Ending.PANIC, "first panic")
+        assert (latch.seen.kind, latch.seen.reason) == (Ending.PANIC, "first panic; second panic")
 
 
 def test_what_follows_the_seal_and_what_exceeds_the_bound_is_ignored() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lab.errors import DeadlineError, GuestError, GuestGone
 from lab.guest.ending import EndLatch
-from lab.guest.nmi import AimedInjector
+from lab.guest.nmi import ALL_VCPUS, AimedInjector, BroadcastInjector
 from lab.host.deadline import Deadline
 from lab.spec.evidence import Ending
 from lab.spec.topology import Topology
@@ -89,7 +89,7 @@ def test_the_guests_end_ends_the_wait_at_once() -> None:
 def test_a_closed_channel_is_a_guest_gone() -> None:
     with opened() as (aimed, qemu, _):
         qemu.close()
-        with pytest.raises(GuestGone, match="qtest"):
+        with pytest.raises(GuestGone, match="closed the channel"):
             aimed.inject(1, Deadline.after(10))
 
 
@@ -99,3 +99,47 @@ def test_nonsense_is_no_reply(reply: bytes) -> None:
         answer(qemu, reply)
         with pytest.raises(GuestError):
             aimed.inject(1, Deadline.after(10))
+
+
+GREETING = b'{"QMP": {"version": {}, "capabilities": ["oob"]}}\r\n'
+EVENT = b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RTC_CHANGE", "data": {"return": 1}}\r\n'
+DONE = b'{"return": {}}\r\n'
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[tuple[BroadcastInjector, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with EndLatch() as latch, ours, theirs:
+        broadcast = BroadcastInjector(ours, latch)
+        theirs.sendall(GREETING)
+        seen = answer(theirs, DONE)
+        broadcast.connect(Deadline.after(10))
+        assert seen == [b'{"execute": "qmp_capabilities"}\n']
+        yield broadcast, theirs
+
+
+def test_a_broadcast_is_told_from_events() -> None:
+    with connected() as (broadcast, qemu):
+        seen = answer(qemu, EVENT, EVENT + DONE[:5], DONE[5:])
+        before = time.monotonic_ns()
+        send_ns, reply_ns = broadcast.inject(ALL_VCPUS, Deadline.after(10))
+        assert before <= send_ns < reply_ns <= time.monotonic_ns()
+        assert seen == [b'{"execute": "inject-nmi"}\n']
+
+
+def test_a_refused_broadcast_and_one_that_is_aimed() -> None:
+    with connected() as (broadcast, qemu):
+        answer(qemu, b'{"error": {"class": "GenericError", "desc": "no"}}\r\n')
+        with pytest.raises(GuestError, match="GenericError"):
+            broadcast.inject(ALL_VCPUS, Deadline.after(10))
+        with pytest.raises(GuestError, match="vCPU 1"):
+            broadcast.inject(1)
+        answer(qemu, b"nonsense\n")
+        with pytest.raises(GuestError, match="nonsense"):
+            broadcast.inject(ALL_VCPUS, Deadline.after(10))
+
+
+def test_a_greeting_that_never_comes_ends_at_the_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    with EndLatch() as latch, ours, theirs, pytest.raises(DeadlineError, match="qmp_capabilities"):
+        BroadcastInjector(ours, latch).connect(Deadline.after(0.05))

@@ -73,13 +73,6 @@ def test_a_command_returns_its_result() -> None:
         assert qmp.qemu_version == "7.2.22 (Debian 1:7.2)"
 
 
-def test_a_timed_command_brackets_the_exchange() -> None:
-    with opened() as (qmp, _):
-        before = time.monotonic_ns()
-        send_ns, reply_ns = qmp.execute_timed("inject-nmi", deadline=Deadline.after(10))
-        assert before <= send_ns < reply_ns <= time.monotonic_ns()
-
-
 def test_a_refusal_says_what_was_refused() -> None:
     def refuse(qemu: FakeQemu, id_: object) -> None:
         qemu.send({"error": {"class": "GenericError", "desc": "no such thing"}, "id": id_})

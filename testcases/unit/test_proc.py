@@ -92,9 +92,14 @@ def test_leaving_reaps_the_program_and_ends_its_group(tmp_path: Path) -> None:
 
 def test_leaving_by_an_exception_reaps_it_too() -> None:
     pids = []
-    with pytest.raises(KeyError), proc.start_process(["sleep", "600"]) as process:
-        pids.append(process.pid)
-        raise KeyError
+
+    def fail() -> None:
+        with proc.start_process(["sleep", "600"]) as process:
+            pids.append(process.pid)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert not psutil.pid_exists(pids[0])
 
 
