@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from lab.campaign.expectation import QUIET
 from lab.errors import EvidenceError
+from lab.report.figures import NEVER_REQUIRED
 from lab.report.timeline import Timeline, draw_timeline
 from lab.spec.verdict import Finding, Invariant, Outcome, TrialRecord, Verdict
 from lab.trial.folder import read_evidence, read_verdict
@@ -66,7 +67,7 @@ def find_example(run_folder: Path, records: Iterable[TrialRecord]) -> Example | 
 
     Without evidence the first broken trial stands, and says so.
     """
-    broken = [record for record in records if Finding.BROKEN in record.invariants.values()]
+    broken = [record for record in records if _is_broken(record)]
     if not broken:
         return None
     ranked = sorted(broken, key=_rank)
@@ -90,6 +91,10 @@ def find_example(run_folder: Path, records: Iterable[TrialRecord]) -> Example | 
     return Example(record=record, reason=verdict.reason, broken=invariants, timeline=timeline, problem=problem)
 
 
+def _is_broken(record: TrialRecord) -> bool:
+    return any(finding is Finding.BROKEN and name not in NEVER_REQUIRED for name, finding in record.invariants.items())
+
+
 def _rank(record: TrialRecord) -> tuple[bool, bool]:
     """Order trials: those that FAIL first, of them those that were not quiet."""
     return record.outcome is not Outcome.FAIL, record.invariants.get(QUIET) is not Finding.BROKEN
@@ -97,7 +102,11 @@ def _rank(record: TrialRecord) -> tuple[bool, bool]:
 
 def _sort_broken(invariants: Iterable[Invariant]) -> tuple[Invariant, ...]:
     broken = [invariant for invariant in invariants if invariant.finding is Finding.BROKEN]
-    return tuple(sorted(broken, key=lambda invariant: (invariant.name != QUIET, not invariant.required)))
+    return tuple(sorted(broken, key=_by_weight))
+
+
+def _by_weight(invariant: Invariant) -> tuple[bool, bool, bool]:
+    return invariant.name != QUIET, not invariant.required, invariant.name in NEVER_REQUIRED
 
 
 def _proof_length(verdict: Verdict) -> tuple[bool, int]:

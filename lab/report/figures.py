@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The numbers of a run, mechanism by mechanism. Pure: records in, rows out."""
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -9,12 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab.campaign.expectation import MechanismResult, Tally
+from lab.errors import UsageError
+from lab.spec.mechanism import Expectation
+from lab.spec.topology import Topology
 from lab.spec.verdict import Durations, Finding, Outcome, Span, TrialRecord
 
 #: Durations of trials that show nothing, or where the host failed, would say more of the host than of the mechanism.
 TIMED_OUTCOMES = (Outcome.PASS, Outcome.FAIL)
+#: Invariants that no scenario requires: a break of them accuses nobody (design: the invariants).
+NEVER_REQUIRED = ("still", "nmis-serviced")
 #: The chance of a bound being wrong, for the rule of three.
 BOUND_RISK = 0.05
+
+_parse_topology = functools.cache(Topology.parse)
 
 _DIGITS = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?", re.IGNORECASE)
 
@@ -31,12 +39,16 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What a mechanism's loads cost. ``host`` and ``guest`` are different clocks and never share a column."""
+    """What a mechanism's loads cost; ``guest_*`` are of the guest's clock, all others of the host's.
+
+    :param hold_beyond: what each sibling's hold is longer than the window of its core, which the plan chose
+    """
 
     load: Spread
     rendezvous: Spread
     window: Spread
     hold: Spread
+    hold_beyond: Spread
     nmi_delay: Spread
     guest_wait: Spread
     guest_update: Spread
@@ -84,6 +96,12 @@ def answer(result: MechanismResult) -> tuple[str, str]:
         return "Not quiet", f"the sibling left its wait in {_of(quiet.broken, quiet)}; whether harmlessly is unseen"
     if harmless.broken:
         return "Nasty ones", f"the sibling executed nasty instructions in {_of(harmless.broken, harmless)}"
+    if quiet.held and not (result.met and result.expectation is Expectation.CLEAN):
+        # A control that nobody caught says that the lab is blind, not that the sibling was quiet.
+        return "Not shown", (
+            f"no break was seen in the {quiet.held} of {quiet.trials} trials that could tell,"
+            " which is no answer while this mechanism is not as expected"
+        )
     if quiet.held:
         return "No instruction at all", (
             f"nothing outside its wait was seen in the {quiet.held} of {quiet.trials} trials that could tell"
@@ -104,7 +122,8 @@ def _of(count: int, tally: Tally) -> str:
 
 def measure_price(records: Iterable[TrialRecord]) -> Price:
     """Spread out the durations of one mechanism's trials that passed or failed."""
-    timed = [record.durations for record in records if record.outcome in TIMED_OUTCOMES]
+    chosen = [record for record in records if record.outcome in TIMED_OUTCOMES]
+    timed = [record.durations for record in chosen]
 
     def each(pick: Callable[[Durations], float | None]) -> Spread:
         return measure_spread([value for value in map(pick, timed) if value is not None])
@@ -117,11 +136,22 @@ def measure_price(records: Iterable[TrialRecord]) -> Price:
         rendezvous=each(lambda d: d.host_rendezvous_us),
         window=every(lambda d: d.host_windows_us),
         hold=every(lambda d: d.host_holds_us),
+        hold_beyond=measure_spread([beyond_us for record in chosen for beyond_us in _find_beyond(record)]),
         nmi_delay=every(lambda d: d.host_nmi_delay_us),
         guest_wait=every(lambda d: d.guest_waits_us),
         guest_update=every(lambda d: d.guest_updates_us),
         tsc_error=each(lambda d: d.tsc_error_us),
     )
+
+
+def _find_beyond(record: TrialRecord) -> list[float]:
+    windows_us = {span.who: span.us for span in record.durations.host_windows_us}
+    try:
+        topology = _parse_topology(record.topology)
+    except UsageError:
+        return []
+    holds = [(topology.core_of(span.who), span.us) for span in record.durations.host_holds_us]
+    return [hold_us - windows_us[core] for core, hold_us in holds if core in windows_us]
 
 
 def measure_spread(values_us: Sequence[float]) -> Spread:
@@ -146,12 +176,20 @@ def total_nmis(records: Iterable[TrialRecord]) -> NmiTotals:
     )
 
 
+def tally_invariant(records: Iterable[TrialRecord], name: str) -> Tally | None:
+    """Return how an invariant was found, or None where no trial was judged by it."""
+    counter = Counter(record.invariants[name] for record in records if name in record.invariants)
+    if not counter:
+        return None
+    return Tally(held=counter[Finding.HELD], broken=counter[Finding.BROKEN], unseen=counter[Finding.UNSEEN])
+
+
 def count_broken(records: Iterable[TrialRecord]) -> tuple[tuple[str, int], ...]:
-    """Return each invariant that broke and in how many trials, the most frequent first."""
+    """Return each invariant that broke and in how many trials, the most frequent first, those never required last."""
     counter = Counter(
         name for record in records for name, finding in record.invariants.items() if finding is Finding.BROKEN
     )
-    return tuple(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+    return tuple(sorted(counter.items(), key=lambda item: (item[0] in NEVER_REQUIRED, -item[1], item[0])))
 
 
 def group_reasons(records: Iterable[TrialRecord], outcomes: Sequence[Outcome]) -> tuple[Group, ...]:

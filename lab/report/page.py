@@ -9,12 +9,13 @@ from pathlib import Path
 import jinja2
 
 from lab import __version__
-from lab.campaign.expectation import MechanismResult, run_met, weigh_run
+from lab.campaign.expectation import MechanismResult, Tally, run_met, weigh_run
 from lab.campaign.store import RECORDS, MechanismAsked, Run, read_run
 from lab.errors import EvidenceError
 from lab.host.files import write_whole
 from lab.report.example import Example, find_evidence, find_example, link_evidence
 from lab.report.figures import (
+    NEVER_REQUIRED,
     Group,
     NmiTotals,
     Price,
@@ -23,6 +24,7 @@ from lab.report.figures import (
     count_broken,
     group_reasons,
     measure_price,
+    tally_invariant,
     total_nmis,
 )
 from lab.report.text import finalize, format_count, format_exact_us, format_us
@@ -30,6 +32,8 @@ from lab.spec.mechanism import Expectation
 from lab.spec.verdict import Outcome, TrialRecord
 
 PAGE = "index.html"
+
+STILL = "still"
 
 #: More rows make a browser slow, and nobody reads them: the records are all in the run's folder.
 MAX_ROWS = 2_000
@@ -43,6 +47,7 @@ class Row:
     :param headline: the answer to the mail's question in a few words
     :param sentence: the same, with numbers
     :param bound: below how many percent of trials ``quiet`` breaks, where no break was seen
+    :param still: whether the sibling stayed in one loop, which no mechanism promises
     :param broken: invariants that broke, and in how many trials
     """
 
@@ -51,6 +56,7 @@ class Row:
     headline: str
     sentence: str
     bound: float | None
+    still: Tally | None
     windows_judged: int
     windows_unseen: int
     nmis: NmiTotals
@@ -88,6 +94,7 @@ def write_report(run_folder: Path) -> Path:
         surprises=[trial for trial in listed if trial.record.outcome is not Outcome.PASS],
         passes=[trial for trial in listed if trial.record.outcome is Outcome.PASS],
         unlisted=len(run.records) - len(listed),
+        never_required=NEVER_REQUIRED,
         records_file=RECORDS,
         report_version=__version__,
     )  # fmt: skip
@@ -137,6 +144,7 @@ def _make_rows(run_folder: Path, run: Run) -> Iterator[Row]:
             headline=headline,
             sentence=sentence,
             bound=bound_percent(result.quiet),
+            still=tally_invariant(records, STILL),
             windows_judged=sum(record.windows_judged for record in records),
             windows_unseen=sum(record.windows_unseen for record in records),
             nmis=total_nmis(records),

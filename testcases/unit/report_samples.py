@@ -287,6 +287,7 @@ def make_record(
 ) -> TrialRecord:
     source = random.Random(f"{trial}/{mechanism}")
     found = quiet or {Outcome.PASS: Finding.HELD, Outcome.FAIL: Finding.BROKEN}.get(outcome, Finding.UNSEEN)
+    windows_us = [10_000 + source.random() * 40_000 for _ in range(2)]
     waits = tuple(Span(who=cpu, us=18_000 + source.random() * 9_000) for cpu in range(4))
     return TrialRecord(
         trial=trial,
@@ -298,6 +299,7 @@ def make_record(
         invariants={
             "quiet": found,
             "harmless": found,
+            "still": Finding.BROKEN if found is Finding.HELD and trial % 2 else found,
             "no-nmi-entry-in-window": found,
             "released-after-update": Finding.HELD,
             "within-deadline": Finding.HELD,
@@ -306,8 +308,8 @@ def make_record(
         durations=Durations(
             host_load_us=21_000 + source.random() * 20_000,
             host_rendezvous_us=900 + source.random() * 900,
-            host_windows_us=tuple(Span(who=core, us=10_000 + source.random() * 40_000) for core in range(2)),
-            host_holds_us=tuple(Span(who=vcpu, us=15_000 + source.random() * 40_000) for vcpu in (1, 3)),
+            host_windows_us=tuple(Span(who=core, us=windows_us[core]) for core in range(2)),
+            host_holds_us=tuple(Span(who=v, us=windows_us[v // 2] + 400 + source.random() * 900) for v in (1, 3)),
             host_nmi_delay_us=tuple(Span(who=0, us=150 + source.random() * 500) for _ in range(12)),
             guest_waits_us=waits,
             guest_updates_us=waits[:2],

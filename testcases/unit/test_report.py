@@ -101,7 +101,8 @@ def test_the_page_answers_the_mails_question(sample: Path) -> None:
     assert "fewer than 15 % of trials break" in text
     assert "Caught, as it must be." in text
     assert "window of core 1 unseen: its sibling ran 5 blocks" in text
-    assert "± p50" in text
+    assert "error of mapping guest TSC to host TSC, ±" in text
+    assert "still, in one loop" in text
     assert "asm_exc_nmi+0x1c0" in text
     assert "lab judge ./trials/000" in text
     assert "3f" * 32 in text
@@ -251,6 +252,22 @@ def test_the_example_is_the_shortest_proof_of_a_failed_trial(tmp_path: Path) -> 
     assert str(tmp_path) not in example.problem
 
 
+def test_a_break_that_nobody_requires_is_no_accusation(tmp_path: Path) -> None:
+    record = make_record(1, "nmi-self", Outcome.PASS)
+    record = msgspec.structs.replace(record, invariants={"quiet": Finding.HELD, "still": Finding.BROKEN})
+    assert find_example(tmp_path, [record]) is None
+    text = words(read_page(write_run(tmp_path, [record])))
+    assert "still reported, never required 1 of 1" in text
+    assert "No instruction at all" in text
+
+
+def test_a_control_that_nobody_caught_answers_nothing(tmp_path: Path) -> None:
+    text = words(read_page(write_run(tmp_path, [make_record(1, "stop-machine", Outcome.PASS)])))
+    assert "Not shown no break was seen in the 1 of 1 trials that could tell, which is no answer" in text
+    assert "not caught" in text
+    assert "No instruction at all nothing" not in text
+
+
 def test_commands_can_be_pasted() -> None:
     record = make_record(1, "stop-machine", Outcome.FAIL)
     assert reproduce(record) == (f"lab trial --mechanism stop-machine --topology 1x2x2 --seed {record.seed} --out DIR")
@@ -341,6 +358,18 @@ def test_prices_leave_out_trials_that_show_nothing_and_numbers_that_are_none() -
     price = measure_price(records)
     assert price.load == measure_spread([])
     assert (price.window.n, price.window.p50_us, price.window.max_us) == (1, 5.0, 5.0)
+
+
+def test_a_hold_beyond_its_window_is_taken_from_its_own_core() -> None:
+    durations = Durations(
+        host_windows_us=(Span(who=0, us=100.0), Span(who=1, us=1000.0)),
+        host_holds_us=(Span(who=1, us=107.0), Span(who=3, us=1009.0), Span(who=5, us=1.0)),
+    )
+    record = msgspec.structs.replace(make_record(1, "x", Outcome.PASS), durations=durations)
+    beyond = measure_price([record]).hold_beyond
+    assert (beyond.n, beyond.p50_us, beyond.max_us) == (2, 8.0, 9.0)
+    foreign = msgspec.structs.replace(record, topology="round")
+    assert measure_price([foreign]).hold_beyond.n == 0
 
 
 def test_reasons_that_differ_in_numbers_are_one_group() -> None:
