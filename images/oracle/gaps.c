@@ -4,12 +4,16 @@
 /* A vCPU's first callback in a load: what it waited since the load began counts too. */
 static void enter_load(struct oracle_vcpu *vcpu)
 {
-	uint32_t load = load_relaxed(&oracle.header->status.load);
+	const struct oracle_status *status = &oracle.header->status;
+	uint32_t load = load_relaxed(&status->watched_load);
+	uint32_t trial = load_relaxed(&status->watched_trial);
 
 	if (vcpu->gap_load == load)
 		return;
-	store_relaxed(&vcpu->gap_tsc, 0);
-	store_relaxed(&vcpu->last_tsc, load_relaxed(&oracle.header->status.load_begin_tsc));
+	if (vcpu->gap_trial != trial)
+		store_relaxed(&vcpu->gap_tsc, 0);
+	store_relaxed(&vcpu->gap_trial, trial);
+	store_relaxed(&vcpu->last_tsc, load_relaxed(&status->load_begin_tsc));
 	store_release(&vcpu->gap_load, load);
 }
 
@@ -29,29 +33,39 @@ void gap_restart(struct oracle_vcpu *vcpu)
 	store_relaxed(&vcpu->last_tsc, now_tsc());
 }
 
-void gaps_begin(void)
+void gaps_begin(uint32_t trial)
 {
-	for (uint32_t i = 0; i < oracle.vcpu_count; i++)
-		store_relaxed(&oracle.vcpus[i].end_tsc, 0);
+	struct oracle_status *status = &oracle.header->status;
+
+	if (status->watched_trial != trial)
+		for (uint32_t i = 0; i < oracle.vcpu_count; i++)
+			store_relaxed(&oracle.vcpus[i].end_tsc, 0);
+	store_relaxed(&status->load_begin_tsc, now_tsc());
+	store_relaxed(&status->watched_trial, trial);
+	store_relaxed(&status->watched_load, load_relaxed(&status->load));
 	for (uint32_t i = 0; i < oracle.core_count; i++)
 		__atomic_fetch_or(&oracle.cores[i].watch, WATCH_LOAD, __ATOMIC_RELEASE);
 }
 
-/* Count the last stretch of those that were starved up to the load's end, too. */
+/* Count the time of those that were starved up to the load's end, too. */
 void gaps_end(void)
 {
-	const struct oracle_status *status = &oracle.header->status;
-	uint64_t tsc = status->load_end_tsc;
+	struct oracle_status *status = &oracle.header->status;
+	uint64_t tsc = now_tsc();
 
+	if (status->load != status->watched_load)
+		return;
+	store_relaxed(&status->load_end_tsc, tsc);
 	for (uint32_t i = 0; i < oracle.core_count; i++)
 		__atomic_fetch_and(&oracle.cores[i].watch, ~WATCH_LOAD, __ATOMIC_RELEASE);
 	for (uint32_t i = 0; i < oracle.vcpu_count; i++) {
 		struct oracle_vcpu *vcpu = &oracle.vcpus[i];
-		uint64_t since = load_acquire(&vcpu->gap_load) == status->load
+		uint64_t since = load_acquire(&vcpu->gap_load) == status->watched_load
 					 ? load_relaxed(&vcpu->last_tsc)
 					 : status->load_begin_tsc;
 
-		if (!is_halted(vcpu) && !load_relaxed(&vcpu->held) && tsc > since)
+		if (!is_halted(vcpu) && !load_relaxed(&vcpu->held) && tsc > since &&
+		    tsc - since > vcpu->end_tsc)
 			store_relaxed(&vcpu->end_tsc, tsc - since);
 	}
 }

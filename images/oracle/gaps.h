@@ -9,7 +9,7 @@
 
 void gap_seen(struct oracle_vcpu *vcpu, uint64_t tsc);
 void gap_restart(struct oracle_vcpu *vcpu);
-void gaps_begin(void);
+void gaps_begin(uint32_t trial);
 void gaps_end(void);
 
 #endif /* GAPS_H */

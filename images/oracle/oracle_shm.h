@@ -108,14 +108,16 @@ struct oracle_control {
 struct oracle_status {
 	uint64_t install_mono_ns; /* with install_tsc, the first pair that ties the two clocks */
 	uint64_t install_tsc;
-	uint64_t nmi_entries; /* recorded, over all trials */
-	uint64_t load_begin_tsc;
+	uint64_t nmi_entries;	 /* recorded, over all trials */
+	uint64_t load_begin_tsc; /* of the last watched load */
 	uint64_t load_end_tsc;
 	uint32_t load; /* late loads begun since the guest started */
 	uint32_t load_active;
 	uint32_t link_failures;
 	uint32_t windows_lost;
 	uint32_t installed;
+	uint32_t watched_load; /* the last load of an armed trial, which gaps are looked for in */
+	uint32_t watched_trial;
 	uint32_t reserved;
 };
 
@@ -134,12 +136,13 @@ struct oracle_header {
 struct oracle_vcpu {
 	uint64_t block;	   /* packed (state.h): the block it is in */
 	uint64_t last_tsc; /* its last callback while a load was watched */
-	uint64_t gap_tsc;  /* the longest time between two of those */
-	uint64_t end_tsc;  /* from its last callback to the load's end, written there */
-	uint32_t gap_load; /* the load that gap_tsc is of */
-	uint32_t halts;	   /* goes up on halting and on going on: odd is halted */
-	uint32_t held;	   /* it is being held open by a window */
-	uint32_t reserved[21];
+	uint64_t gap_tsc;  /* the longest time between two of those in gap_trial */
+	uint64_t end_tsc;  /* the longest from its last callback to a load's end, written there */
+	uint32_t gap_load;
+	uint32_t gap_trial;
+	uint32_t halts; /* goes up on halting and on going on: odd is halted */
+	uint32_t held;	/* it is being held open by a window */
+	uint32_t reserved[20];
 };
 
 /* The last window of one core. */

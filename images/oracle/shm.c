@@ -90,6 +90,8 @@ static void adopt(char *base)
 	oracle.core_count = shape->vcpus / shape->threads;
 	oracle.ring_records = shape->ring_records;
 	oracle.table_blocks = shape->table_blocks;
+	for (uint32_t vcpu = 0; vcpu < oracle.vcpu_count; vcpu++)
+		oracle.core_by_vcpu[vcpu] = &oracle.cores[vcpu / oracle.threads];
 }
 
 bool shm_map(const char *path, const qemu_info_t *info, unsigned int threads)

@@ -35,6 +35,7 @@ struct oracle {
 	struct oracle_sibling *siblings;
 	struct oracle_block *tables;
 	struct oracle_record *ring;
+	struct core *core_by_vcpu[ORACLE_MAX_VCPUS]; /* spares every block a division */
 	struct core cores[ORACLE_MAX_CORES];
 	uint32_t vcpu_count;
 	uint32_t core_count;
@@ -44,7 +45,8 @@ struct oracle {
 	int link;
 };
 
-extern struct oracle oracle;
+/* Hidden: reached without the indirection that would let another library replace it. */
+extern struct oracle oracle __attribute__((visibility("hidden")));
 
 /* Say why the oracle cannot be loaded; QEMU then ends. */
 #define complain(...)                                                                              \
@@ -88,7 +90,7 @@ static inline bool in_region(uint64_t packed, uint32_t mechanism)
 
 static inline struct core *core_of(unsigned int vcpu)
 {
-	return &oracle.cores[vcpu / oracle.threads];
+	return oracle.core_by_vcpu[vcpu];
 }
 
 static inline uint32_t armed_trial(void)

@@ -98,6 +98,8 @@ class Status(ctypes.Structure):
         ("link_failures", c_uint32),
         ("windows_lost", c_uint32),
         ("installed", c_uint32),
+        ("watched_load", c_uint32),
+        ("watched_trial", c_uint32),
         ("reserved", c_uint32),
     )
 
@@ -126,9 +128,10 @@ class Vcpu(ctypes.Structure):
         ("gap_tsc", c_uint64),
         ("end_tsc", c_uint64),
         ("gap_load", c_uint32),
+        ("gap_trial", c_uint32),
         ("halts", c_uint32),
         ("held", c_uint32),
-        ("reserved", c_uint32 * 21),
+        ("reserved", c_uint32 * 20),
     )
 
 

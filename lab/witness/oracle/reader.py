@@ -113,20 +113,21 @@ class TrialReader:
         )
 
     def _measure_gaps(self, header: Header) -> list[int]:
-        """Return each vCPU's longest gap in the last load, in cycles.
+        """Return each vCPU's longest gap in the trial's loads, in cycles.
 
-        Where the load's end was never seen, its last sign of life is its end.
+        Where a load's end was never seen, the last sign of life of any vCPU is its end.
         """
         status = header.status
         vcpus = self._file.read_vcpus()
-        if status.load == 0:
+        if status.watched_trial != self._trial:
             return [0] * len(vcpus)
         last_tsc = max((vcpu.last_tsc for vcpu in vcpus), default=0)
         gaps: list[int] = []
         for vcpu in vcpus:
-            entered = vcpu.gap_load == status.load
-            gap = max(vcpu.gap_tsc if entered else 0, vcpu.end_tsc)
-            if status.load_active and not vcpu.held and vcpu.halts % 2 == 0:
+            gap = max(vcpu.gap_tsc if vcpu.gap_trial == self._trial else 0, vcpu.end_tsc)
+            unended = status.load_active and status.load == status.watched_load
+            if unended and not vcpu.held and vcpu.halts % 2 == 0:
+                entered = vcpu.gap_load == status.watched_load
                 gap = max(gap, last_tsc - (vcpu.last_tsc if entered else status.load_begin_tsc))
             gaps.append(gap)
         return gaps
