@@ -95,6 +95,7 @@ def write_evidence(folder: Path, evidence: Evidence, raw: Mapping[str, bytes]) -
     :param raw: further files as the guest gave them, by plain lower-case name; ``console.log`` and ``dmesg.txt``
         are made from the evidence where none is given
     :raise ValueError: a raw file's name is not plain, or is that of a witness
+    :raise EvidenceError: text of a witness is not Unicode: whoever decoded it let surrogates through
     :raise UsageError: the folder holds something else
     :raise HostError: no space, or not writable
     """
@@ -141,7 +142,10 @@ def _encode_witnesses(evidence: Evidence) -> dict[str, bytes]:
         _TIMINGS: evidence.timings,
         _ENDING: _Ended(ending=evidence.ending, reason=evidence.reason, console_tail=evidence.console_tail),
     }
-    return {name: msgspec.json.encode(witness) for name, witness in witnesses.items() if witness is not None}
+    try:
+        return {name: msgspec.json.encode(witness) for name, witness in witnesses.items() if witness is not None}
+    except UnicodeEncodeError as error:
+        raise EvidenceError(f"the evidence holds text that is not Unicode, {error.object!r:.80}") from error
 
 
 def _as_text(lines: tuple[str, ...]) -> bytes:

@@ -94,6 +94,13 @@ def test_raw_files_cannot_take_other_names(tmp_path: Path, name: str) -> None:
     assert names_in(tmp_path) == []
 
 
+def test_text_that_is_not_unicode_is_an_evidence_error(tmp_path: Path) -> None:
+    evidence = msgspec.structs.replace(make_evidence(), reason="\udc80")
+    with pytest.raises(EvidenceError, match="not Unicode"):
+        write_evidence(tmp_path / "trial", evidence, {})
+    assert names_in(tmp_path) == []
+
+
 def test_the_error_names_what_is_missing(saved: Path) -> None:
     (saved / "oracle.json").unlink()
     with pytest.raises(EvidenceError, match=r"oracle\.json is missing"):
