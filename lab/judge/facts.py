@@ -53,6 +53,7 @@ class Facts:
     """What the judge's rules look things up in.
 
     :param events: the oracle's records by sequence number, each once
+    :param windows: those whose edges no record contradicts: of another, nobody knows what happened in it
     :param begin: the load's first record, None when it was not seen
     :param end: the load's last record, None when it was not seen
     :param lost: why the oracle's account is not whole, empty when it is
@@ -136,6 +137,7 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
             end_seq=_end_seq(seen, events),
         )
         for seen in (evidence.oracle.windows if evidence.oracle is not None else ())
+        if not _contradicted(seen, events)
     )
     return Facts(
         evidence=evidence,
@@ -151,6 +153,16 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
 
 def _first(events: Iterable[OracleEvent], kind: EventKind) -> OracleEvent | None:
     return next((event for event in events if event.kind is kind), None)
+
+
+def _contradicted(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> bool:
+    """Say whether a window's edges are recorded elsewhere; an edge whose record is lost is not contradicted."""
+    edges = ((EventKind.WINDOW_OPEN, seen.open_seq), (EventKind.WINDOW_CLOSE, seen.close_seq))
+    for kind, seq in edges:
+        recorded = [event.seq for event in events if event.kind is kind and event.vcpu == seen.primary]
+        if recorded and seq not in recorded:
+            return True
+    return False
 
 
 def _siblings(topology: Topology, seen: WindowSeen) -> tuple[int, ...]:

@@ -170,13 +170,14 @@ def why_log_doubted(facts: Facts) -> str:
 
 def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> list[_Cause]:
     times = list(accumulate((entry.mono_ns for entry in entries), max))
+    floors = _find_floors(facts, vcpu)
     seqs = [entry.seq for entry in entries]
     causes = []
     for sent in facts.sent_to(vcpu):
         first = bisect_left(times, sent.send_ns)
         # The bit falls a moment before the entry's record is written, and a vCPU may be preempted in between: an NMI
         # set in that moment belongs to the entry after, though it was acknowledged before this one was recorded.
-        last = bisect_right(times, sent.reply_ns) + 1 if sent.reply_ns else len(entries)
+        last = bisect_right(floors, sent.reply_ns) if sent.reply_ns else len(entries)
         last = max(first, min(last, len(entries) - 1))
         causes.append(_Cause(first=first, last=last, sent=sent, event=None))
     for event in facts.of_kind(EventKind.SELF_NMI, vcpu):
@@ -186,6 +187,19 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
         last = max(first, min(last, len(entries) - 1))
         causes.append(_Cause(first=first, last=last, sent=None, event=event))
     return causes
+
+
+def _find_floors(facts: Facts, vcpu: int) -> list[int]:
+    """Return for each entry a time before which the vCPU had not yet taken it: that of its own last record before."""
+    floors = []
+    floor_ns = 0
+    for event in facts.events:
+        if event.vcpu != vcpu or event.kind is EventKind.IN_FLIGHT:
+            continue
+        if event.kind is EventKind.NMI_ENTRY:
+            floors.append(floor_ns)
+        floor_ns = max(floor_ns, event.mono_ns)
+    return floors
 
 
 def _find_consumed(facts: Facts, vcpu: int) -> list[OracleEvent]:

@@ -27,7 +27,7 @@ def judge_still(facts: Facts) -> Invariant:
     A loop is known by its function alone: the oracle tells which blocks ran, not how they branch. So ``still`` held
     means one function; a loop that calls another (6.1 waits in ``ndelay()``) is reported broken, and never required.
     """
-    return _over_windows(facts, "still", _find_wandering, _why_not_still, "each sibling stayed in one function")
+    return _over_windows(facts, "still", _find_wandering, why_not_quiet, "each sibling stayed in one function")
 
 
 def judge_harmless(facts: Facts) -> Invariant:
@@ -72,13 +72,37 @@ def why_not_quiet(facts: Facts, window: Window) -> str:
     doubt = why_unseen(facts, window)
     if doubt:
         return doubt
+    for vcpu in window.siblings:
+        if facts.call_in(vcpu) is None:
+            return f"the call-in of vCPU {vcpu} was not seen"
+    return _why_not_listed(window) or _why_on_edge(facts, window, EventKind.OUTSIDE)
+
+
+def _why_not_listed(window: Window) -> str:
+    """Say whose table is not whole; the reader counts blocks and hazards that found no place as ``blocks_lost``."""
     core = window.seen.core
     for vcpu in window.siblings:
         view = window.view_of(vcpu)
         if view is not None and view.blocks_lost:
             return f"{view.blocks_lost} blocks of vCPU {vcpu} found no place in the table of core {core}'s window"
-        if facts.call_in(vcpu) is None:
-            return f"the call-in of vCPU {vcpu} was not seen"
+        if view is not None and not _adds_up(view):
+            return f"the table of vCPU {vcpu} in core {core}'s window does not hold all its blocks"
+    return ""
+
+
+def _adds_up(view: SiblingView) -> bool:
+    inside = sum(block.count for block in view.blocks if block.in_region)
+    outside = sum(block.count for block in view.blocks if not block.in_region)
+    return (inside, outside) == (view.region_blocks, view.outside_blocks)
+
+
+def _why_on_edge(facts: Facts, window: Window, kind: EventKind) -> str:
+    """Say whose record of a window is numbered outside it: preempted while writing, it may have been inside."""
+    for event in facts.of_kind(kind):
+        if event.vcpu in window.siblings and not window.holds(event):
+            return (
+                f"vCPU {event.vcpu} left a record of kind {kind.value} on the edge of core {window.seen.core}'s window"
+            )
     return ""
 
 
@@ -114,17 +138,6 @@ def _find_wandering(_facts: Facts, window: Window) -> list[Proof]:
     return proofs
 
 
-def _why_not_still(facts: Facts, window: Window) -> str:
-    doubt = why_not_quiet(facts, window)
-    if doubt:
-        return doubt
-    for vcpu in window.siblings:
-        view = window.view_of(vcpu)
-        if view and sum(block.count for block in view.blocks) != view.region_blocks + view.outside_blocks:
-            return f"the table of vCPU {vcpu} in core {window.seen.core}'s window does not hold all its blocks"
-    return ""
-
-
 def _hazards(facts: Facts, window: Window, *, nasty: bool) -> list[tuple[int, OracleEvent]]:
     return [
         (event.vcpu, event)
@@ -141,7 +154,7 @@ def _find_hazards(facts: Facts, window: Window) -> list[Proof]:
 
 
 def _why_not_harmless(facts: Facts, window: Window) -> str:
-    doubt = why_unseen(facts, window)
+    doubt = why_unseen(facts, window) or _why_not_listed(window)
     if doubt:
         return doubt
     core = window.seen.core
@@ -152,7 +165,7 @@ def _why_not_harmless(facts: Facts, window: Window) -> str:
         # The snapshot names the block, not how far into it the sibling was: its hazards may lie on either side.
         if view is not None and view.in_flight_pc and not view.in_flight_region:
             return f"vCPU {vcpu} was in a block that nobody classified when core {core}'s window opened"
-    return ""
+    return _why_on_edge(facts, window, EventKind.HAZARD)
 
 
 def _find_entries(facts: Facts, window: Window) -> list[Proof]:

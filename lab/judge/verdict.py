@@ -55,7 +55,7 @@ def judge(evidence: Evidence) -> Verdict:
     counted = _count_nmis(facts)
     outcome, reason = _conclude(facts, invariants, counted)
     judged = _count_judged(facts)
-    windows_lost = evidence.oracle.windows_lost if evidence.oracle is not None else 0
+    windows = len(evidence.oracle.windows) + max(0, evidence.oracle.windows_lost) if evidence.oracle is not None else 0
     return Verdict(
         outcome=outcome,
         reason=reason,
@@ -63,7 +63,7 @@ def judge(evidence: Evidence) -> Verdict:
         durations=find_durations(facts),
         nmis=counted,
         windows_judged=judged,
-        windows_unseen=len(facts.windows) - judged + max(0, windows_lost),
+        windows_unseen=windows - judged,
     )
 
 

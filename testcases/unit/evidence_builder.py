@@ -71,7 +71,7 @@ def guest_tsc(at_ns: int) -> int:
 
 
 def change(root: _Struct, path: str, value: Any) -> _Struct:
-    """Return a copy with one field replaced, such as ``oracle.windows.0.close_seq``; a callable is given the old value."""
+    """Return a copy with one field, such as ``oracle.windows.0.close_seq``, replaced, or put through a callable."""
     head, _, rest = path.partition(".")
     old = getattr(root, head)
     return msgspec.structs.replace(root, **{head: _changed(old, rest, value)})
@@ -104,7 +104,7 @@ class Load:
     """A late load to be told of: by default a clean one, with two broadcasts in both cores' windows."""
 
     mechanism: str = "nmi-self"
-    topology: Topology = Topology(1, 2, 2)
+    topology: Topology = field(default_factory=lambda: Topology(1, 2, 2))
     sends: list[tuple[int, int, int]] = field(default_factory=lambda: [(-1, 4 * MS, 5 * MS), (-1, 7 * MS, 8 * MS)])
     steps: list[Step] = field(default_factory=list)
     ending: Ending = Ending.COMPLETE

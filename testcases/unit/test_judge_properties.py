@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What must be so of any evidence: the judge never raises, and a damaged witness never turns a FAIL into a PASS."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from evidence_builder import END_AT_NS, MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, change
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_judge_outcomes import BREAKING
+
+from lab.judge import judge
+from lab.spec.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, SiblingView, WindowSeen
+from lab.spec.scenario import Scenario
+from lab.spec.topology import Topology
+from lab.spec.verdict import Outcome, Verdict
+
+#: Few, so that they meet: vCPUs, cores, sequence numbers, and the edges of what a folder can hold.
+NUMBERS = st.one_of(st.integers(-2, 9), st.sampled_from([100, 2**31, 2**63 - 1, -(2**63)]), st.integers())
+WORDS = st.one_of(
+    st.sampled_from(["", "nmi-self", "stop-machine", "exc_nmi+0x5", "WARNING: x", "microcode: Reload failed"]),
+    st.text(max_size=5),
+)
+
+
+def anything(kind: Any) -> st.SearchStrategy[Any]:
+    """Return a strategy of well-typed values, tuples of any length included."""
+    fields = msgspec.inspect.type_info(kind)
+    return _of(fields)
+
+
+def _of(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
+    match info:
+        case msgspec.inspect.BoolType():
+            return st.booleans()
+        case msgspec.inspect.IntType():
+            return NUMBERS
+        case msgspec.inspect.StrType():
+            return WORDS
+        case msgspec.inspect.EnumType(cls=cls):
+            return st.sampled_from(list(cls))
+        case msgspec.inspect.UnionType(types=types):
+            return st.one_of(*(_of(each) for each in types))
+        case msgspec.inspect.NoneType():
+            return st.none()
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return st.lists(_of(item), max_size=4).map(tuple)
+        case msgspec.inspect.TupleType(item_types=items):
+            return st.tuples(*(_of(each) for each in items))
+        case msgspec.inspect.StructType(cls=cls, fields=fields):
+            return st.builds(cls, **{field.name: _of(field.type) for field in fields})
+    raise TypeError(info)
+
+
+def places(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of every field of evidence, elements of tuples included."""
+    if isinstance(value, msgspec.Struct):
+        children = [(name, getattr(value, name)) for name in value.__struct_fields__]
+    elif isinstance(value, tuple):
+        children = [(str(index), each) for index, each in enumerate(value)]
+    else:
+        children = []
+    for name, child in children:
+        here = f"{path}.{name}" if path else name
+        yield here, child
+        yield from places(child, here)
+
+
+def check_sound(verdict: Verdict) -> None:
+    """A verdict can be written and read back, and holds to its own precedence."""
+    assert msgspec.json.decode(msgspec.json.encode(verdict), type=Verdict) == verdict
+    assert verdict.reason
+    assert verdict.windows_judged >= 0
+
+
+CLEAN = Load().build()
+FAILS = {name: build() for name, build, _ in BREAKING}
+
+#: Damage that leaves no trace: a line of a log without numbers, and records before the load's first or after its last.
+UNTRACEABLE = {
+    "warning": ("guest.dmesg",),
+    "early": ("oracle.events",),
+    "update-after-the-load": ("oracle.events",),
+}
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+@given(evidence=anything(Evidence))
+def test_no_well_typed_evidence_raises(evidence: Evidence) -> None:
+    verdict = judge(evidence)
+
+    check_sound(verdict)
+    assert verdict.outcome is not Outcome.PASS
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    events=st.lists(anything(OracleEvent), max_size=30).map(tuple),
+    windows=st.lists(anything(WindowSeen), max_size=4).map(tuple),
+    view=anything(SiblingView),
+    topology=st.sampled_from([Topology(1, 1, 2), Topology(1, 2, 2), Topology(2, 4, 2)]),
+    numbered=st.booleans(),
+)
+def test_no_absurd_oracle_raises(
+    events: tuple[OracleEvent, ...],
+    windows: tuple[WindowSeen, ...],
+    view: SiblingView,
+    topology: Topology,
+    *,
+    numbered: bool,
+) -> None:
+    if numbered:
+        events = tuple(msgspec.structs.replace(event, seq=seq, load=1) for seq, event in enumerate(events))
+        windows = tuple(msgspec.structs.replace(window, load=1, siblings=(view,)) for window in windows)
+    oracle = OracleEvidence(events=events, windows=windows, records_lost=0, windows_lost=0, gaps_ns=(0,) * 4)
+    evidence = change(change(CLEAN, "oracle", oracle), "scenario", Scenario(mechanism="nmi-self", topology=topology))
+
+    check_sound(judge(evidence))
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
+    evidence = data.draw(st.sampled_from([CLEAN, *FAILS.values()]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        path, value = data.draw(st.sampled_from(list(places(evidence))))
+        # bool before int: it is one.
+        for kind, values in ((bool, st.booleans()), (int, NUMBERS), (str, WORDS)):
+            if isinstance(value, kind):
+                evidence = change(evidence, path, data.draw(values))
+                break
+        else:
+            if value is not None and not isinstance(value, tuple):
+                evidence = change(evidence, path, data.draw(anything(type(value))))
+
+    check_sound(judge(evidence))
+
+
+def damaged(draw: st.DataObject, evidence: Evidence, spared: tuple[str, ...]) -> Evidence:
+    """Drop, cut or repeat elements of one witness's records."""
+    tuples = [
+        (path, value)
+        for path, value in places(evidence)
+        if isinstance(value, tuple) and value and not path.startswith(("scenario", "plan", *spared))
+    ]
+    path, value = draw.draw(st.sampled_from(tuples))
+    at = draw.draw(st.integers(0, len(value) - 1))
+    kinds = {
+        "drop": (*value[:at], *value[at + 1 :]),
+        "truncate": value[:at],
+        "behead": value[at + 1 :],
+        "repeat": (*value[:at], value[at], *value[at:]),
+        "repeat-at-the-end": (*value, value[at]),
+    }
+    return change(evidence, path, kinds[draw.draw(st.sampled_from(sorted(kinds)))])
+
+
+@pytest.mark.parametrize("name", FAILS)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_damage_to_a_witness_never_turns_a_fail_into_a_pass(name: str, data: st.DataObject) -> None:
+    evidence = FAILS[name]
+    for _ in range(data.draw(st.integers(1, 3))):
+        evidence = damaged(data, evidence, UNTRACEABLE.get(name, ()))
+
+    assert judge(evidence).outcome is not Outcome.PASS
+
+
+@pytest.mark.parametrize("name", FAILS)
+@pytest.mark.parametrize("witness", ["oracle", "injections", "guest", "guest.state", "timings"])
+def test_a_witness_that_says_nothing_never_turns_a_fail_into_a_pass(name: str, witness: str) -> None:
+    if FAILS[name].guest is None and witness == "guest.state":
+        return
+
+    assert judge(change(FAILS[name], witness, None)).outcome is not Outcome.PASS
+
+
+@pytest.mark.parametrize("index", range(len(CLEAN.oracle.events if CLEAN.oracle else ())))
+def test_every_record_of_a_clean_load_is_missed(index: int) -> None:
+    verdict = judge(change(CLEAN, "oracle.events", lambda old: (*old[:index], *old[index + 1 :])))
+
+    assert verdict.outcome is Outcome.INVALID
+
+
+IRRELEVANT = st.one_of(
+    st.tuples(st.just(EventKind.WAIT_LOOP), st.integers(1, END_AT_NS - 1), st.integers(0, 3)),
+    # The way out of 6.1's rendezvous is the function of its way in.
+    st.tuples(st.just(EventKind.CALL_IN), st.integers(RELEASE_AT_NS + 10_000, END_AT_NS - 1), st.integers(0, 3)),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    extra=st.lists(IRRELEVANT, max_size=10),
+    lines=st.lists(st.sampled_from(["random: crng init done", "[ 3.0] NMI watchdog: Perf NMI watchdog disabled"])),
+)
+def test_what_has_no_bearing_keeps_a_pass(extra: list[tuple[EventKind, int, int]], lines: list[str]) -> None:
+    load = Load()
+    for kind, at_ns, vcpu in extra:
+        load.add(at_ns, kind, vcpu)
+    evidence = change(load.build(), "guest.dmesg", lambda old: (*old, *lines))
+
+    assert judge(evidence).outcome is Outcome.PASS
+
+
+@settings(max_examples=200, deadline=None)
+@given(shift=st.integers(1, 2_000), start=st.booleans())
+def test_a_window_moved_off_its_records_is_not_believed(shift: int, *, start: bool) -> None:
+    field = "open_seq" if start else "close_seq"
+
+    assert judge(change(CLEAN, f"oracle.windows.0.{field}", lambda old: old + shift)).outcome is Outcome.INVALID
+
+
+def test_swapped_vcpus_are_not_believed() -> None:
+    def swap(events: tuple[OracleEvent, ...]) -> tuple[OracleEvent, ...]:
+        return tuple(msgspec.structs.replace(event, vcpu=event.vcpu ^ 1) for event in events)
+
+    assert judge(change(CLEAN, "oracle.events", swap)).outcome is not Outcome.PASS
+
+
+@settings(max_examples=100, deadline=None)
+@given(at_ns=st.integers(WINDOW_AT_NS + 2_000, WINDOW_AT_NS + 9 * MS), vcpu=st.sampled_from([1, 3]))
+def test_noise_anywhere_in_a_window_is_found_and_its_absence_is_not(at_ns: int, vcpu: int) -> None:
+    assert judge(Load().add(at_ns, EventKind.OUTSIDE, vcpu).build()).outcome is Outcome.FAIL
+    assert judge(Load().build()).outcome is Outcome.PASS
