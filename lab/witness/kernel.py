@@ -18,7 +18,9 @@ from lab.errors import UsageError
 _SYMBOL: Final = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
 )
-_STT_FUNC: Final = 2
+#: Functions, and what entry_64.S declares as code that is not called (SYM_CODE_START), such as asm_exc_nmi.
+_CODE_TYPES: Final = (0, 2)  # STT_NOTYPE, STT_FUNC
+_SHF_EXECINSTR: Final = 0x4
 #: How many names an error offers in place of one that does not exist.
 _NEAREST: Final = 3
 
@@ -132,12 +134,13 @@ def read_kernel(vmlinux: Path) -> Kernel:
             if symbols is None:
                 raise UsageError(f"vmlinux '{vmlinux}' is stripped: a symbol table is needed to find landmarks")
             names = elf.get_section(symbols["sh_link"]).data()
-            functions = _read_functions(symbols.data(), names)
-            text = {
-                int(section["sh_addr"]): bytes(section.data())
-                for section in elf.iter_sections()
-                if section["sh_flags"] & 0x4 and section["sh_type"] == "SHT_PROGBITS"  # SHF_EXECINSTR
+            code = {
+                index: section
+                for index, section in enumerate(elf.iter_sections())
+                if section["sh_flags"] & _SHF_EXECINSTR and section["sh_type"] == "SHT_PROGBITS"
             }
+            text = {int(section["sh_addr"]): bytes(section.data()) for section in code.values()}
+            functions = _read_functions(symbols.data(), names, tuple(code))
     except OSError as error:
         raise UsageError(f"vmlinux '{vmlinux}' cannot be read: {error.strerror}") from error
     except (ELFError, ValueError, struct.error) as error:
@@ -145,9 +148,10 @@ def read_kernel(vmlinux: Path) -> Kernel:
     return Kernel(functions, text)
 
 
-def _read_functions(symbols: bytes, names: bytes) -> tuple[Function, ...]:
+def _read_functions(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> tuple[Function, ...]:
     table = np.frombuffer(symbols[: len(symbols) // _SYMBOL.itemsize * _SYMBOL.itemsize], dtype=_SYMBOL)
-    table = table[((table["info"] & 0xF) == _STT_FUNC) & (table["section"] != 0) & (table["size"] != 0)]
+    is_code = np.isin(table["info"] & 0xF, _CODE_TYPES) & np.isin(table["section"], sections)
+    table = table[is_code & (table["size"] != 0)]
     table = np.sort(table, order="value", kind="stable")
     return tuple(
         Function(

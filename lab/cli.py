@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: the one place that prints and exits."""
+
+import datetime
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import click
+import msgspec
+import typer
+from rich.console import Console
+
+from lab import __version__, present
+from lab.build.doctor import examine_host, read_qemu_version
+from lab.build.images import ImageSet, build_images
+from lab.build.initramfs import build_initramfs
+from lab.build.kernel import DEFAULT_BASE, build_kernel
+from lab.build.oracle import build_oracle
+from lab.campaign.bench import measure
+from lab.campaign.expectation import MechanismResult, run_met, weigh_run
+from lab.campaign.runner import run_trials, vary
+from lab.campaign.store import MechanismAsked, RunInfo, RunStore, read_run
+from lab.errors import EvidenceError, LabError, UsageError
+from lab.judge import judge as judge_evidence
+from lab.progress import Progress, open_progress
+from lab.report.page import write_report
+from lab.spec.mechanism import MECHANISMS, find_mechanism
+from lab.spec.plan import MAX_SEED, draw_plan
+from lab.spec.scenario import DEFAULT_NMIS, Aim, Scenario
+from lab.spec.topology import Topology
+from lab.spec.verdict import EXIT_STATUS, Outcome, TrialRecord, Verdict
+from lab.trial.folder import claim_output, read_evidence
+from lab.trial.kvm import try_kvm
+from lab.trial.pool import WarmGuest
+from lab.trial.record import keep_trial, make_record
+from lab.witness.kernel import Kernel, read_kernel
+
+USAGE = 2
+LAB_FAULT = 4
+INTERRUPTED = 130
+#: Of a run: an expectation was not met.
+NOT_MET = 1
+
+DEFAULT_TRIALS = 20
+
+app = typer.Typer(
+    help="Boot SMT guests, update their microcode under NMIs, and judge what was seen.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+MechanismOption = Annotated[str, typer.Option(help=f"one of {', '.join(each.name for each in MECHANISMS)}")]
+TopologyOption = Annotated[str, typer.Option(help="SOCKETSxCORESxTHREADS")]
+NmisOption = Annotated[int, typer.Option(help="how many NMIs each trial sends")]
+AimOption = Annotated[Aim, typer.Option(help="whom the NMIs are sent to")]
+StretchOption = Annotated[
+    str, typer.Option(help="hold windows open for this long, one number or one per core (default: drawn per core)")
+]
+OutOption = Annotated[Path, typer.Option(help="folder for the results, new or empty")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+def _out() -> Console:
+    # Text from guests must not be taken for markup, nor numbers painted.
+    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+
+
+def _make_scenario(mechanism: str, topology: str, nmis: int, aim: Aim, stretch_us: str) -> Scenario:
+    find_mechanism(mechanism)
+    shape = Topology.parse(topology)
+    given = _parse_stretch(stretch_us)
+    if len(given) == 1:
+        given *= shape.total_cores
+    scenario = Scenario(mechanism=mechanism, topology=shape, nmis=nmis, aim=aim, stretch_per_core_us=given)
+    scenario.check()
+    return scenario
+
+
+def _parse_stretch(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"stretch-us '{text}' is not a whole number of microseconds, or several with commas") from None
+
+
+def _check_seed(seed: int | None) -> int:
+    if seed is None:
+        return secrets.randbelow(2**32)
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed is {seed}: allowed is 0 to {MAX_SEED}")
+    return seed
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this host can do, and how to mend what it lacks."""
+    checks = (*examine_host(), try_kvm())
+    if as_json:
+        _print_json({"checks": checks})
+    else:
+        _out().print(present.make_check_table(checks))
+    raise typer.Exit(0 if all(check.ok for check in checks) else LAB_FAULT)
+
+
+@app.command()
+def build(
+    what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle or all")] = "all", as_json: JsonOption = False
+) -> None:
+    """Build what guests are made of, or find it in the cache."""
+    recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
+        "kernel": lambda tell: build_kernel(tell).folder,
+        "initramfs": build_initramfs,
+        "oracle": build_oracle,
+        "all": build_images,
+    }
+    if what not in recipes:
+        raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}")
+    with open_progress() as progress:
+        built = recipes[what](progress.tell)
+    parts = (
+        {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "oracle")}
+        if isinstance(built, ImageSet)
+        else {what: str(built)}
+    )
+    if as_json:
+        _print_json(parts)
+        return
+    for name, path in parts.items():
+        _out().print(f"{name:10} {path}")
+
+
+@app.command()
+def trial(
+    mechanism: MechanismOption,
+    out: OutOption,
+    topology: TopologyOption = "1x2x2",
+    seed: Annotated[int | None, typer.Option(help="of the plan (default: drawn)")] = None,
+    nmis: NmisOption = DEFAULT_NMIS,
+    aim: AimOption = Aim.BROADCAST,
+    stretch_us: StretchOption = "",
+    keep: Annotated[bool, typer.Option("--keep", help="keep the guest's own logs and the oracle's ring, too")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one trial: exit 0 PASS, 1 FAIL, 3 INVALID, 4 ERROR."""
+    scenario = _make_scenario(mechanism, topology, nmis, aim, stretch_us)
+    plan = draw_plan(scenario, _check_seed(seed))
+    folder = claim_output(out)
+    with open_progress() as progress:
+        images = build_images(progress.tell)
+        kernel = read_kernel(images.vmlinux)
+        with WarmGuest(images, kernel, DEFAULT_BASE, scenario.topology, progress.tell) as guest:
+            kept = guest.run_trial(scenario, plan, keep)
+    verdict, record = keep_trial(folder, kept, 1, str(folder))
+    _tell_trial(verdict, record, as_json)
+
+
+@app.command()
+def judge(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="an evidence folder")], as_json: JsonOption = False
+) -> None:
+    """Judge a kept trial again, without QEMU; exit as `lab trial` does."""
+    if not folder.is_dir():
+        raise UsageError(f"'{folder}' is not a folder: an evidence folder is needed")
+    try:
+        evidence = read_evidence(folder)
+    except EvidenceError as error:
+        verdict = Verdict(reason=str(error))
+        if as_json:
+            _print_json({"outcome": verdict.outcome, "reason": verdict.reason, "evidence": str(folder)})
+        else:
+            _out().print(f"{verdict.outcome.value}: {present.clean(verdict.reason)}")
+        raise typer.Exit(EXIT_STATUS[verdict.outcome]) from None
+    verdict = judge_evidence(evidence)
+    _tell_trial(verdict, make_record(0, evidence, verdict, str(folder)), as_json)
+
+
+def _tell_trial(verdict: Verdict, record: TrialRecord, as_json: bool) -> NoReturn:
+    if as_json:
+        _print_json(present.describe_trial(verdict, record))
+    else:
+        _out().print(present.make_trial_view(verdict, record))
+    raise typer.Exit(EXIT_STATUS[verdict.outcome])
+
+
+@app.command()
+def run(
+    out: OutOption,
+    trials: Annotated[int, typer.Option(help="of each mechanism", min=1)] = DEFAULT_TRIALS,
+    mechanism: Annotated[list[str] | None, typer.Option(help="one of the mechanisms; may be given again")] = None,
+    topology: TopologyOption = "1x2x2",
+    seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
+    nmis: NmisOption = DEFAULT_NMIS,
+    aim: AimOption = Aim.BROADCAST,
+    stretch_us: StretchOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Run the first campaign: exit 0 when every mechanism did what is expected of it, 1 when not."""
+    names = tuple(dict.fromkeys(mechanism or [each.name for each in MECHANISMS]))
+    scenarios = vary(_make_scenario(names[0], topology, nmis, aim, stretch_us), names)
+    asked = tuple(find_mechanism(name) for name in names)
+    run_seed = _check_seed(seed)
+    folder = claim_output(out)
+    with open_progress() as progress:
+        images = build_images(progress.tell)
+        kernel = read_kernel(images.vmlinux)
+        info = RunInfo(
+            lab_version=__version__,
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=("lab", *sys.argv[1:]),
+            mechanisms=tuple(
+                MechanismAsked(name=each.name, summary=each.summary, expectation=each.expectation) for each in asked
+            ),
+            trials_asked=trials * len(names),
+            scenario=scenarios[0],
+            images=images.describe(read_qemu_version()),
+            host=_describe_host(run_seed),
+        )
+        with RunStore(folder, info) as store:
+            status = _run_campaign(store, scenarios, trials, run_seed, images, kernel, progress)
+    page = write_report(folder)
+    _tell_run(folder, page, as_json)
+    raise typer.Exit(status)
+
+
+def _run_campaign(
+    store: RunStore,
+    scenarios: tuple[Scenario, ...],
+    trials: int,
+    seed: int,
+    images: ImageSet,
+    kernel: Kernel,
+    progress: Progress,
+) -> int:
+    topology = scenarios[0].topology
+    expectations = {each.mechanism: find_mechanism(each.mechanism).expectation for each in scenarios}
+    progress.begin(trials * len(scenarios))
+    with WarmGuest(images, kernel, DEFAULT_BASE, topology, progress.tell) as guest:
+        records = run_trials(guest, store, scenarios, trials, seed, progress.advance)
+    status = 0 if run_met(weigh_run(expectations, records)) else NOT_MET
+    store.finish(status)
+    return status
+
+
+def _describe_host(seed: int) -> dict[str, str]:
+    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {
+        "cores": str(os.cpu_count() or 0),
+        "memory": f"{memory_gib:.1f} GiB",
+        "kernel": os.uname().release,
+        "vCPU budget": str(os.cpu_count() or 0),
+        "run seed": str(seed),
+    }
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder")], as_json: JsonOption = False
+) -> None:
+    """Write a run's page again."""
+    if not folder.is_dir():
+        raise UsageError(f"'{folder}' is not a folder: that of a run is needed")
+    try:
+        page = write_report(folder)
+    except EvidenceError as error:
+        raise UsageError(str(error)) from error
+    _tell_run(folder, page, as_json)
+
+
+def _tell_run(folder: Path, page: Path, as_json: bool) -> None:
+    stored = read_run(folder)
+    results: tuple[MechanismResult, ...] = weigh_run(
+        {each.name: each.expectation for each in stored.info.mechanisms}, stored.records
+    )
+    if as_json:
+        _print_json(present.describe_run(stored, results, page))
+        return
+    out = _out()
+    out.print(present.make_run_table(stored, results))
+    for result in results:
+        out.print(f"{result.name}: {result.reason}")
+    out.print(f"report: {page}")
+
+
+@app.command()
+def bench(
+    runs: Annotated[int, typer.Option(help="of each figure", min=3, max=100)] = 5, as_json: JsonOption = False
+) -> None:
+    """Measure boot, trials, the oracle's price and sizes on this host; fails nothing."""
+    with open_progress() as progress:
+        figures = measure(build_images(progress.tell), runs, progress.tell)
+    if as_json:
+        _print_json({"figures": figures})
+    else:
+        _out().print(present.make_bench_table(figures))
+
+
+@app.command(hidden=True)
+def mechanisms(as_json: JsonOption = False) -> None:
+    """List the mechanisms there are."""
+    if as_json:
+        _print_json({"mechanisms": [{"name": each.name, "summary": each.summary} for each in MECHANISMS]})
+        return
+    for each in MECHANISMS:
+        _out().print(f"{each.name:22} {each.summary}")
+
+
+def main() -> NoReturn:
+    """Run the command line; errors made on purpose become one sentence, and an interrupt leaves no guest."""
+    # Text from guests may hold what a terminal's encoding cannot show.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = app(standalone_mode=False)
+        code = status if isinstance(status, int) else 0
+    except UsageError as error:
+        code = _complain(str(error), USAGE)
+    except LabError as error:
+        code = _complain(str(error), LAB_FAULT)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stdout.write(f"{error.format_message()}\n")
+        code = USAGE
+    except click.ClickException as error:
+        code = _complain(error.format_message(), USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("interrupted: guests are gone, evidence so far is kept", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has gone; nothing more can be told, and flushing at exit must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = LAB_FAULT
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename else ""
+        code = _complain(f"{where}{error.strerror or error}", LAB_FAULT)
+    sys.exit(code)
+
+
+def _complain(text: str, status: int) -> int:
+    lines = [present.clean(line) for line in text.splitlines()] or ["failed"]
+    width = shutil.get_terminal_size().columns
+    sys.stderr.write(f"lab: {lines[0]}\n" + "".join(f"  {line[: 4 * width]}\n" for line in lines[1:]))
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the command line shows: tables for a person, plain values for a machine. Nothing here prints."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lab.build.doctor import Check
+from lab.campaign.bench import Figure
+from lab.campaign.expectation import MechanismResult
+from lab.campaign.store import Run
+from lab.report.figures import measure_price
+from lab.report.text import clean, format_us
+from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
+
+__all__ = ["clean"]
+
+_OUTCOME_STYLE = {
+    Outcome.PASS: "green",
+    Outcome.FAIL: "bold red",
+    Outcome.INVALID: "yellow",
+    Outcome.ERROR: "bold magenta",
+}
+_FINDING_STYLE = {Finding.HELD: "green", Finding.BROKEN: "bold red", Finding.UNSEEN: "yellow"}
+#: How many proofs of one invariant a person is shown; the verdict's file has all.
+_SHOWN_PROOFS = 3
+
+
+def _make_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def make_check_table(checks: Iterable[Check]) -> RenderableType:
+    """Return what ``lab doctor`` shows."""
+    table = _make_table("", "what", "found", "mend with")
+    for check in checks:
+        mark = Text("ok", "green") if check.ok else Text("lacks", "bold red")
+        table.add_row(mark, check.name, Text(clean(check.found)), Text(check.mend))
+    return table
+
+
+def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
+    """Return a trial as ``--json`` prints it."""
+    return {
+        "outcome": record.outcome,
+        "reason": record.reason,
+        "mechanism": record.mechanism,
+        "topology": record.topology,
+        "seed": record.seed,
+        "invariants": record.invariants,
+        "nmis": record.nmis,
+        "window_us": {str(span.who): span.us for span in record.durations.host_windows_us},
+        "windows_judged": record.windows_judged,
+        "windows_unseen": record.windows_unseen,
+        "durations": record.durations,
+        "proofs": {
+            invariant.name: [proof.text for proof in invariant.proofs]
+            for invariant in verdict.invariants
+            if invariant.finding is Finding.BROKEN
+        },
+        "evidence": record.evidence,
+    }
+
+
+def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
+    """Return one trial's verdict for a terminal."""
+    head = Text.assemble(
+        (verdict.outcome.value, _OUTCOME_STYLE[verdict.outcome]),
+        f"  {record.mechanism} {record.topology} seed {record.seed}: {clean(verdict.reason)}",
+    )
+    table = _make_table("invariant", "finding", "why")
+    for invariant in verdict.invariants:
+        why = Text(clean(invariant.reason))
+        for proof in invariant.proofs[:_SHOWN_PROOFS] if invariant.finding is Finding.BROKEN else ():
+            why.append(f"\n- {clean(proof.text)}")
+        if len(invariant.proofs) > _SHOWN_PROOFS and invariant.finding is Finding.BROKEN:
+            why.append(f"\n- and {len(invariant.proofs) - _SHOWN_PROOFS} more")
+        name = invariant.name if invariant.required else f"({invariant.name})"
+        table.add_row(name, Text(invariant.finding.value, _FINDING_STYLE[invariant.finding]), why)
+    nmis = record.nmis
+    windows = ", ".join(f"core {span.who} {format_us(span.us)}" for span in record.durations.host_windows_us)
+    facts = (
+        f"NMIs: {nmis.sent} sent, {nmis.proven_in_window} proven in a window, {nmis.entries} entries,"
+        f" {nmis.handled} handled",
+        f"windows: {windows or 'none'}; {record.windows_judged} judged, {record.windows_unseen} unseen",
+        f"evidence: {record.evidence}",
+    )
+    return Group(head, Text(""), table, Text(""), *(Text(fact) for fact in facts))
+
+
+def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> dict[str, object]:
+    """Return a run as ``--json`` prints it."""
+    return {
+        "met": run.info.exit_status == 0,
+        "finished": run.info.finished,
+        "trials": len(run.records),
+        "mechanisms": [
+            {
+                "name": result.name,
+                "expectation": result.expectation,
+                "met": result.met,
+                "reason": result.reason,
+                "outcomes": result.outcomes,
+                "quiet": result.quiet,
+                "harmless": result.harmless,
+            }
+            for result in results
+        ],
+        "report": str(page),
+    }
+
+
+def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableType:
+    """Return a run's table for a terminal."""
+    table = _make_table(
+        "mechanism", "expected", "met", "quiet", "harmless", "PASS", "FAIL", "INVALID", "ERROR", "NMIs", "window", "load"
+    )
+    for result in results:
+        records = [record for record in run.records if record.mechanism == result.name]
+        price = measure_price(records)
+        sent = sum(record.nmis.sent for record in records)
+        proven = sum(record.nmis.proven_in_window for record in records)
+        table.add_row(
+            result.name,
+            result.expectation.value,
+            Text("yes", "green") if result.met else Text("NO", "bold red"),
+            f"{result.quiet.held} of {result.quiet.trials}",
+            f"{result.harmless.held} of {result.harmless.trials}",
+            str(result.outcomes.passed),
+            str(result.outcomes.failed),
+            str(result.outcomes.invalid),
+            str(result.outcomes.error),
+            f"{sent}, {proven} in windows",
+            format_us(price.window.p50),
+            format_us(price.load.p50),
+        )
+    return table
+
+
+def make_bench_table(figures: Iterable[Figure]) -> RenderableType:
+    """Return what ``lab bench`` shows."""
+    table = _make_table("figure", "median", "min", "max", "n")
+    for figure in figures:
+        low, high = (f"{value:.2f} {figure.unit}" for value in (min(figure.values), max(figure.values)))
+        table.add_row(figure.name, f"{figure.median:.2f} {figure.unit}", low, high, str(len(figure.values)))
+    return table

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How far long work is: drawn on a terminal, plain lines in a log. Used by the command line alone."""
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from lab.report.text import clean
+from lab.spec.verdict import Outcome, TrialRecord
+
+#: In a log, so many trials make a line.
+LOG_EVERY: Final = 10
+#: In a log, steps that are only a moment apart are not all worth a line.
+LOG_STEP_S: Final = 5.0
+
+
+class Progress:
+    """Told of steps and trials. Made by :func:`open_progress`."""
+
+    def __init__(self, bar: Bar | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=None) if bar is not None else None
+        self._total = 0
+        self._done: Counter[Outcome] = Counter()
+        self._told_at = 0.0
+        self._told_head = ""
+
+    def tell(self, step: str) -> None:
+        """Say what is being done."""
+        step = clean(step)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=step)
+            return
+        head = step.split()[0] if step else ""
+        if head != self._told_head or time.monotonic() - self._told_at >= LOG_STEP_S:
+            self._told_head, self._told_at = head, time.monotonic()
+            sys.stderr.write(f"{step}\n")
+            sys.stderr.flush()
+
+    def begin(self, total: int) -> None:
+        """Say how many trials there will be."""
+        self._total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, total=total, description="trials")
+
+    def advance(self, record: TrialRecord) -> None:
+        """Say that a trial has ended."""
+        self._done[record.outcome] += 1
+        counts = " ".join(f"{outcome.value} {self._done[outcome]}" for outcome in Outcome if self._done[outcome])
+        done = sum(self._done.values())
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=1, description=counts)
+        elif done % LOG_EVERY == 0 or done == self._total:
+            sys.stderr.write(f"trial {done} of {self._total}: {counts}\n")
+            sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def open_progress() -> Iterator[Progress]:
+    """Show progress on standard error until the block is left."""
+    console = Console(stderr=True, markup=False, highlight=False)
+    if not console.is_terminal:
+        yield Progress(None)
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        yield Progress(bar)

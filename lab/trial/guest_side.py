@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a trial asks of the guest's shell, and how its answers are read."""
+
+import os
+import re
+from typing import Final
+
+import msgspec
+
+from lab.errors import EvidenceError, GuestError
+from lab.guest.shell import GuestShell
+from lab.guest.text import clean_lines
+from lab.host.deadline import Deadline
+from lab.spec.evidence import CpuLedger, RendezvousState
+from lab.spec.topology import Topology
+from lab.witness.debugfs import parse_ledger, parse_nmi_row, parse_revisions, parse_state
+
+DEBUGFS: Final = "/sys/kernel/debug/microcode_lab"
+RELOAD: Final = "/sys/devices/system/cpu/microcode/reload"
+FIRMWARE: Final = "/lib/firmware/intel-ucode"
+
+#: The kernel complains of NMI handlers that take longer than 1 ms. Under an emulator that is the host's scheduling;
+#: what really hangs in a handler still takes longer than this.
+NMI_LONGEST_NS: Final = 500_000_000
+
+#: No trial needs more of dmesg; a guest may have more.
+MAX_DMESG_LINES: Final = 2_000
+
+_ERRNO_OF: Final = {os.strerror(number): number for number in range(1, 134)}
+_WRITE_ERROR: Final = re.compile(r"write error: (?P<text>[A-Za-z /]{1,60})$")
+_SECTION: Final = "==mclab=="
+_STATUS: Final = re.compile(r"status=(?P<status>[0-9]{1,3})")
+
+
+class Readings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read before and after a load alike.
+
+    :param raw: the files as the guest showed them, by name
+    """
+
+    ledger: tuple[CpuLedger, ...]
+    revisions: tuple[int, ...]
+    nmis: tuple[int, ...]
+    raw: dict[str, bytes]
+
+
+def prepare_guest(shell: GuestShell, topology: Topology, deadline: Deadline) -> None:
+    """Make a booted guest ready for trials, and check that it is the machine that was asked for.
+
+    :raise GuestError: it is not
+    """
+    siblings = "; ".join(
+        f"cat /sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in range(topology.vcpus)
+    )
+    wanted = []
+    for cpu in range(topology.vcpus):
+        threads = topology.threads_of(topology.core_of(cpu))
+        wanted.append(f"{threads[0]}-{threads[-1]}")
+    seen = _ask(shell, siblings, deadline).decode(errors="replace").split()
+    if seen != wanted:
+        raise GuestError(f"the guest's siblings are {' '.join(seen)[:200]}: {' '.join(wanted)} were asked for")
+    _ask(shell, f"test -w {RELOAD}", deadline, "the kernel has no late loading: its Intel driver did not attach")
+    _ask(shell, f"echo 1 >{DEBUGFS}/armed", deadline, "the kernel has no microcode_lab in debugfs")
+    _ask(shell, f"echo {NMI_LONGEST_NS} >/sys/kernel/debug/x86/nmi_longest_ns", deadline)
+
+
+def read_signature(shell: GuestShell, deadline: Deadline) -> tuple[int, int]:
+    """Return CPUID signature and platform flags, the two things an update must match.
+
+    :raise GuestError: the guest does not show them
+    """
+    script = (
+        "head -n 10 /proc/cpuinfo; echo flags: $(cat /sys/devices/system/cpu/cpu0/microcode/processor_flags)"
+    )
+    text = _ask(shell, script, deadline).decode(errors="replace")
+    found = {key.strip(): value for key, _, value in (line.partition(":") for line in text.splitlines())}
+    try:
+        family, model, stepping = (int(found[key]) for key in ("cpu family", "model", "stepping"))
+        flags = int(found["flags"], 16)
+    except (KeyError, ValueError) as error:
+        raise GuestError(f"the guest does not tell its CPU's signature: {text[:200]!r}") from error
+    base_family = min(family, 15)
+    return (
+        ((family - base_family) << 20)
+        | ((model >> 4) << 16)
+        | (base_family << 8)
+        | ((model & 0xF) << 4)
+        | (stepping & 0xF),
+        flags,
+    )
+
+
+def choose_mechanism(shell: GuestShell, name: str, deadline: Deadline) -> None:
+    """Have the next load use a mechanism, and begin it with an empty dmesg.
+
+    :raise GuestError: the kernel does not know it
+    """
+    _ask(
+        shell,
+        f"echo {name} >{DEBUGFS}/mechanism && dmesg -c >/dev/null",
+        deadline,
+        f"the guest's kernel has no mechanism '{name}'",
+    )
+
+
+def take_readings(shell: GuestShell, topology: Topology, deadline: Deadline) -> Readings:
+    """Read ledger, revisions and NMI counts.
+
+    :raise EvidenceError: the guest shows something else
+    """
+    ledger, versions, interrupts = _read_sections(
+        shell,
+        (f"cat {DEBUGFS}/ledger", _versions(topology), "grep NMI: /proc/interrupts"),
+        deadline,
+    )
+    return Readings(
+        ledger=parse_ledger(_text(ledger), topology.vcpus),
+        revisions=parse_revisions(_text(versions), topology.vcpus),
+        nmis=parse_nmi_row(_text(interrupts), topology.vcpus),
+        raw={"ledger.txt": ledger, "revisions.txt": versions, "interrupts.txt": interrupts},
+    )
+
+
+def read_state(shell: GuestShell, topology: Topology, deadline: Deadline) -> tuple[RendezvousState, bytes]:
+    """Read the rendezvous state.
+
+    :raise EvidenceError: the guest shows something else
+    """
+    raw = _ask(shell, f"cat {DEBUGFS}/state", deadline)
+    return parse_state(_text(raw), topology.vcpus), raw
+
+
+def load_late(shell: GuestShell, deadline: Deadline) -> int:
+    """Do one late load: what the write to ``reload`` returned, 0 or an errno; -1 when it told neither."""
+    result = shell.run(f"echo 1 >{RELOAD}; echo status=$?", deadline)
+    return _read_errno(clean_lines(result.stdout))
+
+
+def read_dmesg(shell: GuestShell, deadline: Deadline) -> tuple[tuple[str, ...], bytes]:
+    """Return the kernel log since the mechanism was chosen, its last lines cleaned, and as it was."""
+    raw = shell.run("dmesg", deadline).stdout
+    return clean_lines(raw)[-MAX_DMESG_LINES:], raw
+
+
+def _read_errno(lines: tuple[str, ...]) -> int:
+    statuses = [match for line in lines if (match := _STATUS.fullmatch(line))]
+    if not statuses:
+        return -1
+    if statuses[-1]["status"] == "0":
+        return 0
+    for line in lines:
+        match = _WRITE_ERROR.search(line)
+        if match is not None and match["text"] in _ERRNO_OF:
+            return _ERRNO_OF[match["text"]]
+    return -1
+
+
+def _versions(topology: Topology) -> str:
+    return " && ".join(f"cat /sys/devices/system/cpu/cpu{cpu}/microcode/version" for cpu in range(topology.vcpus))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace")
+
+
+def _ask(shell: GuestShell, script: str, deadline: Deadline, problem: str = "") -> bytes:
+    result = shell.run(script, deadline)
+    if result.status != 0:
+        said = " ".join(clean_lines(result.stdout)[-2:])
+        raise GuestError(f"{problem or f'the guest failed to run {script[:80]!r}'}: status {result.status} {said[:200]}")
+    return result.stdout
+
+
+def _read_sections(shell: GuestShell, scripts: tuple[str, ...], deadline: Deadline) -> tuple[bytes, ...]:
+    """Run several scripts in one round trip, for one costs about a millisecond."""
+    output = _ask(shell, f"; echo {_SECTION}; ".join(scripts), deadline)
+    sections = tuple(part.strip(b"\n") + b"\n" for part in output.split(_SECTION.encode()))
+    if len(sections) != len(scripts):
+        raise EvidenceError(f"the guest answered {len(scripts)} questions with {len(sections)} answers")
+    return sections

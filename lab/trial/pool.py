@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Keeps one warm guest at hand, and replaces it when it can serve no more."""
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final
+
+from lab import __version__
+from lab.build.images import ImageSet
+from lab.errors import GuestError
+from lab.host.admission import admit
+from lab.host.deadline import Deadline
+from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
+from lab.spec.plan import Plan
+from lab.spec.scenario import Scenario
+from lab.spec.topology import Topology
+from lab.trial.session import Kept, Session, open_session
+from lab.witness.kernel import Kernel
+
+#: How long to wait for other labs on this host to free enough vCPUs. They may be in the middle of a campaign.
+ADMISSION_S: Final = 3600.0
+
+
+class WarmGuest:
+    """Serves trials on one topology, booting a guest when there is none. A context manager.
+
+    :param progress: told, in a few words, what is being waited for
+    """
+
+    def __init__(
+        self, images: ImageSet, kernel: Kernel, base: str, topology: Topology, progress: Callable[[str], None]
+    ) -> None:
+        self._images = images
+        self._kernel = kernel
+        self._base = base
+        self._topology = topology
+        self._progress = progress
+        self._stack = contextlib.ExitStack()
+        self._session: Session | None = None
+
+    def __enter__(self) -> "WarmGuest":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.retire()
+
+    def retire(self) -> None:
+        """End the guest, if there is one; the next trial boots another."""
+        self._session = None
+        self._stack.close()
+
+    def boot(self) -> Session:
+        """Return the running guest, booted if need be.
+
+        :raise GuestError: it did not boot
+        :raise HostError: the host could not start it
+        """
+        if self._session is None:
+            try:
+                self._progress(f"waiting for {self._topology.vcpus} vCPUs of this host")
+                self._stack.enter_context(admit(self._topology.vcpus, Deadline.after(ADMISSION_S)))
+                self._progress("booting a guest")
+                self._session = self._stack.enter_context(
+                    open_session(self._images, self._kernel, self._topology, self._base)
+                )
+            except BaseException:
+                self.retire()
+                raise
+        return self._session
+
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+        """Run one trial. A guest that does not boot is the trial's ending; one that ended is replaced by the next.
+
+        :param keep_files: as :meth:`lab.trial.session.Session.run_trial`
+
+        :raise HostError: the host could not start a guest
+        """
+        try:
+            session = self.boot()
+        except GuestError as error:
+            return Kept(_explain_no_guest(scenario, plan, str(error)), {})
+        kept = session.run_trial(scenario, plan, keep_files)
+        if kept.evidence.ending is not Ending.COMPLETE or not session.usable:
+            self.retire()
+        return kept
+
+
+def _explain_no_guest(scenario: Scenario, plan: Plan, reason: str) -> Evidence:
+    lines = tuple(reason.splitlines())
+    return Evidence(
+        schema_version=SCHEMA_VERSION,
+        lab_version=__version__,
+        scenario=scenario,
+        plan=plan,
+        images=None,
+        ending=Ending.LAB,
+        reason=lines[0] if lines else "no guest",
+        oracle=None,
+        injections=None,
+        guest=None,
+        timings=None,
+        console_tail=lines[1:],
+    )

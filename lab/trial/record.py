@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From kept evidence to a verdict beside it, and to the record that outlives it."""
+
+from pathlib import Path
+
+from lab.judge import judge
+from lab.spec.evidence import Evidence
+from lab.spec.verdict import TrialRecord, Verdict
+from lab.trial.folder import write_evidence, write_verdict
+from lab.trial.session import Kept
+
+
+def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name: str) -> TrialRecord:
+    """Return what is kept of a trial.
+
+    :param evidence_name: its folder, relative to that of the run
+    """
+    return TrialRecord(
+        trial=number,
+        mechanism=evidence.scenario.mechanism,
+        topology=str(evidence.scenario.topology),
+        seed=evidence.plan.seed,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        invariants={invariant.name: invariant.finding for invariant in verdict.invariants},
+        nmis=verdict.nmis,
+        durations=verdict.durations,
+        windows_judged=verdict.windows_judged,
+        windows_unseen=verdict.windows_unseen,
+        kernel_sha256=evidence.images.kernel_sha256 if evidence.images is not None else "",
+        evidence=evidence_name,
+    )
+
+
+def keep_trial(folder: Path, kept: Kept, number: int, evidence_name: str) -> tuple[Verdict, TrialRecord]:
+    """Write a trial's evidence, judge it, write the verdict beside it.
+
+    :raise HostError: no space, or not writable
+    """
+    write_evidence(folder, kept.evidence, kept.raw)
+    verdict = judge(kept.evidence)
+    write_verdict(folder, verdict)
+    return verdict, make_record(number, kept.evidence, verdict, evidence_name)

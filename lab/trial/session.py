@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A warm guest with its oracle, which serves one trial after another."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+import psutil
+
+from lab import __version__
+from lab.build.images import ImageSet
+from lab.build.ucode import firmware_name, make_update
+from lab.errors import DeadlineError, EvidenceError, GuestError, GuestGone, HostError
+from lab.guest.machine import Machine, start_guest
+from lab.guest.spec import GuestSpec
+from lab.host.deadline import Deadline
+from lab.host.files import write_whole
+from lab.host.paths import make_run_dir
+from lab.spec.evidence import (
+    SCHEMA_VERSION,
+    Ending,
+    EventKind,
+    Evidence,
+    GuestEvidence,
+    InjectionLog,
+    OracleEvidence,
+    RendezvousState,
+    Timings,
+    VcpuRunning,
+)
+from lab.spec.mechanism import MECHANISMS, find_mechanism
+from lab.spec.plan import Plan
+from lab.spec.scenario import Scenario
+from lab.spec.topology import Topology
+from lab.trial import guest_side
+from lab.trial.keys import make_guest_keys
+from lab.trial.injection import InjectionThread
+from lab.witness.kernel import Kernel
+from lab.witness.landmarks import find_landmarks
+from lab.witness.oracle.link import OracleLink
+
+#: Switches the engine of images/kernels on.
+ENGINE_ARG: Final = "microcode_engine"
+#: Boot takes 3 s on two free cores; a crowded host is slower, not another one.
+BOOT_S: Final = 90.0
+#: A load takes a tenth of a second; the kernel's own limits end one that hangs after a few.
+TRIAL_S: Final = 30.0
+#: What a load takes beside its longest window, before any has been seen.
+FIRST_OVERHEAD_US: Final = 30_000
+#: An NMI that is pending enters at the vCPU's next block; quiet for as long as this means that none is.
+SETTLED_S: Final = 0.01
+SETTLE_BOUND_S: Final = 1.0
+CONSOLE_TAIL_LINES: Final = 60
+#: Of a guest's run folder, what helps a person who looks into a trial.
+RUN_FILES: Final = ("console.log", "qemu.log", "oracle.shm", "landmarks")
+_PPM: Final = 1_000_000
+_NS_PER_US: Final = 1_000
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A trial's evidence, and raw files to keep beside it."""
+
+    evidence: Evidence
+    raw: dict[str, bytes]
+
+
+class Session:
+    """One running guest. Made by :func:`open_session`; to be used by one thread."""
+
+    def __init__(
+        self,
+        *,
+        images: ImageSet,
+        kernel: Kernel,
+        topology: Topology,
+        machine: Machine,
+        link: OracleLink,
+        deadline: Deadline,
+    ) -> None:
+        self.topology = topology
+        self.machine = machine
+        self._images = images.describe(machine.qemu_version)
+        self._kernel = kernel
+        self._link = link
+        self._trials = 0
+        self._overhead_us: dict[str, int] = {}
+        guest_side.prepare_guest(machine.shell, topology, deadline)
+        self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
+        self._threads = machine.vcpu_threads(deadline)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the guest can serve another trial."""
+        return self.machine.ending is None
+
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+        """Do one late load under one plan, and return what all witnesses saw; how it ended is part of that.
+
+        :param keep_files: add the files of the guest's run folder, since its boot
+        """
+        trial = _Trial(self, scenario, plan)
+        try:
+            trial.run()
+            ending, reason = Ending.COMPLETE, ""
+        except DeadlineError as error:
+            ending, reason = Ending.DEADLINE, str(error)
+        except (GuestError, EvidenceError, HostError) as error:
+            ending, reason = Ending.LAB, str(error)
+        end = self.machine.ending
+        if end is not None:
+            self.machine.wait_settled(Deadline.after(SETTLE_BOUND_S))
+            end = self.machine.ending or end
+            ending, reason = end.kind, end.reason
+        kept = trial.collect(ending, reason)
+        return self._add_files(kept) if keep_files else kept
+
+    def _add_files(self, kept: Kept) -> Kept:
+        files = {}
+        for name in RUN_FILES:
+            with contextlib.suppress(OSError):
+                files[f"guest-{name}"] = (self.machine.run_dir / name).read_bytes()
+        return Kept(kept.evidence, {**kept.raw, **files})
+
+
+class _Trial:
+    """The state of one trial while it runs."""
+
+    def __init__(self, session: Session, scenario: Scenario, plan: Plan) -> None:
+        self.session = session
+        self.machine = session.machine
+        self.shell = session.machine.shell
+        self.link = session._link
+        self.scenario = scenario
+        self.plan = plan
+        self.deadline = Deadline.after(TRIAL_S)
+        self.console_mark = self.machine.console.mark()
+        self.raw: dict[str, bytes] = {}
+        self.injections: InjectionLog | None = None
+        self.guest: GuestEvidence | None = None
+        self.command_ns = 0
+        self.returned_ns = 0
+        self.running: tuple[VcpuRunning, ...] = ()
+        self.cpu_before = psutil.cpu_times()
+
+    def run(self) -> None:
+        """Do the load and ask the guest about it."""
+        session, topology = self.session, self.session.topology
+        before = guest_side.take_readings(self.shell, topology, self.deadline)
+        target = max(before.revisions) + 1
+        update = make_update(session._signature, session._platform, target)
+        path = f"{guest_side.FIRMWARE}/{firmware_name(session._signature)}"
+        self.shell.put(path, update, self.deadline)
+        guest_side.choose_mechanism(self.shell, self.scenario.mechanism, self.deadline)
+        ran_before = self.machine.read_schedstat(session._threads)
+        session._trials += 1
+        self.link.arm(session._trials, find_mechanism(self.scenario.mechanism).bit, self.plan.stretch_us)
+        try:
+            load_errno = self._load()
+            self._settle()
+            repeat_errno = guest_side.load_late(self.shell, self.deadline)
+            after = guest_side.take_readings(self.shell, topology, self.deadline)
+        finally:
+            self.link.disarm()
+        self.running = tuple(
+            VcpuRunning(vcpu=now.vcpu, ran_ns=now.ran_ns - then.ran_ns, waited_ns=now.waited_ns - then.waited_ns)
+            for then, now in zip(ran_before, self.machine.read_schedstat(session._threads), strict=True)
+        )
+        state = self._read_state()
+        dmesg, raw_dmesg = guest_side.read_dmesg(self.shell, self.deadline)
+        self.raw["dmesg.txt"] = raw_dmesg
+        for name, data in before.raw.items():
+            self.raw[f"before-{name}"] = data
+        for name, data in after.raw.items():
+            self.raw[f"after-{name}"] = data
+        self.guest = GuestEvidence(
+            target_revision=target,
+            load_errno=load_errno,
+            repeat_errno=repeat_errno,
+            state=state,
+            ledger_before=before.ledger,
+            ledger_after=after.ledger,
+            revisions_before=before.revisions,
+            revisions_after=after.revisions,
+            nmis_before=before.nmis,
+            nmis_after=after.nmis,
+            dmesg=dmesg,
+        )
+
+    def _load(self) -> int:
+        mechanism = self.scenario.mechanism
+        longest_us = max(self.plan.stretch_us)
+        overhead_us = self.session._overhead_us.get(mechanism, FIRST_OVERHEAD_US)
+        thread = InjectionThread(self.machine, self.link, self.plan, overhead_us + longest_us, self.deadline)
+        try:
+            with thread:
+                self.command_ns = time.monotonic_ns()
+                load_errno = guest_side.load_late(self.shell, self.deadline)
+                self.returned_ns = time.monotonic_ns()
+        finally:
+            self.injections = thread.log
+        self._learn(thread.log.begin_ns, mechanism, longest_us)
+        return load_errno
+
+    def _learn(self, begin_ns: int, mechanism: str, longest_us: int) -> None:
+        """Let the next plan's span follow what this load took."""
+        if not begin_ns:
+            return
+        with contextlib.suppress(DeadlineError):
+            end = self.link.wait_for(EventKind.LOAD_END, self.deadline.within(SETTLE_BOUND_S))
+            took_us = (end.mono_ns - begin_ns) // _NS_PER_US
+            overhead_us = max(0, took_us - longest_us)
+            known = self.session._overhead_us.get(mechanism, overhead_us)
+            self.session._overhead_us[mechanism] = (3 * known + overhead_us) // 4
+
+    def _settle(self) -> None:
+        """Wait until no NMI is pending any more, as far as it shows: the same for every outcome."""
+        bound = self.deadline.within(SETTLE_BOUND_S)
+        seen = -1
+        while seen != (seen := self.link.entries()) and not bound.expired:
+            time.sleep(SETTLED_S)
+
+    def _read_state(self) -> RendezvousState | None:
+        try:
+            state, self.raw["state.txt"] = guest_side.read_state(self.shell, self.session.topology, self.deadline)
+        except EvidenceError:
+            return None
+        return state
+
+    def collect(self, ending: Ending, reason: str) -> Kept:
+        """Bring all evidence together, also when the guest is gone."""
+        self.link.disarm()
+        oracle: OracleEvidence = self.link.collect(self.session._kernel.symbolise)
+        console = self.machine.console.part(self.console_mark)
+        self.raw["console.log"] = "".join(f"{line}\n" for line in console.lines).encode()
+        timings = Timings(
+            command_ns=self.command_ns,
+            returned_ns=self.returned_ns,
+            deadline_ns=self.deadline.at_ns,
+            vcpus=self.running,
+            steal_ppm=_steal_ppm(self.cpu_before),
+        )
+        evidence = Evidence(
+            schema_version=SCHEMA_VERSION,
+            lab_version=__version__,
+            scenario=self.scenario,
+            plan=self.plan,
+            images=self.session._images,
+            ending=ending,
+            reason=reason,
+            oracle=oracle,
+            injections=self.injections,
+            guest=self.guest,
+            timings=timings,
+            console_tail=console.lines[-CONSOLE_TAIL_LINES:],
+        )
+        return Kept(evidence, self.raw)
+
+
+def _steal_ppm(before: object) -> int:
+    after = psutil.cpu_times()
+    total = sum(after) - sum(before)  # type: ignore[call-overload]
+    stolen = getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)
+    return int(stolen * _PPM / total) if total > 0 else 0
+
+
+@contextlib.contextmanager
+def open_session(images: ImageSet, kernel: Kernel, topology: Topology, base: str) -> Iterator[Session]:
+    """Boot a guest with an oracle, ready for trials, and leave nothing of it behind.
+
+    :param kernel: read from the images' vmlinux
+    :param base: whose mechanisms the kernel holds
+    :raise GuestGone: it did not boot, or is not the machine that was asked for
+    :raise HostError: the host could not start it
+    """
+    deadline = Deadline.after(BOOT_S)
+    with contextlib.ExitStack() as stack:
+        run_dir = stack.enter_context(make_run_dir())
+        link = stack.enter_context(OracleLink.create(run_dir, topology))
+        landmarks = run_dir / "landmarks"
+        here = tuple(mechanism for mechanism in MECHANISMS if mechanism.base == base)
+        write_whole(landmarks, find_landmarks(kernel, here).to_text().encode())
+        spec = GuestSpec(
+            topology=topology,
+            kernel=images.kernel,
+            initrd=images.initramfs,
+            kernel_args=(ENGINE_ARG,),
+            plugin=link.plugin_arguments(images.oracle, landmarks),
+        )
+        machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd))
+        link.close_child_end()
+        try:
+            session = Session(
+                images=images, kernel=kernel, topology=topology, machine=machine, link=link, deadline=deadline
+            )
+        except EvidenceError as error:
+            raise GuestGone(f"the guest cannot serve trials: {error}") from error
+        yield session
+
