@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A cache of built things, named by the SHA-256 of everything they were built from.
 
-An entry is a folder ``<cache>/<kind>/<key>/``. It is built as ``.<key>.tmp`` and renamed into place, so what can be
-seen is whole. One builder per key holds ``.<key>.lock``; a ``.tmp`` whose lock is free was left by a killed build.
+An entry is a folder ``<cache>/<kind>/<key>/``. It is built as ``.<key>.<random>.tmp`` and renamed into place, so what
+can be seen is whole. One builder per key holds ``.<key>.lock``; a ``.tmp`` whose lock is free was left by a killed
+build.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import filelock
-
 from lab.errors import HostError
+from lab.host.deadline import Deadline
 from lab.host.files import hash_file, write_whole
 from lab.host.paths import find_cache
 
@@ -24,6 +27,7 @@ Progress = Callable[[str], None]
 SUMS = "SHA256SUMS"
 #: A cold kernel build on one slow core, and then some: whoever holds a lock for longer has hung.
 MAX_WAIT_S = 2 * 3600.0
+_POLL_S = 0.1
 
 
 def make_key(*parts: str | bytes) -> str:
@@ -101,7 +105,7 @@ def cached(kind: str, key: str, build: Callable[[Path], None], progress: Progres
         with hold_lock(folder / f".{key}.lock", kind, progress):
             if not entry.is_dir():
                 _sweep(folder, key)
-                _build_entry(folder / f".{key}.tmp", entry, build)
+                _build_entry(Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=folder)), entry, build)
     except OSError as error:
         where = error.filename or folder
         raise HostError(f"the {kind} could not be built, '{where}': {error.strerror or error}") from error
@@ -134,29 +138,39 @@ def make_folder(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, kind: str, progress: Progress) -> Iterator[None]:
-    """Hold a lock that goes away with this process.
+def hold_lock(path: Path, kind: str, progress: Progress) -> Iterator[int]:
+    """Hold a lock, and yield its descriptor.
+
+    It goes away with this process and those that inherit the descriptor. A build that hands it to make is over for
+    others only when the last compiler is, also when the lab was killed and its compilers go on without it.
 
     :raise HostError: somebody else has held it for longer than any build takes
     """
-    lock = filelock.FileLock(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        progress(f"{kind}: waiting for another build of the same")
-        try:
-            lock.acquire(timeout=MAX_WAIT_S)
-        except filelock.Timeout:
-            raise HostError(f"another build of the same {kind} has held '{path}' for two hours") from None
-    try:
-        yield
+        if not _try_lock(descriptor):
+            progress(f"{kind}: waiting for another build of the same")
+            deadline = Deadline.after(MAX_WAIT_S)
+            while not _try_lock(descriptor):  # flock(2) has no timeout
+                if deadline.expired:
+                    raise HostError(f"another build of the same {kind} has held '{path}' for two hours")
+                time.sleep(_POLL_S)
+        yield descriptor
     finally:
-        lock.release()
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _build_entry(temporary: Path, entry: Path, build: Callable[[Path], None]) -> None:
-    temporary.mkdir()
     try:
+        temporary.chmod(0o755)
         build(temporary)
         _seal(temporary)
         temporary.rename(entry)
@@ -175,11 +189,19 @@ def _seal(folder: Path) -> None:
 
 
 def _sweep(folder: Path, key: str) -> None:
-    """Remove what killed builds left; the lock of ``key`` is ours already."""
+    """Remove what killed builds left; the lock of ``key`` is ours already.
+
+    What cannot be removed, since a compiler of the killed build still writes there, is left to the next sweep.
+    """
     for path in folder.glob(".*.tmp"):
-        owner = path.name[1 : -len(".tmp")]
-        if owner == key:
-            shutil.rmtree(path)
-            continue
-        with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / f".{owner}.lock", timeout=0):
-            shutil.rmtree(path)
+        owner = path.name.split(".")[1]
+        if owner == key or not _is_held(folder / f".{owner}.lock"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_held(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)

@@ -30,7 +30,7 @@ MIN_FREE_GIB = 3
 GIB = 2**30
 
 #: What an almost empty kernel prints; only for showing how far a build is.
-_EXPECTED_LINES = 1_500
+_EXPECTED_LINES = 1_760
 _PROGRESS_EVERY_S = 5.0
 #: Enough to hold what the other jobs of make printed after the first error.
 _LOG_TAIL_BYTES = 64_000
@@ -207,10 +207,13 @@ class _Build:
 
     def _compile(self) -> None:
         command = [*self._make(), f"-j{os.cpu_count() or 1}", *_TARGETS]
+        lock = self.tree.lock
         with (
             open(self.log, "ab") as sink,
             open(self.log, "rb") as lines,
-            proc.start_process(command, env=self.environment, stdout=sink, stderr=subprocess.STDOUT) as process,
+            proc.start_process(
+                command, env=self.environment, pass_fds=(lock,), stdout=sink, stderr=subprocess.STDOUT
+            ) as process,
         ):
             seen = 0
             while process.returncode is None:

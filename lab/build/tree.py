@@ -27,7 +27,9 @@ _Snapshot = tuple[bytes, int] | None
 class Tree:
     """Source, objects and originals, owned by the one who holds its lock."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock: int) -> None:
+        #: To be inherited by whatever may outlive the lab and write here.
+        self.lock = lock
         self.source = folder / "source"
         self.objects = folder / "objects"
         self._folder = folder
@@ -123,8 +125,8 @@ class Tree:
 def open_tree(base: str, progress: Progress) -> Iterator[Tree]:
     """Yield the tree of a base, with its lock held: two builds of one base take turns."""
     folder = make_folder("kernel-trees")
-    with hold_lock(folder / f".{base}.lock", "kernel tree", progress):
-        yield Tree(folder / base)
+    with hold_lock(folder / f".{base}.lock", "kernel tree", progress) as lock:
+        yield Tree(folder / base, lock)
 
 
 def _list_touched(path: Path) -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.build.cache import SUMS, cached, hash_once, key_tree, make_key, read_sums
+from lab.build.cache import SUMS, cached, hash_once, hold_lock, key_tree, make_key, read_sums
 from lab.errors import BuildError, HostError
 from lab.host.files import hash_file
 
@@ -107,13 +107,26 @@ def test_killed_build_is_never_taken_for_whole_and_is_swept(cache: Path) -> None
         assert process.stdout is not None
         assert process.stdout.readline() == b"here\n"
         other = cached("thing", make_key("other"), lambda _: None, ignore)
-        assert f".{KEY}.tmp" in list_left(cache), "a build that is going on must not be swept"
+        assert any(name.startswith(f".{KEY}.") for name in list_left(cache)), (
+            "a build that is going on must not be swept"
+        )
         process.send_signal(signal.SIGKILL)
     assert not (cache / "thing" / KEY).exists()
     third = cached("thing", make_key("third"), lambda _: None, ignore)
     assert list_left(cache) == sorted([other.name, third.name]), "another builder sweeps what the killed one left"
     entry = cached("thing", KEY, lambda _: None, ignore)
     assert sorted(path.name for path in entry.iterdir()) == [SUMS]
+
+
+def test_lock_outlives_the_lab_in_whoever_inherits_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    with hold_lock(tmp_path / "lock", "thing", said.append) as descriptor:
+        orphan = subprocess.Popen(["sleep", "0.5"], pass_fds=[descriptor])
+    begin_s = time.monotonic()
+    with hold_lock(tmp_path / "lock", "thing", said.append):
+        assert time.monotonic() - begin_s > 0.2
+    assert said == ["thing: waiting for another build of the same"]
+    assert orphan.wait(5) == 0
 
 
 @pytest.mark.usefixtures("cache")
