@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import msgspec
 import typer
 from rich.console import Console
@@ -33,7 +32,7 @@ from lab.spec.mechanism import MECHANISMS, find_mechanism
 from lab.spec.plan import MAX_SEED, draw_plan
 from lab.spec.scenario import DEFAULT_NMIS, Aim, Scenario
 from lab.spec.topology import Topology
-from lab.spec.verdict import EXIT_STATUS, Outcome, TrialRecord, Verdict
+from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
 from lab.trial.folder import claim_output, read_evidence
 from lab.trial.kvm import try_kvm
 from lab.trial.pool import WarmGuest
@@ -328,12 +327,9 @@ def main() -> NoReturn:
         code = _complain(str(error), USAGE)
     except LabError as error:
         code = _complain(str(error), LAB_FAULT)
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stdout.write(f"{error.format_message()}\n")
-        code = USAGE
-    except click.ClickException as error:
+    except typer.TyperException as error:
         code = _complain(error.format_message(), USAGE)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _complain("interrupted: guests are gone, evidence so far is kept", INTERRUPTED)
     except BrokenPipeError:
         # The reader has gone; nothing more can be told, and flushing at exit must not try.

@@ -85,9 +85,9 @@ def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
         table.add_row(name, Text(invariant.finding.value, _FINDING_STYLE[invariant.finding]), why)
     nmis = record.nmis
     windows = ", ".join(f"core {span.who} {format_us(span.us)}" for span in record.durations.host_windows_us)
+    counts = f"{nmis.sent} sent, {nmis.proven_in_window} proven in a window, {nmis.entries} entries"
     facts = (
-        f"NMIs: {nmis.sent} sent, {nmis.proven_in_window} proven in a window, {nmis.entries} entries,"
-        f" {nmis.handled} handled",
+        f"NMIs: {counts}, {nmis.handled} handled",
         f"windows: {windows or 'none'}; {record.windows_judged} judged, {record.windows_unseen} unseen",
         f"evidence: {record.evidence}",
     )
@@ -118,9 +118,8 @@ def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> di
 
 def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableType:
     """Return a run's table for a terminal."""
-    table = _make_table(
-        "mechanism", "expected", "met", "quiet", "harmless", "PASS", "FAIL", "INVALID", "ERROR", "NMIs", "window", "load"
-    )
+    outcomes = [outcome.value for outcome in reversed(Outcome)]
+    table = _make_table("mechanism", "expected", "met", "quiet", "harmless", *outcomes, "NMIs", "window", "load")
     for result in results:
         records = [record for record in run.records if record.mechanism == result.name]
         price = measure_price(records)
@@ -133,12 +132,12 @@ def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableTy
             f"{result.quiet.held} of {result.quiet.trials}",
             f"{result.harmless.held} of {result.harmless.trials}",
             str(result.outcomes.passed),
-            str(result.outcomes.failed),
             str(result.outcomes.invalid),
+            str(result.outcomes.failed),
             str(result.outcomes.error),
             f"{sent}, {proven} in windows",
-            format_us(price.window.p50),
-            format_us(price.load.p50),
+            format_us(price.window.p50_us),
+            format_us(price.load.p50_us),
         )
     return table
 

@@ -114,8 +114,8 @@ class _Loop:
         revision = int(self._ask("cat /sys/devices/system/cpu/cpu0/microcode/version", deadline), 16)
         for index in range(LOOP_LOADS):
             update = make_update(self._signature, self._platform, revision + 1 + index)
-            self._shell.put(f"/tmp/update-{index}", update, deadline)
-        copy = f"cp /tmp/update-$i {self._file}"
+            self._shell.put(f"/run/update-{index}", update, deadline)
+        copy = f"cp /run/update-$i {self._file}"
         count = f"i=0; while [ $i -lt {LOOP_LOADS} ]; do"
         without_ms = self._time(f"{count} {copy}; i=$((i+1)); done", deadline)
         with_ms = self._time(f"{count} {copy}; echo 1 >{guest_side.RELOAD} || exit 1; i=$((i+1)); done", deadline)

@@ -2,7 +2,6 @@
 """The first campaign: every mechanism asked for, trial by trial in turn, on one warm guest."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import msgspec

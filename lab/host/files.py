@@ -3,7 +3,6 @@
 
 import contextlib
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 
@@ -20,12 +19,12 @@ def write_whole(path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with open(descriptor, "wb") as sink:
             sink.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             if name:
-                os.unlink(name)
+                Path(name).unlink()
         raise HostError(f"'{path}' could not be written: {error.strerror or error}") from error
 
 

@@ -23,7 +23,7 @@ def find_cache() -> Path:
     :raise HostError: it cannot be made or written
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    cache = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / NAME
+    cache = (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / NAME
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o755)
         with tempfile.TemporaryFile(dir=cache):

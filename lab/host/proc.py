@@ -143,9 +143,7 @@ def run(
         sink: IO[bytes] | int = subprocess.PIPE
         if log is not None:
             sink = stack.enter_context(open(log, "ab"))
-        process = stack.enter_context(
-            start_process(words, cwd=cwd, env=env, stdout=sink, stderr=subprocess.STDOUT)
-        )
+        process = stack.enter_context(start_process(words, cwd=cwd, env=env, stdout=sink, stderr=subprocess.STDOUT))
         try:
             printed, _ = process.communicate(timeout=deadline.remaining_s)
         except subprocess.TimeoutExpired:

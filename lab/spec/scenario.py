@@ -58,7 +58,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
                     " since the 6.1 rendezvous panics when a thread has waited for one second"
                 )
         if self.stretch_us[0] > self.stretch_us[1]:
-            raise UsageError(f"stretch range {self.stretch_us[0]} to {self.stretch_us[1]} us is backwards: low end first")
+            low_us, high_us = self.stretch_us
+            raise UsageError(f"stretch range {low_us} to {high_us} us is backwards: low end first")
         if self.stretch_per_core_us and len(self.stretch_per_core_us) != self.topology.total_cores:
             raise UsageError(
                 f"stretch names {len(self.stretch_per_core_us)} cores:"

@@ -17,7 +17,7 @@ class Topology(msgspec.Struct, frozen=True):
     """Sockets x cores per socket x threads per core.
 
     vCPU numbers follow QEMU's ``-smp``: threads of a core are neighbours, so vCPU ``n`` sits on core ``n // threads``.
-    The *primary* of a core is its first thread, as in the kernel's loader (``cpumask_first(topology_sibling_cpumask)``).
+    The *primary* of a core is its first thread, as the kernel's loader has it (``cpumask_first()`` of its siblings).
     """
 
     sockets: int

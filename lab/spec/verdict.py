@@ -20,7 +20,7 @@ class Outcome(enum.Enum):
     ERROR = "ERROR"
     FAIL = "FAIL"
     INVALID = "INVALID"
-    PASS = "PASS"
+    PASS = "PASS"  # noqa: S105
 
 
 #: Exit status of ``lab trial`` and ``lab judge``; 2 is wrong usage.

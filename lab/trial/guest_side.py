@@ -69,9 +69,7 @@ def read_signature(shell: GuestShell, deadline: Deadline) -> tuple[int, int]:
 
     :raise GuestError: the guest does not show them
     """
-    script = (
-        "head -n 10 /proc/cpuinfo; echo flags: $(cat /sys/devices/system/cpu/cpu0/microcode/processor_flags)"
-    )
+    script = "head -n 10 /proc/cpuinfo; echo flags: $(cat /sys/devices/system/cpu/cpu0/microcode/processor_flags)"
     text = _ask(shell, script, deadline).decode(errors="replace")
     found = {key.strip(): value for key, _, value in (line.partition(":") for line in text.splitlines())}
     try:
@@ -166,8 +164,9 @@ def _text(raw: bytes) -> str:
 def _ask(shell: GuestShell, script: str, deadline: Deadline, problem: str = "") -> bytes:
     result = shell.run(script, deadline)
     if result.status != 0:
-        said = " ".join(clean_lines(result.stdout)[-2:])
-        raise GuestError(f"{problem or f'the guest failed to run {script[:80]!r}'}: status {result.status} {said[:200]}")
+        said = " ".join(clean_lines(result.stdout)[-2:])[:200]
+        problem = problem or f"the guest failed to run {script[:80]!r}"
+        raise GuestError(f"{problem}: status {result.status} {said}")
     return result.stdout
 
 

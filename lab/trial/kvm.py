@@ -36,9 +36,7 @@ def try_kvm() -> Check:
     initrd = _find_newest("initramfs", initramfs.NAME)
     if kernel is None or initrd is None:
         return Check(name=_NAME, ok=True, found="not tried: no images are built yet (lab build)")
-    spec = GuestSpec(
-        topology=Topology(1, 1, 2), kernel=kernel, initrd=initrd, cpu="host", accelerator=Accelerator.KVM
-    )
+    spec = GuestSpec(topology=Topology(1, 1, 2), kernel=kernel, initrd=initrd, cpu="host", accelerator=Accelerator.KVM)
     try:
         with make_run_dir() as run_dir, start_guest(spec, make_guest_keys(), run_dir, Deadline.after(PROBE_S)):
             return Check(name=_NAME, ok=True, found="boots a guest; there is no oracle under it")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps one warm guest at hand, and replaces it when it can serve no more."""
+"""Keeps one warm guest at hand, and replaces it when it can serve no more.
+
+Between trials its vCPUs are halted: it holds a share of the host's vCPU budget only while it boots or serves a trial.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -52,16 +55,9 @@ class WarmGuest:
         self._session = None
         self._stack.close()
 
-    def boot(self) -> Session:
-        """Return the running guest, booted if need be.
-
-        :raise GuestError: it did not boot
-        :raise HostError: the host could not start it
-        """
+    def _find_session(self) -> Session:
         if self._session is None:
             try:
-                self._progress(f"waiting for {self._topology.vcpus} vCPUs of this host")
-                self._stack.enter_context(admit(self._topology.vcpus, Deadline.after(ADMISSION_S)))
                 self._progress("booting a guest")
                 self._session = self._stack.enter_context(
                     open_session(self._images, self._kernel, self._topology, self._base)
@@ -77,12 +73,14 @@ class WarmGuest:
         :param keep_files: as :meth:`lab.trial.session.Session.run_trial`
 
         :raise HostError: the host could not start a guest
+        :raise DeadlineError: the host's vCPU budget was never free
         """
-        try:
-            session = self.boot()
-        except GuestError as error:
-            return Kept(_explain_no_guest(scenario, plan, str(error)), {})
-        kept = session.run_trial(scenario, plan, keep_files)
+        with admit(self._topology.vcpus, Deadline.after(ADMISSION_S)):
+            try:
+                session = self._find_session()
+            except GuestError as error:
+                return Kept(_explain_no_guest(scenario, plan, str(error)), {})
+            kept = session.run_trial(scenario, plan, keep_files)
         if kept.evidence.ending is not Ending.COMPLETE or not session.usable:
             self.retire()
         return kept

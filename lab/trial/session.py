@@ -35,8 +35,8 @@ from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
 from lab.trial import guest_side
-from lab.trial.keys import make_guest_keys
 from lab.trial.injection import InjectionThread
+from lab.trial.keys import make_guest_keys
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks
 from lab.witness.oracle.link import OracleLink
@@ -53,6 +53,8 @@ FIRST_OVERHEAD_US: Final = 30_000
 SETTLED_S: Final = 0.01
 SETTLE_BOUND_S: Final = 1.0
 CONSOLE_TAIL_LINES: Final = 60
+#: A trial has a few hundred events; a storm of a thousand NMIs on sixteen vCPUs still fits.
+RING_RECORDS: Final = 65_536
 #: Of a guest's run folder, what helps a person who looks into a trial.
 RUN_FILES: Final = ("console.log", "qemu.log", "oracle.shm", "landmarks")
 _PPM: Final = 1_000_000
@@ -266,18 +268,21 @@ def _steal_ppm(before: object) -> int:
 
 
 @contextlib.contextmanager
-def open_session(images: ImageSet, kernel: Kernel, topology: Topology, base: str) -> Iterator[Session]:
+def open_session(
+    images: ImageSet, kernel: Kernel, topology: Topology, base: str, ring_records: int = RING_RECORDS
+) -> Iterator[Session]:
     """Boot a guest with an oracle, ready for trials, and leave nothing of it behind.
 
     :param kernel: read from the images' vmlinux
     :param base: whose mechanisms the kernel holds
+    :param ring_records: how many events of a trial the oracle can keep
     :raise GuestGone: it did not boot, or is not the machine that was asked for
     :raise HostError: the host could not start it
     """
     deadline = Deadline.after(BOOT_S)
     with contextlib.ExitStack() as stack:
         run_dir = stack.enter_context(make_run_dir())
-        link = stack.enter_context(OracleLink.create(run_dir, topology))
+        link = stack.enter_context(OracleLink.create(run_dir, topology, ring_records))
         landmarks = run_dir / "landmarks"
         here = tuple(mechanism for mechanism in MECHANISMS if mechanism.base == base)
         write_whole(landmarks, find_landmarks(kernel, here).to_text().encode())
@@ -297,4 +302,3 @@ def open_session(images: ImageSet, kernel: Kernel, topology: Topology, base: str
         except EvidenceError as error:
             raise GuestGone(f"the guest cannot serve trials: {error}") from error
         yield session
-

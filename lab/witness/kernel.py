@@ -97,7 +97,7 @@ class Kernel:
         They are found by the constant on its way to ECX (the MSR's number is one, at every site of the loader) and
         the next WRMSR that is reached with ECX unchanged.
         """
-        sites = set()
+        sites: set[int] = set()
         for start, data in self._text.items():
             at = data.find(_MOV_79)
             while at >= 0:

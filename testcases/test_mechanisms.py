@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each mechanism must show under randomised NMIs. A pattern for cases of your own."""
+
+import pytest
+
+from conftest import Trial
+from lab.spec.scenario import Aim
+from lab.spec.verdict import Finding, Outcome
+
+pytestmark = pytest.mark.e2e
+
+#: More INVALID trials than one in this many say that the host was not fit to run them.
+INVALID_ONE_IN = 10
+
+
+@pytest.mark.parametrize("mechanism", ["stop-machine", "nmi-spin-as-posted"])
+def test_a_control_is_caught_by_the_nmi_entry_and_the_iret_of_a_sibling(trial: Trial, mechanism: str) -> None:
+    tries = [trial(mechanism, seed=seed) for seed in range(5)]
+    caught = [each for each in tries if each.record.outcome is Outcome.FAIL]
+    assert len(caught) >= 4
+    for each in caught:
+        assert each.finding("quiet") is Finding.BROKEN
+        assert each.finding("harmless") is Finding.BROKEN
+        assert each.finding("no-nmi-entry-in-window") is Finding.BROKEN
+        proofs = {invariant.name: invariant.proofs for invariant in each.verdict.invariants}
+        entry = proofs["no-nmi-entry-in-window"][0]
+        assert entry.symbol == "asm_exc_nmi+0x0"
+        assert entry.vcpu in (1, 3)
+        assert any("iret" in proof.text and proof.symbol.startswith("asm_exc_nmi+") for proof in proofs["harmless"])
+
+
+def test_a_control_breaks_nothing_but_what_it_lacks(trial: Trial) -> None:
+    tried = trial("stop-machine", seed=11)
+    broken = {name for name, finding in tried.record.invariants.items() if finding is Finding.BROKEN}
+    assert broken <= {"quiet", "still", "harmless", "no-nmi-entry-in-window"}
+
+
+@pytest.mark.parametrize("aim", list(Aim))
+def test_the_rendezvous_in_the_nmi_handler_is_never_accused(trial: Trial, aim: Aim) -> None:
+    tries = [trial("nmi-self", seed=seed, aim=aim) for seed in range(20)]
+    outcomes = [each.record.outcome for each in tries]
+    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
+    assert outcomes.count(Outcome.FAIL) == outcomes.count(Outcome.ERROR) == 0, reasons
+    assert outcomes.count(Outcome.INVALID) * INVALID_ONE_IN <= len(outcomes), reasons
+    for each in tries:
+        if each.record.outcome is Outcome.PASS:
+            assert each.record.nmis.proven_in_window >= 1
+
+
+def test_one_guest_serves_mechanisms_in_turn(trial: Trial) -> None:
+    outcomes = [trial(name, seed=7).record.outcome for name in ("nmi-self", "stop-machine", "nmi-self")]
+    assert outcomes[1] is Outcome.FAIL
+    assert Outcome.FAIL not in (outcomes[0], outcomes[2])
+
+
+def test_the_window_of_each_core_lasts_as_long_as_asked(trial: Trial) -> None:
+    tried = trial("nmi-self", seed=5, stretch_per_core_us=(20_000, 60_000))
+    assert tried.evidence.oracle is not None
+    lasted_ns = {window.core: window.close_ns - window.open_ns for window in tried.evidence.oracle.windows}
+    assert set(lasted_ns) == {0, 1}
+    # It may be held longer until every sibling has shown itself alive, never shorter.
+    assert lasted_ns[0] >= 20_000_000
+    assert lasted_ns[1] >= 60_000_000

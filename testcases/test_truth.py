@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What must never be called PASS: trials in which a witness was blind, or nothing happened."""
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+
+from conftest import Trial
+from lab.build.images import ImageSet
+from lab.build.kernel import DEFAULT_BASE
+from lab.guest.machine import Machine
+from lab.guest.nmi import BroadcastInjector
+from lab.host.admission import admit
+from lab.host.deadline import Deadline
+from lab.judge import judge
+from lab.spec.plan import Injection, Plan, draw_plan
+from lab.spec.scenario import Aim, Scenario
+from lab.spec.topology import Topology
+from lab.spec.verdict import Finding, Outcome
+from lab.trial.session import Session, open_session
+from lab.witness.kernel import Kernel
+
+pytestmark = pytest.mark.e2e
+
+PTRACE_SEIZE = 0x4206
+PTRACE_INTERRUPT = 0x4207
+PTRACE_DETACH = 17
+__WALL = 0x40000000
+
+SHAPE = Topology(1, 1, 2)
+
+
+@contextmanager
+def own_session(images: ImageSet, kernel: Kernel, **oracle: int) -> Iterator[Session]:
+    with (
+        admit(SHAPE.vcpus, Deadline.after(600)),
+        open_session(images, kernel, SHAPE, DEFAULT_BASE, **oracle) as session,
+    ):
+        yield session
+
+
+def test_no_nmi_sent_is_no_pass(trial: Trial) -> None:
+    tried = trial("nmi-self", nmis=0)
+    assert tried.record.outcome is Outcome.INVALID
+    assert "NMI" in tried.verdict.reason
+
+
+def test_a_control_without_nmis_is_not_accused(trial: Trial) -> None:
+    tried = trial("stop-machine", nmis=0)
+    assert tried.record.outcome is Outcome.INVALID
+    assert tried.finding("quiet") is not Finding.BROKEN
+
+
+def test_an_injector_that_loses_its_nmis_is_no_pass(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU is asked something harmless in place of inject-nmi: the log says sent, the oracle sees none."""
+
+    real = BroadcastInjector._execute
+
+    def pretend(self: BroadcastInjector, command: str, deadline: Deadline) -> tuple[int, int]:
+        return real(self, "query-status" if command == "inject-nmi" else command, deadline)
+
+    monkeypatch.setattr(BroadcastInjector, "_execute", pretend)
+    tried = trial("nmi-self")
+    assert tried.record.outcome is not Outcome.PASS
+    assert tried.finding("nmis-delivered") is Finding.BROKEN
+
+
+def test_a_ring_too_small_is_no_pass(images: ImageSet, kernel: Kernel) -> None:
+    scenario = Scenario(mechanism="nmi-self", topology=SHAPE)
+    with own_session(images, kernel, ring_records=16) as session:
+        kept = session.run_trial(scenario, draw_plan(scenario, 1))
+    assert kept.evidence.oracle is not None
+    assert kept.evidence.oracle.records_lost > 0
+    assert judge(kept.evidence).outcome is Outcome.INVALID
+
+
+def test_a_missing_witness_is_no_pass(trial: Trial) -> None:
+    tried = trial("nmi-self")
+    for witness in ("oracle", "injections", "guest"):
+        blind = msgspec.structs.replace(tried.evidence, **{witness: None})
+        verdict = judge(blind)
+        assert verdict.outcome is Outcome.INVALID, witness
+
+
+class _Starver:
+    """Sends its NMI while one vCPU thread is stopped by the host, and lets that go well after the window."""
+
+    def __init__(self, machine: Machine, thread_id: int, stop_s: float) -> None:
+        self._inner = machine.broadcast
+        self._thread_id = thread_id
+        self._stop_s = stop_s
+        self._stopped = threading.Event()
+        self.problem = ""
+        self._thread = threading.Thread(target=self._stop, daemon=True)
+
+    def inject(self, vcpu: int, deadline: Deadline | None = None) -> tuple[int, int]:
+        # The tracer is the thread that attached; so the stop has one of its own, and QEMU goes on beside it.
+        self._thread.start()
+        assert self._stopped.wait(5), self.problem
+        return self._inner.inject(vcpu, deadline)
+
+    def join(self) -> None:
+        self._thread.join(10)
+
+    def _stop(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
+            if libc.ptrace(request, self._thread_id, None, None) != 0:
+                self.problem = os.strerror(ctypes.get_errno())
+                return
+        os.waitpid(self._thread_id, __WALL)
+        self._stopped.set()
+        threading.Event().wait(self._stop_s)
+        libc.ptrace(PTRACE_DETACH, self._thread_id, None, None)
+
+
+def test_a_sibling_that_the_host_never_ran_proves_nothing(images: ImageSet, kernel: Kernel) -> None:
+    scenario = Scenario(mechanism="nmi-self", topology=SHAPE, stretch_us=(150_000, 150_000), nmis=1)
+    with own_session(images, kernel) as session:
+        clean = session.run_trial(scenario, _plan_in_window())
+        assert judge(clean.evidence).outcome is Outcome.PASS, judge(clean.evidence).reason
+        sibling = session.machine.vcpu_threads(Deadline.after(5))[1]
+        starver = _Starver(session.machine, sibling, stop_s=0.4)
+        session.machine.broadcast = starver  # type: ignore[assignment]
+        kept = session.run_trial(scenario, _plan_in_window())
+        starver.join()
+    verdict = judge(kept.evidence)
+    assert verdict.outcome is Outcome.INVALID, verdict.reason
+    findings = {invariant.name: invariant.finding for invariant in verdict.invariants}
+    assert findings["quiet"] is Finding.UNSEEN
+
+
+def _plan_in_window() -> Plan:
+    """One NMI in the middle of a window that is most of the load."""
+    return Plan(seed=0, stretch_us=(150_000,), injections=(Injection(at_ppm=500_000, aim=Aim.BROADCAST, vcpu=-1),))
