@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 from lab import __version__, present
-from lab.build.doctor import examine_host, read_qemu_version
+from lab.build.doctor import examine_host, require_qemu
 from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
@@ -24,7 +25,7 @@ from lab.campaign.bench import measure
 from lab.campaign.expectation import MechanismResult, run_met, weigh_run
 from lab.campaign.runner import run_trials, vary
 from lab.campaign.store import MechanismAsked, RunInfo, RunStore, read_run
-from lab.errors import EvidenceError, LabError, UsageError
+from lab.errors import EvidenceError, HostError, LabError, UsageError
 from lab.judge import judge as judge_evidence
 from lab.progress import Progress, open_progress
 from lab.report.page import write_report
@@ -48,8 +49,6 @@ NOT_MET = 1
 DEFAULT_TRIALS = 20
 
 app = typer.Typer(
-    help="Boot SMT guests, update their microcode under NMIs, and judge what was seen.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -99,6 +98,14 @@ def _check_seed(seed: int | None) -> int:
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"seed is {seed}: allowed is 0 to {MAX_SEED}")
     return seed
+
+
+@app.callback(invoke_without_command=True)
+def explain(context: typer.Context) -> None:
+    """Boot SMT guests, update their microcode under NMIs, and judge what was seen."""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(f"{context.get_help()}\n")
+        raise typer.Exit(USAGE)
 
 
 @app.command()
@@ -154,6 +161,7 @@ def trial(
     """Run one trial: exit 0 PASS, 1 FAIL, 3 INVALID, 4 ERROR."""
     scenario = _make_scenario(mechanism, topology, nmis, aim, stretch_us)
     plan = draw_plan(scenario, _check_seed(seed))
+    require_qemu()
     folder = claim_output(out)
     with open_progress() as progress:
         images = build_images(progress.tell)
@@ -209,6 +217,7 @@ def run(
     scenarios = vary(_make_scenario(names[0], topology, nmis, aim, stretch_us), names)
     asked = tuple(find_mechanism(name) for name in names)
     run_seed = _check_seed(seed)
+    qemu_version = require_qemu()
     folder = claim_output(out)
     with open_progress() as progress:
         images = build_images(progress.tell)
@@ -222,7 +231,7 @@ def run(
             ),
             trials_asked=trials * len(names),
             scenario=scenarios[0],
-            images=images.describe(read_qemu_version()),
+            images=images.describe(qemu_version),
             host=_describe_host(run_seed),
         )
         with RunStore(folder, info) as store:
@@ -323,7 +332,7 @@ def main() -> NoReturn:
     try:
         status = app(standalone_mode=False)
         code = status if isinstance(status, int) else 0
-    except UsageError as error:
+    except (UsageError, HostError) as error:
         code = _complain(str(error), USAGE)
     except LabError as error:
         code = _complain(str(error), LAB_FAULT)
@@ -337,7 +346,11 @@ def main() -> NoReturn:
         code = LAB_FAULT
     except OSError as error:
         where = f"'{error.filename}': " if error.filename else ""
-        code = _complain(f"{where}{error.strerror or error}", LAB_FAULT)
+        code = _complain(f"{where}{error.strerror or error}", USAGE)
+    except Exception:
+        # A defect of the lab. Left to Python it would end with status 1, which says that the kernel failed.
+        traceback.print_exc()
+        code = LAB_FAULT
     sys.exit(code)
 
 

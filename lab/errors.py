@@ -5,7 +5,7 @@ Split by what a caller can do about it::
 
     LabError
     +-- UsageError      the user asked for something that cannot be: mend the input (exit 2)
-    +-- HostError       this machine lacks something, or has run out of it (exit 4)
+    +-- HostError       this machine lacks something, or has run out of it (exit 2: no trial was judged by it)
     |   +-- BuildError      a recipe of images/ did not build
     |   +-- ProcessError    a program the lab ran failed
     +-- GuestError      the guest did not do what the lab asked; evidence, not a verdict

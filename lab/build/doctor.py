@@ -82,6 +82,17 @@ def read_qemu_version() -> str:
     return first.removeprefix("QEMU emulator version ")
 
 
+def require_qemu() -> str:
+    """Return QEMU's version as :func:`read_qemu_version`, once it is known to be new enough and to take plugins.
+
+    :raise HostError: it is not; the text says what mends it
+    """
+    lacks = [check for check in _examine_qemu() if not check.ok]
+    if lacks:
+        raise HostError(f"{lacks[0].name}: {lacks[0].found}; mend it with: {lacks[0].mend}")
+    return read_qemu_version()
+
+
 def _install(package: str) -> str:
     return f"apt-get install {package}"
 
