@@ -132,9 +132,11 @@ def test_halted_sibling_is_not_extended_for(plugin: Path, tmp_path: Path) -> Non
 def test_woken_sibling_is_not_called_halted(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin, "HALTING") as bench:
         evidence = run_trial(bench, nmis=1, stretch_us=LONG_STRETCH_US)
-    sibling = evidence.windows[0].siblings[0]
-    assert not sibling.halted
-    assert sibling.outside_blocks > 0
+    window = evidence.windows[0]
+    assert not window.siblings[0].halted
+    assert window.siblings[0].outside_blocks > 0
+    # It halts again after two or three blocks: neither halted throughout nor shown to be alive.
+    assert window.extended_ns > 0
 
 
 def test_regions_and_points_of_other_mechanisms_do_not_count(plugin: Path, tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_small_ring_counts_what_it_lost(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin, ring_records=4) as bench:
         evidence = run_trial(bench)
     assert evidence.records_lost > 0
-    assert 0 < len(evidence.events) <= 4
+    assert len(evidence.events) == 4
     assert len(evidence.windows) == 1
 
 
