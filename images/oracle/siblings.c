@@ -126,8 +126,14 @@ bool sibling_halted_since_open(unsigned int vcpu)
 	return halts & 1 && load_relaxed(&oracle.vcpus[vcpu].halts) == halts;
 }
 
+void sibling_count_anew(unsigned int vcpu)
+{
+	oracle.alive_from[vcpu] = load_relaxed(&oracle.siblings[vcpu].region_blocks);
+}
+
 bool sibling_alive(unsigned int vcpu, uint32_t live_blocks)
 {
-	return load_relaxed(&oracle.siblings[vcpu].region_blocks) >= live_blocks ||
-	       sibling_halted_since_open(vcpu);
+	uint64_t blocks = load_relaxed(&oracle.siblings[vcpu].region_blocks);
+
+	return blocks - oracle.alive_from[vcpu] >= live_blocks || sibling_halted_since_open(vcpu);
 }

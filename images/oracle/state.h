@@ -36,6 +36,7 @@ struct oracle {
 	struct oracle_block *tables;
 	struct oracle_record *ring;
 	struct core *core_by_vcpu[ORACLE_MAX_VCPUS]; /* spares every block a division */
+	uint64_t alive_from[ORACLE_MAX_VCPUS]; /* region blocks that do not show life any more */
 	struct core cores[ORACLE_MAX_CORES];
 	uint32_t vcpu_count;
 	uint32_t core_count;

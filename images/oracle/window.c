@@ -64,7 +64,11 @@ static bool all_alive(unsigned int first, unsigned int primary)
 	return true;
 }
 
-/* Hold the primary as long as asked, and then until its siblings show that they ran. */
+/*
+ * Hold the primary as long as asked, and then until its siblings show that they run. What they ran
+ * before does not count: an NMI that came in the meantime proves nothing about a sibling that the
+ * host has not run since.
+ */
 static void hold_open(struct oracle_window *window, unsigned int first, unsigned int primary)
 {
 	const struct oracle_control *control = &oracle.header->control;
@@ -74,6 +78,8 @@ static void hold_open(struct oracle_window *window, unsigned int first, unsigned
 
 	if (window->asked_ns)
 		sleep_until(end);
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		sibling_count_anew(vcpu);
 	for (now = end; now < bound && !all_alive(first, primary); now = now_ns())
 		sleep_until(at_most(now_ns() + EXTEND_STEP_NS, bound));
 	store_relaxed(&window->extended_ns, now - end);

@@ -32,8 +32,8 @@ from lab.witness.oracle.layout import (
 )
 from lab.witness.oracle.reader import Symbolise, TrialReader
 
-#: Wait-region blocks that show a sibling to be alive in a window. The wait loops are two or three blocks long, so
-#: with four it has gone round at least once, and was not just finishing what it was in when the window opened.
+#: Wait-region blocks, begun after the stretch that was asked for, that show a sibling to be alive in a window. The wait
+#: loops are two or three blocks long, so with four it has gone round at least once.
 LIVE_BLOCKS: Final = 4
 #: How much longer than asked a window may be held until its siblings show themselves. With four vCPUs to a host core
 #: and slices of some 10 ms each has its turn in 40 ms; three times that, and the 6.1 kernel's one second is still far.

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a tired engineer types: one sentence, status 2, nothing half-written."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from evidence_builder import Load
+
+from lab.host.paths import ROOT
+from lab.judge import judge
+from lab.spec.verdict import EXIT_STATUS, Outcome
+from lab.trial.folder import read_evidence, write_evidence
+
+
+def run_lab(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lab.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+TRIAL = ("trial", "--mechanism", "nmi-self", "--out", "{out}")
+
+REFUSED = {
+    "unknown mechanism": (
+        ("trial", "--mechanism", "nmi-sefl", "--out", "{out}"),
+        "lab: mechanism 'nmi-sefl' is unknown: there are stop-machine, nmi-spin-as-posted, nmi-self",
+    ),
+    "unknown mechanism of a run": (("run", "--mechanism", "x", "--out", "{out}"), "mechanism 'x' is unknown"),
+    "topology of another form": ((*TRIAL, "--topology", "2x2"), "topology '2x2' is not SOCKETSxCORESxTHREADS"),
+    "no siblings": ((*TRIAL, "--topology", "1x4x1"), "topology '1x4x1' has 1 threads per core: allowed is 2"),
+    "too many vCPUs": ((*TRIAL, "--topology", "3x4x2"), "has 24 vCPUs: allowed are up to 16 (the kernel's NR_CPUS)"),
+    "negative stretch": ((*TRIAL, "--stretch-us", "-1"), "stretch of -1 us: allowed is 0 to 800000 us"),
+    "huge stretch": (
+        (*TRIAL, "--stretch-us", "1500000"),
+        "since the 6.1 rendezvous panics when a thread has waited for one second",
+    ),
+    "stretch that is no number": ((*TRIAL, "--stretch-us", "10ms"), "stretch-us '10ms' is not a whole number"),
+    "stretch of other cores": ((*TRIAL, "--stretch-us", "1,2,3"), "stretch names 3 cores: topology 1x2x2 has 2"),
+    "negative NMIs": ((*TRIAL, "--nmis", "-3"), "nmis is -3: allowed is 0 to 1000"),
+    "unknown aim": ((*TRIAL, "--aim", "everyone"), "'everyone' is not one of 'broadcast', 'sibling', 'primary'"),
+    "seed out of range": ((*TRIAL, "--seed", "-1"), "seed is -1: allowed is 0 to"),
+    "no trials": (("run", "--trials", "0", "--out", "{out}"), "--trials"),
+    "no output folder": (("trial", "--mechanism", "nmi-self"), "--out"),
+    "unknown command": (("trail",), "No such command 'trail'"),
+    "unknown recipe": (("build", "kernels"), "'kernels' cannot be built: there are kernel, initramfs, oracle, all"),
+    "folder to judge that is none": (("judge", "{out}"), "is not a folder: an evidence folder is needed"),
+    "folder to report that is none": (("report", "{out}"), "is not a folder: that of a run is needed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_sentence_and_status_2(case: str, tmp_path: Path) -> None:
+    words, sentence = REFUSED[case]
+    out = tmp_path / "out"
+    done = run_lab(*(word.format(out=out) for word in words))
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not out.exists()
+
+
+def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = run_lab("trial", "--mechanism", "nmi-self", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "holds something the lab did not leave" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_without_qemu_it_says_what_mends_it(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "setpriv").symlink_to("/usr/bin/setpriv")
+    done = run_lab("trial", "--mechanism", "nmi-self", "--out", str(tmp_path / "out"), PATH=str(tools))
+    assert done.returncode == 2
+    assert "apt-get install qemu-system-x86" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "plugin_answer", "sentence"),
+    [
+        ("6.2.0", "Could not load plugin", "7.2 or newer"),
+        ("8.2.0", "-plugin: invalid option", "use a QEMU built with --enable-plugins"),
+    ],
+)
+def test_a_qemu_that_does_not_fit_is_refused(tmp_path: Path, version: str, plugin_answer: str, sentence: str) -> None:
+    qemu = tmp_path / "qemu-system-x86_64"
+    qemu.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version {version}" && exit\n'
+        f'echo "{plugin_answer}" >&2\nexit 1\n'
+    )
+    qemu.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run_lab("trial", "--mechanism", "nmi-self", "--out", str(tmp_path / "out"), PATH=path)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="shown for root, whom permissions do not stop"
+)
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run_lab("build", "initramfs", XDG_CACHE_HOME=str(blocked))
+    assert done.returncode == 2
+    assert f"cache folder '{blocked}" in done.stderr
+    assert "set XDG_CACHE_HOME" in done.stderr
+
+
+def test_no_arguments_show_the_help() -> None:
+    done = run_lab()
+    assert done.returncode == 2
+    assert "doctor" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("lacking", ["manifest.json", "oracle.json", "plan.json"])
+def test_a_truncated_folder_is_invalid_with_what_is_missing(tmp_path: Path, lacking: str) -> None:
+    folder = tmp_path / "evidence"
+    write_evidence(folder, Load().build(), {})
+    (folder / lacking).unlink()
+    done = run_lab("judge", str(folder))
+    assert done.returncode == EXIT_STATUS[Outcome.INVALID]
+    assert lacking in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_foreign_folder_is_invalid(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").symlink_to("/dev/zero")
+    done = run_lab("judge", str(tmp_path), "--json")
+    assert done.returncode == EXIT_STATUS[Outcome.INVALID]
+    assert msgspec.json.decode(done.stdout)["outcome"] == "INVALID"
+
+
+def test_judging_again_gives_the_same_verdict(tmp_path: Path) -> None:
+    folder = tmp_path / "evidence"
+    write_evidence(folder, Load().build(), {})
+    verdict = judge(read_evidence(folder))
+    done = run_lab("judge", str(folder), "--json")
+    assert done.returncode == EXIT_STATUS[verdict.outcome]
+    told = msgspec.json.decode(done.stdout)
+    assert told["outcome"] == verdict.outcome.value
+    assert told["invariants"] == {each.name: each.finding.value for each in verdict.invariants}
+    assert {"mechanism", "seed", "nmis", "window_us", "evidence"} <= told.keys()
+    assert {"sent", "handled"} <= told["nmis"].keys()
+
+
+def test_doctor_tells_a_machine_the_same(tmp_path: Path) -> None:
+    done = run_lab("doctor", "--json", XDG_CACHE_HOME=str(tmp_path))
+    checks = {check["name"]: check for check in msgspec.json.decode(done.stdout)["checks"]}
+    assert {"qemu", "qemu plugins", "cache", "kvm"} <= checks.keys()
+    assert checks["cache"]["ok"]
+    assert stat.S_ISDIR((tmp_path / "microcode-nmi-lab").stat().st_mode)
