@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The compiler and linker that recipes use: what they were is part of every key."""
 
-from lab.errors import HostError, ProcessError
+from lab.errors import HostError
 from lab.host import proc
 from lab.host.deadline import Deadline
 
 COMPILER = "gcc"
 LINKER = "ld"
+
+#: What recipes run in: nothing of the user's environment may decide what comes out. Kconfig asks any rustc in PATH
+#: for its version, and a rustup in the user's PATH would then write its settings to HOME.
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "LC_ALL": "C", "TZ": "UTC"}
 
 
 def read_versions() -> tuple[str, ...]:
@@ -17,7 +21,7 @@ def read_versions() -> tuple[str, ...]:
     versions = []
     for tool in (COMPILER, LINKER):
         try:
-            versions.append(proc.run([tool, "--version"], deadline=Deadline.after(10)).splitlines()[0])
-        except (ProcessError, IndexError) as error:
+            versions.append(proc.run([tool, "--version"], env=ENVIRONMENT, deadline=Deadline.after(10)).splitlines()[0])
+        except (HostError, IndexError) as error:
             raise HostError(f"'{tool}' does not run; mend it with: apt-get install gcc binutils") from error
     return tuple(versions)

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from lab.build.compiler import ENVIRONMENT
 from lab.build.initramfs import BUSYBOX, DROPBEAR
 from lab.build.kernel import GIB, SOURCES
 from lab.errors import DeadlineError, HostError, ProcessError
@@ -129,8 +130,8 @@ def _examine_plugins() -> Check:
 
 
 def _examine_program(name: str, package: str) -> Check:
-    path = shutil.which(name)
-    return Check(name=name, ok=path is not None, found=path or "not in PATH", mend="" if path else _install(package))
+    path = shutil.which(name, path=ENVIRONMENT["PATH"])
+    return Check(name=name, ok=path is not None, found=path or "not installed", mend="" if path else _install(package))
 
 
 def _examine_file(name: str, path: Path, package: str) -> Check:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from lab.build.cache import Progress, cached, find_log, hash_once, key_tree, make_key
-from lab.build.compiler import COMPILER, read_versions
+from lab.build.compiler import COMPILER, ENVIRONMENT, read_versions
 from lab.build.kconfig import find_lost, parse_config
 from lab.build.tree import Tree, open_tree
 from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError
@@ -146,8 +146,7 @@ class _Build:
         self.log = log
         self.progress = progress
         self.deadline = Deadline.after(MAX_BUILD_S)
-        # Nothing of the user's environment may decide what comes out.
-        self.environment = {**_FIXED, "PATH": os.environ.get("PATH", os.defpath), "HOME": os.fspath(target)}
+        self.environment = {**ENVIRONMENT, **_FIXED}
 
     def run(self, state: str) -> None:
         """Do all steps.

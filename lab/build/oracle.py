@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from lab.build.cache import Progress, cached, find_log, key_tree, make_key
-from lab.build.compiler import COMPILER, read_versions
+from lab.build.compiler import COMPILER, ENVIRONMENT, read_versions
 from lab.errors import BuildError, ProcessError
 from lab.host import proc
 from lab.host.deadline import Deadline
@@ -36,7 +36,7 @@ def build_oracle(progress: Progress) -> Path:
         # From inside the folder, so that no path of this machine gets into the file.
         command = [COMPILER, *_FLAGS, *sources, "-o", os.fspath(target / NAME)]
         try:
-            proc.run(command, cwd=folder, log=log, deadline=Deadline.after(_MAX_COMPILE_S))
+            proc.run(command, cwd=folder, env=ENVIRONMENT, log=log, deadline=Deadline.after(_MAX_COMPILE_S))
         except ProcessError as error:
             telling = [line for line in error.output.splitlines() if "error:" in line] or [str(error)]
             raise BuildError(f"oracle: {telling[0].strip()} (log: {log})") from error

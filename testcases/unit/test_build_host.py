@@ -8,7 +8,6 @@ import pytest
 
 from lab.build.doctor import examine_host
 from lab.build.oracle import NAME, build_oracle
-from lab.errors import HostError
 from lab.host.paths import ROOT
 
 EXIT_USAGE = 2
@@ -111,7 +110,7 @@ def test_host_without_anything_is_examined_to_the_end(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     lacks = {check.name: check.mend for check in examine_host() if not check.ok}
-    assert {"qemu", "gcc", "make", "setpriv", "cache"} <= set(lacks)
+    assert {"qemu", "cache"} <= set(lacks)
     assert lacks["qemu"] == "apt-get install qemu-system-x86"
 
 
@@ -120,10 +119,3 @@ def test_oracle_compiles_without_a_warning(tmp_path: Path, monkeypatch: pytest.M
     plugin = build_oracle(lambda _: None) / NAME
     assert plugin.read_bytes()[:4] == b"\x7fELF"
     assert str(ROOT).encode() not in plugin.read_bytes(), "no path of this machine may get into the file"
-
-
-def test_missing_compiler_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(HostError):
-        build_oracle(lambda _: None)

@@ -78,6 +78,16 @@ def test_all_results_are_there_and_nothing_else(recipe: Recipe) -> None:
     assert all(line.startswith("kernel: ") for line in said)
 
 
+def test_users_environment_does_not_get_in(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(recipe)
+    shutil.rmtree(first.parent)
+    monkeypatch.setenv("KBUILD_BUILD_TIMESTAMP", "now")
+    monkeypatch.setenv("CFLAGS", "-g")
+    again = build(recipe)
+    assert again == first
+    assert "1970" in (again / "System.map").read_text()
+
+
 def test_patch_is_applied_and_makes_another_entry(recipe: Recipe) -> None:
     plain = build(recipe)
     (recipe.folder / "patches/two.patch").write_text(PATCH)
