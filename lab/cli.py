@@ -29,7 +29,7 @@ from lab.errors import EvidenceError, HostError, LabError, UsageError
 from lab.judge import judge as judge_evidence
 from lab.progress import Progress, open_progress
 from lab.report.page import write_report
-from lab.spec.mechanism import MECHANISMS, find_mechanism
+from lab.spec.mechanism import FIRST_CAMPAIGN, MECHANISMS, find_mechanism
 from lab.spec.plan import MAX_SEED, draw_plan
 from lab.spec.scenario import DEFAULT_NMIS, Aim, Scenario
 from lab.spec.topology import Topology
@@ -47,6 +47,8 @@ INTERRUPTED = 130
 NOT_MET = 1
 
 DEFAULT_TRIALS = 20
+#: In place of a mechanism's name.
+ALL = "all"
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -204,7 +206,10 @@ def _tell_trial(verdict: Verdict, record: TrialRecord, as_json: bool) -> NoRetur
 def run(
     out: OutOption,
     trials: Annotated[int, typer.Option(help="of each mechanism", min=1)] = DEFAULT_TRIALS,
-    mechanism: Annotated[list[str] | None, typer.Option(help="one of the mechanisms; may be given again")] = None,
+    mechanism: Annotated[
+        list[str] | None,
+        typer.Option(help=f"one of the mechanisms, may be given again, or all (default: {', '.join(FIRST_CAMPAIGN)})"),
+    ] = None,
     topology: TopologyOption = "1x2x2",
     seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
     nmis: NmisOption = DEFAULT_NMIS,
@@ -213,7 +218,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run the first campaign: exit 0 when every mechanism did what is expected of it, 1 when not."""
-    names = tuple(dict.fromkeys(mechanism or [each.name for each in MECHANISMS]))
+    every = [each.name for each in MECHANISMS]
+    names = tuple(dict.fromkeys(every if mechanism == [ALL] else mechanism or FIRST_CAMPAIGN))
     scenarios = vary(_make_scenario(names[0], topology, nmis, aim, stretch_us), names)
     asked = tuple(find_mechanism(name) for name in names)
     run_seed = _check_seed(seed)

@@ -61,3 +61,22 @@ def test_the_window_of_each_core_lasts_as_long_as_asked(trial: Trial) -> None:
     # It may be held longer until every sibling has shown itself alive, never shorter.
     assert lasted_ns[0] >= 20_000_000
     assert lasted_ns[1] >= 60_000_000
+
+
+@pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast"])
+def test_other_rendezvous_in_the_nmi_handler_are_not_accused(trial: Trial, mechanism: str) -> None:
+    tries = [trial(mechanism, seed=seed) for seed in range(10)]
+    outcomes = [each.record.outcome for each in tries]
+    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
+    assert outcomes.count(Outcome.FAIL) == outcomes.count(Outcome.ERROR) == 0, reasons
+    assert outcomes.count(Outcome.PASS) >= 8, reasons
+
+
+def test_spinning_in_the_handler_is_harmless_but_not_quiet(trial: Trial) -> None:
+    tries = [trial("nmi-spin", seed=seed) for seed in range(10)]
+    seen = [each for each in tries if each.record.nmis.proven_in_window]
+    assert len(seen) >= 8
+    assert all(each.finding("harmless") is not Finding.BROKEN for each in tries), [
+        each.verdict.reason for each in tries
+    ]
+    assert any(each.finding("quiet") is Finding.BROKEN for each in seen)

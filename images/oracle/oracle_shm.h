@@ -38,6 +38,7 @@ enum oracle_kind {
 	ORACLE_HAZARD = 12,
 	ORACLE_RETRY = 13,
 	ORACLE_EARLY = 14,
+	ORACLE_IPI_NMI = 15,
 };
 
 /* Classes of hazards: lab.spec.evidence.Hazard, in its order. */

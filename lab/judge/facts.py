@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from lab.judge.finding import clean
 from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
-from lab.spec.mechanism import Mechanism
+from lab.spec.mechanism import Mechanism, Threads
 from lab.spec.topology import Topology
 
 NS_PER_US = 1_000
@@ -110,6 +110,27 @@ class Facts:
             consumed=after[0].consumed - before[0].consumed,
             self_sent=after[0].self_sent - before[0].self_sent,
         )
+
+    @property
+    def self_senders(self) -> tuple[int, ...]:
+        """The vCPUs that send themselves an NMI in each load."""
+        return self._threads(self.mechanism.landmarks.self_nmi_by, self.vcpus)
+
+    def ipis_to(self, vcpu: int) -> tuple[OracleEvent, ...]:
+        """Return the records of NMIs that other threads, or the mechanism for all, sent to a vCPU."""
+        reach = self.mechanism.landmarks.ipi_nmi_to
+        core = self.topology.threads_of(self.topology.core_of(vcpu))
+        return tuple(
+            event
+            for event in self.of_kind(EventKind.IPI_NMI)
+            if reach is Threads.ALL or (reach is Threads.SIBLINGS and event.vcpu in core and event.vcpu != vcpu)
+        )
+
+    def _threads(self, which: Threads, vcpus: Iterable[int]) -> tuple[int, ...]:
+        if which is Threads.NONE:
+            return ()
+        primaries = [self.topology.primary_of(core) for core in self.cores]
+        return tuple(vcpu for vcpu in vcpus if which is Threads.ALL or vcpu not in primaries)
 
     def sent_to(self, vcpu: int) -> tuple[Sent, ...]:
         """Return the lab's NMIs that reach a vCPU, in order; with ``apic_extnmi=all`` a broadcast reaches all."""

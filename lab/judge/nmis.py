@@ -3,7 +3,8 @@
 
 A CPU has one pending bit (QEMU: CPU_INTERRUPT_NMI, domain section 4.5). Whatever sets it before the next entry is taken
 by that entry, so several causes may merge into one entry, but no entry comes without a cause and no cause without a
-later entry. Sources: the lab's injection log, the oracle's SELF_NMI and NMI_ENTRY records, and the guest's ledger.
+later entry. Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI and NMI_ENTRY records, and the guest's
+ledger.
 """
 
 import heapq
@@ -21,8 +22,8 @@ from lab.spec.verdict import Invariant, Proof
 class _Cause:
     """What set a pending bit, and the range of entries, by index, of which one took it.
 
-    :param sent: the lab's NMI, None for a self-NMI
-    :param event: the self-NMI, None for one of the lab's
+    :param sent: the lab's NMI, None for one of the mechanism's own
+    :param event: the mechanism's, None for one of the lab's
     """
 
     first: int
@@ -186,6 +187,12 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
         last = bisect_left(seqs, facts.end.seq) if facts.end is not None else len(entries)
         last = max(first, min(last, len(entries) - 1))
         causes.append(_Cause(first=first, last=last, sent=None, event=event))
+    for event in facts.ipis_to(vcpu):
+        # Another vCPU's record: by its time, and as with the self-NMI before the load's end.
+        first = bisect_left(times, event.mono_ns)
+        last = bisect_left(seqs, facts.end.seq) if facts.end is not None else len(entries)
+        last = max(first, min(last, len(entries) - 1))
+        causes.append(_Cause(first=first, last=last, sent=None, event=event))
     return causes
 
 
@@ -213,7 +220,8 @@ def _find_consumed(facts: Facts, vcpu: int) -> list[OracleEvent]:
 def _find_spurious(facts: Facts, nmis: VcpuNmis, doubts: list[str]) -> list[Proof]:
     if not nmis.spurious:
         return []
-    landmark_missing = facts.mechanism.landmarks.self_nmi and not nmis.self_sent
+    own = nmis.vcpu in facts.self_senders or facts.mechanism.landmarks.ipi_nmi
+    landmark_missing = own and not nmis.self_sent
     if why_log_doubted(facts) or landmark_missing:
         doubts.append(f"vCPU {nmis.vcpu} entered more NMIs than the landmarks and the log explain")
         return []
@@ -226,7 +234,8 @@ def _find_lost(facts: Facts, nmis: VcpuNmis) -> list[Proof]:
     proofs = []
     for cause in nmis.lost:
         if cause.event is not None:
-            text = f"the self-NMI of vCPU {nmis.vcpu} was never entered"
+            whose = "self-NMI" if cause.event.kind is EventKind.SELF_NMI else "NMI IPI"
+            text = f"the {whose} of vCPU {nmis.vcpu} was never entered"
             proofs.append(_proof(facts, nmis.vcpu, cause.event, text))
         elif cause.sent is not None and cause.sent.reply_ns:
             text = f"NMI {cause.sent.index} to vCPU {nmis.vcpu} was acknowledged and never entered"
@@ -251,7 +260,7 @@ def _why_ledger_doubted(facts: Facts, nmis: VcpuNmis) -> str:
 def _total(facts: Facts) -> str:
     every = [explain(facts, vcpu) for vcpu in facts.vcpus]
     return (
-        f"{sum(nmis.sent for nmis in every)} sent and {sum(nmis.self_sent for nmis in every)} self-sent,"
+        f"{sum(nmis.sent for nmis in every)} sent and {sum(nmis.self_sent for nmis in every)} of the mechanism's own,"
         f" {sum(nmis.merged for nmis in every)} merged, {sum(nmis.entries for nmis in every)} entries,"
         " counted per vCPU, and the ledger agrees"
     )

@@ -12,7 +12,7 @@ from lab.judge.facts import Facts, find_facts
 from lab.judge.finding import clean, unseen
 from lab.judge.liveness import MIN_PROVEN_NMIS, count_proven
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence
-from lab.spec.mechanism import find_mechanism
+from lab.spec.mechanism import Expectation, find_mechanism
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, NmiCount, Outcome, Verdict
 
@@ -37,6 +37,9 @@ INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
     "witnesses-agree": witnesses.judge_agreement,
 }
 
+#: What a mechanism gives up that lets NMIs reach a sibling.
+DISTURBED = ("quiet", "no-nmi-entry-in-window")
+
 #: Broken, it shows that a witness is wrong and not which, so it takes a trial its PASS without accusing the kernel.
 AGREEMENT = "witnesses-agree"
 
@@ -51,7 +54,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(outcome=Outcome.INVALID, reason=foreign, invariants=invariants)
     scenario = evidence.scenario
     facts = find_facts(evidence, scenario.topology, find_mechanism(scenario.mechanism))
-    invariants = tuple(rule(facts) for rule in INVARIANTS.values())
+    invariants = tuple(_require(facts, rule(facts)) for rule in INVARIANTS.values())
     counted = _count_nmis(facts)
     outcome, reason = _conclude(facts, invariants, counted)
     judged = _count_judged(facts)
@@ -65,6 +68,12 @@ def judge(evidence: Evidence) -> Verdict:
         windows_judged=judged,
         windows_unseen=windows - judged,
     )
+
+
+def _require(facts: Facts, invariant: Invariant) -> Invariant:
+    """Require of a mechanism only what it promises; what it does not is reported all the same."""
+    unpromised = facts.mechanism.expectation is Expectation.HARMLESS and invariant.name in DISTURBED
+    return msgspec.structs.replace(invariant, required=False) if unpromised else invariant
 
 
 def _conclude(facts: Facts, invariants: tuple[Invariant, ...], counted: NmiCount) -> tuple[Outcome, str]:

@@ -56,9 +56,10 @@ def find_missing_landmarks(facts: Facts) -> list[str]:
     missing += [f"WRMSR 0x79 on core {core}" for core in facts.cores if core not in opened]
     if facts.complete:
         missing += [f"the release of vCPU {vcpu}" for vcpu in facts.vcpus if not facts.releases(vcpu)]
-        if facts.mechanism.landmarks.self_nmi:
-            silent = [vcpu for vcpu in facts.vcpus if not facts.of_kind(EventKind.SELF_NMI, vcpu)]
-            missing += [f"the self-NMI of vCPU {vcpu}" for vcpu in silent]
+        silent = [vcpu for vcpu in facts.self_senders if not facts.of_kind(EventKind.SELF_NMI, vcpu)]
+        missing += [f"the self-NMI of vCPU {vcpu}" for vcpu in silent]
+        if facts.mechanism.landmarks.ipi_nmi and not facts.of_kind(EventKind.IPI_NMI):
+            missing.append("the NMI IPI")
         missing += [] if facts.end is not None else ["the load's end"]
     return missing
 

@@ -38,6 +38,7 @@ SENDS = -1
 _SHAPES = {
     EventKind.NMI_ENTRY: "entry",
     EventKind.SELF_NMI: "self",
+    EventKind.IPI_NMI: "self",
     EventKind.OUTSIDE: "outside",
     EventKind.HAZARD: "hazard",
     EventKind.IN_FLIGHT: "flight",
@@ -220,6 +221,7 @@ def _tell(event: OracleEvent) -> str:
     what = {
         EventKind.NMI_ENTRY: "NMI entry",
         EventKind.SELF_NMI: "sends itself an NMI",
+        EventKind.IPI_NMI: "sends NMIs to others",
         EventKind.OUTSIDE: "outside its wait",
         EventKind.HAZARD: "hazard" if event.hazard is Hazard.NONE else event.hazard.value,
         EventKind.IN_FLIGHT: "in flight when the window opened",

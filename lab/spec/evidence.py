@@ -40,6 +40,8 @@ class EventKind(enum.Enum):
     RETRY = "retry"
     #: A WRMSR 0x79 outside any late load.
     EARLY = "early"
+    #: The vCPU is about to send NMIs to others.
+    IPI_NMI = "ipi-nmi"
 
 
 class Hazard(enum.Enum):

@@ -15,6 +15,16 @@ class Expectation(enum.Enum):
     CAUGHT = "caught"
     #: Held to be sound: the judge must not accuse it.
     CLEAN = "clean"
+    #: Lets an NMI take a sibling out of its wait, and promises only that no nasty instruction is executed there.
+    HARMLESS = "harmless"
+
+
+class Threads(enum.Enum):
+    """Which threads something is true of."""
+
+    NONE = "none"
+    ALL = "all"
+    SIBLINGS = "siblings"
 
 
 class Landmarks(msgspec.Struct, frozen=True):
@@ -25,6 +35,9 @@ class Landmarks(msgspec.Struct, frozen=True):
     :param call_in: entered by a thread that announces that it waits; its first entry in a load counts
     :param release: entered by a thread that has been let go
     :param self_nmi: entered just before a thread sends itself an NMI, or empty where the mechanism sends none
+    :param self_nmi_by: which threads send one to themselves in each load
+    :param ipi_nmi: entered just before a thread sends NMIs to others, or empty where the mechanism sends none
+    :param ipi_nmi_to: whom they reach: all threads of the machine, or the siblings of the sender
     :param wait_loop: entered by a thread that starts to wait; optional, a broken mechanism may never get there
     :param wait_region: all functions that a thread may execute between its call-in and its release test
     """
@@ -36,6 +49,9 @@ class Landmarks(msgspec.Struct, frozen=True):
     self_nmi: str
     wait_loop: str
     wait_region: tuple[str, ...]
+    self_nmi_by: Threads = Threads.NONE
+    ipi_nmi: str = ""
+    ipi_nmi_to: Threads = Threads.NONE
 
 
 class Mechanism(msgspec.Struct, frozen=True):
@@ -54,6 +70,8 @@ class Mechanism(msgspec.Struct, frozen=True):
 
 #: ndelay(), touch_nmi_watchdog() and what they call on these kernels.
 _DELAY = ("__ndelay", "__const_udelay", "__delay", "delay_tsc", "touch_softlockup_watchdog")
+
+_NMI_REGION = ("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary")
 
 _STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus", *_DELAY)
 
@@ -103,10 +121,65 @@ MECHANISMS = (
             release="mclab_record_release",
             self_nmi="mclab_send_self_nmi",
             wait_loop="mclab_nmi_wait_for_primary",
-            wait_region=("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary"),
+            wait_region=_NMI_REGION,
+            self_nmi_by=Threads.ALL,
+        ),
+    ),
+    Mechanism(
+        name="nmi-spin",
+        summary="patch 5/5 of August 2022 as meant: a sibling that takes an NMI spins in the handler until released",
+        base="linux-6.1",
+        bit=3,
+        expectation=Expectation.HARMLESS,
+        landmarks=Landmarks(
+            load_begin="microcode_reload_late",
+            load_end="mclab_load_end",
+            call_in="__wait_for_cpus",
+            release="mclab_record_release",
+            self_nmi="",
+            wait_loop="mclab_spin_nmi_as_meant",
+            wait_region=(*_STOP_MACHINE_REGION, "mclab_spin_nmi_as_meant", "mclab_spin_wait_loop"),
+        ),
+    ),
+    Mechanism(
+        name="nmi-broadcast",
+        summary="one NMI IPI to all, then the threads of each core meet in the handler",
+        base="linux-6.1",
+        bit=4,
+        expectation=Expectation.CLEAN,
+        landmarks=Landmarks(
+            load_begin="microcode_reload_late",
+            load_end="mclab_load_end",
+            call_in="mclab_nmi_call_in",
+            release="mclab_record_release",
+            self_nmi="",
+            wait_loop="mclab_nmi_wait_for_primary",
+            wait_region=_NMI_REGION,
+            ipi_nmi="mclab_send_nmi_to_all",
+            ipi_nmi_to=Threads.ALL,
+        ),
+    ),
+    Mechanism(
+        name="nmi-siblings",
+        summary="siblings held in the NMI handler, the primary outside of it",
+        base="linux-6.1",
+        bit=5,
+        expectation=Expectation.CLEAN,
+        landmarks=Landmarks(
+            load_begin="microcode_reload_late",
+            load_end="mclab_load_end",
+            call_in="mclab_nmi_call_in",
+            release="mclab_record_release",
+            self_nmi="mclab_send_self_nmi",
+            wait_loop="mclab_nmi_wait_for_primary",
+            wait_region=_NMI_REGION,
+            self_nmi_by=Threads.SIBLINGS,
         ),
     ),
 )
+
+#: What ``make run`` shows: two negative controls, and the mechanism that mainline chose in the end.
+FIRST_CAMPAIGN = ("stop-machine", "nmi-spin-as-posted", "nmi-self")
 
 _BY_NAME = {mechanism.name: mechanism for mechanism in MECHANISMS}
 

@@ -62,6 +62,7 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
             "call-in": marks.call_in,
             "release": marks.release,
             "self-nmi": marks.self_nmi,
+            "ipi-nmi": marks.ipi_nmi,
             "wait-loop": marks.wait_loop,
         }
         for kind, name in named.items():

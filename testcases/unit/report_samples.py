@@ -27,7 +27,7 @@ from lab.spec.evidence import (
     VcpuRunning,
     WindowSeen,
 )
-from lab.spec.mechanism import MECHANISMS
+from lab.spec.mechanism import FIRST_CAMPAIGN, find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
@@ -328,7 +328,10 @@ def make_info(**changes: object) -> RunInfo:
         lab_version="0.1.0",
         started="2026-03-01T22:14:05+01:00",
         command=("lab", "campaign", "--trials", "20", "--out", "reports/night"),
-        mechanisms=tuple(MechanismAsked(name=m.name, summary=m.summary, expectation=m.expectation) for m in MECHANISMS),
+        mechanisms=tuple(
+            MechanismAsked(name=each.name, summary=each.summary, expectation=each.expectation)
+            for each in map(find_mechanism, FIRST_CAMPAIGN)
+        ),
         trials_asked=60,
         scenario=make_scenario("stop-machine"),
         images=IMAGES,

@@ -34,7 +34,7 @@ TRIAL = ("trial", "--mechanism", "nmi-self", "--out", "{out}")
 REFUSED = {
     "unknown mechanism": (
         ("trial", "--mechanism", "nmi-sefl", "--out", "{out}"),
-        "lab: mechanism 'nmi-sefl' is unknown: there are stop-machine, nmi-spin-as-posted, nmi-self",
+        "lab: mechanism 'nmi-sefl' is unknown: there are stop-machine, nmi-spin-as-posted, nmi-self,",
     ),
     "unknown mechanism of a run": (("run", "--mechanism", "x", "--out", "{out}"), "mechanism 'x' is unknown"),
     "topology of another form": ((*TRIAL, "--topology", "2x2"), "topology '2x2' is not SOCKETSxCORESxTHREADS"),
@@ -110,9 +110,7 @@ def test_a_qemu_that_does_not_fit_is_refused(tmp_path: Path, version: str, plugi
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="shown for root, whom permissions do not stop"
-)
+@pytest.mark.skipif(os.geteuid() != 0, reason="shown for root, whom permissions do not stop")
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
