@@ -63,8 +63,8 @@ def test_the_window_of_each_core_lasts_as_long_as_asked(trial: Trial) -> None:
     assert lasted_ns[1] >= 60_000_000
 
 
-@pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast"])
-def test_other_rendezvous_in_the_nmi_handler_are_not_accused(trial: Trial, mechanism: str) -> None:
+@pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast", "park-hlt"])
+def test_other_ways_to_keep_siblings_quiet_are_not_accused(trial: Trial, mechanism: str) -> None:
     tries = [trial(mechanism, seed=seed) for seed in range(10)]
     outcomes = [each.record.outcome for each in tries]
     reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
@@ -80,3 +80,10 @@ def test_spinning_in_the_handler_is_harmless_but_not_quiet(trial: Trial) -> None
         each.verdict.reason for each in tries
     ]
     assert any(each.finding("quiet") is Finding.BROKEN for each in seen)
+
+
+def test_an_aimed_nmi_gets_past_the_masked_vectors_of_a_parked_sibling(trial: Trial) -> None:
+    tries = [trial("park-hlt", seed=seed, aim=Aim.SIBLING) for seed in range(5)]
+    woken = [each for each in tries if each.finding("no-nmi-entry-in-window") is Finding.BROKEN]
+    assert len(woken) >= 3
+    assert all(each.record.outcome is Outcome.FAIL for each in woken)

@@ -14,6 +14,9 @@ HAZARDS = {
     "rdfsbase", "wrfsbase", "hlt", "wbinvd", "verw",
 }  # fmt: skip
 
+#: A parked thread executes nothing behind the instruction that parks it.
+PARKS_BY = {"park-hlt": {"hlt"}}
+
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism.name)
 def test_a_wait_region_holds_no_hazard(kernel: Kernel, mechanism: Mechanism) -> None:
@@ -23,7 +26,8 @@ def test_a_wait_region_holds_no_hazard(kernel: Kernel, mechanism: Mechanism) -> 
         last = instructions[-1]
         # Padding behind the last instruction is no code; what the disassembler could not read would end it early.
         assert kernel.find(name).end - (last.address + last.size) < 16
-        found = [f"{name}: {each.mnemonic} {each.op_str}" for each in instructions if each.mnemonic in HAZARDS]
+        hazards = HAZARDS - PARKS_BY.get(mechanism.name, set())
+        found = [f"{name}: {each.mnemonic} {each.op_str}" for each in instructions if each.mnemonic in hazards]
         found += [
             f"{name}: {each.mnemonic} {each.op_str}"
             for each in instructions

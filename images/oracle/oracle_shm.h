@@ -180,7 +180,7 @@ struct oracle_sibling {
 	uint64_t first_tsc;
 	uint64_t last_region_tsc;
 	uint32_t halts;	 /* the vCPU's, when the window opened */
-	uint32_t halted; /* throughout: set when the window closes */
+	uint32_t halted; /* when the window closed */
 	uint32_t blocks_lost;
 	uint32_t hazards_lost;
 	struct oracle_seen_hazard hazards[ORACLE_HAZARDS];

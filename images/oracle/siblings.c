@@ -119,13 +119,6 @@ void sibling_hazard(unsigned int vcpu, const struct core *core, uint64_t packed)
 	sibling->hazards_lost++;
 }
 
-bool sibling_halted_since_open(unsigned int vcpu)
-{
-	uint32_t halts = oracle.siblings[vcpu].halts;
-
-	return halts & 1 && load_relaxed(&oracle.vcpus[vcpu].halts) == halts;
-}
-
 void sibling_count_anew(unsigned int vcpu)
 {
 	oracle.alive_from[vcpu] = load_relaxed(&oracle.siblings[vcpu].region_blocks);
@@ -135,5 +128,6 @@ bool sibling_alive(unsigned int vcpu, uint32_t live_blocks)
 {
 	uint64_t blocks = load_relaxed(&oracle.siblings[vcpu].region_blocks);
 
-	return blocks - oracle.alive_from[vcpu] >= live_blocks || sibling_halted_since_open(vcpu);
+	/* A halted vCPU that has an NMI pending is about to show it; the judge knows of those. */
+	return blocks - oracle.alive_from[vcpu] >= live_blocks || is_halted(&oracle.vcpus[vcpu]);
 }

@@ -12,7 +12,6 @@ void sibling_clear(unsigned int vcpu, const struct core *core);
 void sibling_snapshot(unsigned int vcpu, const struct core *core);
 void sibling_block(unsigned int vcpu, const struct core *core, uint64_t packed, uint64_t tsc);
 void sibling_hazard(unsigned int vcpu, const struct core *core, uint64_t packed);
-bool sibling_halted_since_open(unsigned int vcpu);
 void sibling_count_anew(unsigned int vcpu);
 bool sibling_alive(unsigned int vcpu, uint32_t live_blocks);
 

@@ -177,7 +177,7 @@ static void window_close(struct core *core, uint64_t pc)
 	membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
 		if (vcpu != core->primary)
-			oracle.siblings[vcpu].halted = sibling_halted_since_open(vcpu);
+			oracle.siblings[vcpu].halted = is_halted(&oracle.vcpus[vcpu]);
 	stamp = ring_put(&event);
 	window->close_ns = stamp.mono_ns;
 	window->close_tsc = stamp.tsc;

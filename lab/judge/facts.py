@@ -132,8 +132,27 @@ class Facts:
         primaries = [self.topology.primary_of(core) for core in self.cores]
         return tuple(vcpu for vcpu in vcpus if which is Threads.ALL or vcpu not in primaries)
 
+    def reaching(self, vcpu: int) -> tuple[Sent, ...]:
+        """Return the lab's NMIs that surely reach a vCPU, in order: not those that may have met a masked LINT1."""
+        return tuple(sent for sent in self.sent_to(vcpu) if not self.perhaps_masked(sent, vcpu))
+
+    def perhaps_masked(self, sent: Sent, vcpu: int) -> bool:
+        """Say whether a broadcast may have met a masked LINT1: the mechanism masks it at some time in the load."""
+        maskers = self._threads(self.mechanism.landmarks.lint1_masked_by, self.vcpus)
+        if sent.vcpu != -1 or vcpu not in maskers or self.begin is None:
+            return False
+        end_ns = self.end.mono_ns if self.end is not None else math.inf
+        return sent.send_ns <= end_ns and (not sent.reply_ns or sent.reply_ns >= self.begin.mono_ns)
+
+    def surely_masked(self, sent: Sent, vcpu: int) -> bool:
+        """Say whether a broadcast met a masked LINT1: sent and acknowledged between call-in and release."""
+        call_in, releases = self.call_in(vcpu), self.releases(vcpu)
+        if not self.perhaps_masked(sent, vcpu) or call_in is None or not releases or not sent.reply_ns:
+            return False
+        return call_in.mono_ns <= sent.send_ns and sent.reply_ns <= releases[0].mono_ns
+
     def sent_to(self, vcpu: int) -> tuple[Sent, ...]:
-        """Return the lab's NMIs that reach a vCPU, in order; with ``apic_extnmi=all`` a broadcast reaches all."""
+        """Return the lab's NMIs that are aimed at a vCPU, in order; with ``apic_extnmi=all`` a broadcast is at all."""
         log = self.evidence.injections
         sent = (one for one in (log.sent if log is not None else ()) if one.vcpu in (-1, vcpu))
         return tuple(sorted(sent, key=lambda one: (one.send_ns, one.reply_ns)))

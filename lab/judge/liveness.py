@@ -45,16 +45,14 @@ def count_proven(facts: Facts) -> int:
         if why_unseen(facts, window):
             continue
         for vcpu in facts.topology.threads_of(window.seen.core):
-            proven.update((sent.index, sent.send_ns) for sent in facts.sent_to(vcpu) if _within(sent, window))
+            proven.update((sent.index, sent.send_ns) for sent in facts.reaching(vcpu) if _within(sent, window))
     return len(proven)
 
 
 def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:
-    if view.halted and not (view.region_blocks or view.outside_blocks or view.blocks):
-        return ""
-    if view.region_blocks < MIN_REGION_BLOCKS:
+    if not view.halted_at_close and view.region_blocks < MIN_REGION_BLOCKS:
         return f"ran {view.region_blocks} blocks of its wait region, less than {MIN_REGION_BLOCKS},"
-    for sent in facts.sent_to(view.vcpu):
+    for sent in facts.reaching(view.vcpu):
         acknowledged = window.seen.open_ns <= sent.reply_ns <= window.seen.close_ns
         if acknowledged and view.last_ns < sent.reply_ns:
             return f"ran no block of its wait region after NMI {sent.index} was acknowledged"

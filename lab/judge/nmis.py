@@ -24,12 +24,14 @@ class _Cause:
 
     :param sent: the lab's NMI, None for one of the mechanism's own
     :param event: the mechanism's, None for one of the lab's
+    :param optional: it may have met a masked LINT1, and never have set the bit
     """
 
     first: int
     last: int
     sent: Sent | None
     event: OracleEvent | None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
     """
     entries = facts.of_kind(EventKind.NMI_ENTRY, vcpu)
     causes = _find_causes(facts, vcpu, entries)
-    lost = tuple(cause for cause in causes if cause.first >= len(entries))
+    lost = tuple(cause for cause in causes if cause.first >= len(entries) and not cause.optional)
     coming = sorted((one.first, one.last, index) for index, one in enumerate(causes) if one.first < len(entries))
     open_causes: list[tuple[int, int]] = []
     taken: list[tuple[OracleEvent, Sent]] = []
@@ -143,7 +145,7 @@ def judge_serviced(facts: Facts) -> Invariant:
         last_ns = ordinary[-1].mono_ns if ordinary else -1
         proofs += [
             Proof(text=f"no ordinary handler ran on CPU {vcpu} after NMI {sent.index}", vcpu=vcpu)
-            for sent in facts.sent_to(vcpu)
+            for sent in facts.reaching(vcpu)
             if sent.send_ns > last_ns
         ]
     if proofs:
@@ -175,12 +177,15 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
     seqs = [entry.seq for entry in entries]
     causes = []
     for sent in facts.sent_to(vcpu):
+        if facts.surely_masked(sent, vcpu):
+            continue
         first = bisect_left(times, sent.send_ns)
         # The bit falls a moment before the entry's record is written, and a vCPU may be preempted in between: an NMI
         # set in that moment belongs to the entry after, though it was acknowledged before this one was recorded.
         last = bisect_right(floors, sent.reply_ns) if sent.reply_ns else len(entries)
         last = max(first, min(last, len(entries) - 1))
-        causes.append(_Cause(first=first, last=last, sent=sent, event=None))
+        masked = facts.perhaps_masked(sent, vcpu)
+        causes.append(_Cause(first=first, last=last, sent=sent, event=None, optional=masked))
     for event in facts.of_kind(EventKind.SELF_NMI, vcpu):
         first = bisect_left(seqs, event.seq)
         # Other NMIs may enter between the landmark and the write to the APIC, but the load does not end before it.
@@ -259,10 +264,11 @@ def _why_ledger_doubted(facts: Facts, nmis: VcpuNmis) -> str:
 
 def _total(facts: Facts) -> str:
     every = [explain(facts, vcpu) for vcpu in facts.vcpus]
+    masked = sum(facts.surely_masked(sent, vcpu) for vcpu in facts.vcpus for sent in facts.sent_to(vcpu))
     return (
         f"{sum(nmis.sent for nmis in every)} sent and {sum(nmis.self_sent for nmis in every)} of the mechanism's own,"
         f" {sum(nmis.merged for nmis in every)} merged, {sum(nmis.entries for nmis in every)} entries,"
-        " counted per vCPU, and the ledger agrees"
+        " counted per vCPU, and the ledger agrees" + (f"; {masked} more met a masked LINT1" if masked else "")
     )
 
 

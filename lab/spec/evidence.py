@@ -100,7 +100,7 @@ class SiblingView(msgspec.Struct, frozen=True, kw_only=True):
     :param region_blocks: blocks of the wait region it began in the window
     :param first_ns: when it began its first block in the window, 0 when there was none
     :param last_ns: when it began its last block of the wait region in the window, 0 when there was none
-    :param halted: it was halted during the whole window, so it could not execute anything
+    :param halted_at_close: it was halted when the window closed: it executed nothing after its last block
     :param blocks_lost: blocks that found no place in the table; not 0 makes the window unfit for ``quiet``
     """
 
@@ -112,7 +112,7 @@ class SiblingView(msgspec.Struct, frozen=True, kw_only=True):
     outside_blocks: int
     first_ns: int
     last_ns: int
-    halted: bool
+    halted_at_close: bool
     blocks_lost: int
     blocks: tuple[BlockCount, ...]
 

@@ -33,11 +33,14 @@ class Landmarks(msgspec.Struct, frozen=True):
     :param load_begin: entered once at the start of a late load
     :param load_end: entered once when the late load is over
     :param call_in: entered by a thread that announces that it waits; its first entry in a load counts
+    :param primary_call_in: the same for primaries, where they wait elsewhere
     :param release: entered by a thread that has been let go
     :param self_nmi: entered just before a thread sends itself an NMI, or empty where the mechanism sends none
     :param self_nmi_by: which threads send one to themselves in each load
     :param ipi_nmi: entered just before a thread sends NMIs to others, or empty where the mechanism sends none
     :param ipi_nmi_to: whom they reach: all threads of the machine, or the siblings of the sender
+    :param lint1_masked_by: which threads mask LINT1 before their call-in and unmask it after their release, so that
+        ``inject-nmi`` does not reach them meanwhile
     :param wait_loop: entered by a thread that starts to wait; optional, a broken mechanism may never get there
     :param wait_region: all functions that a thread may execute between its call-in and its release test
     """
@@ -52,6 +55,8 @@ class Landmarks(msgspec.Struct, frozen=True):
     self_nmi_by: Threads = Threads.NONE
     ipi_nmi: str = ""
     ipi_nmi_to: Threads = Threads.NONE
+    lint1_masked_by: Threads = Threads.NONE
+    primary_call_in: str = ""
 
 
 class Mechanism(msgspec.Struct, frozen=True):
@@ -174,6 +179,26 @@ MECHANISMS = (
             wait_loop="mclab_nmi_wait_for_primary",
             wait_region=_NMI_REGION,
             self_nmi_by=Threads.SIBLINGS,
+        ),
+    ),
+    Mechanism(
+        name="park-hlt",
+        summary="sibling in HLT with its NMI sources shut (local vector table masked), woken by an NMI IPI",
+        base="linux-6.1",
+        bit=6,
+        expectation=Expectation.CLEAN,
+        landmarks=Landmarks(
+            load_begin="microcode_reload_late",
+            load_end="mclab_load_end",
+            call_in="mclab_park_hlt",
+            release="mclab_record_release",
+            self_nmi="",
+            wait_loop="mclab_park_hlt",
+            wait_region=("mclab_park_hlt",),
+            ipi_nmi="mclab_park_wake",
+            ipi_nmi_to=Threads.SIBLINGS,
+            lint1_masked_by=Threads.SIBLINGS,
+            primary_call_in="mclab_park_wait_siblings",
         ),
     ),
 )

@@ -56,16 +56,17 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
     for mechanism in mechanisms:
         bit = 1 << mechanism.bit
         marks = mechanism.landmarks
-        named = {
-            "load-begin": marks.load_begin,
-            "load-end": marks.load_end,
-            "call-in": marks.call_in,
-            "release": marks.release,
-            "self-nmi": marks.self_nmi,
-            "ipi-nmi": marks.ipi_nmi,
-            "wait-loop": marks.wait_loop,
-        }
-        for kind, name in named.items():
+        named = (
+            ("load-begin", marks.load_begin),
+            ("load-end", marks.load_end),
+            ("call-in", marks.call_in),
+            ("call-in", marks.primary_call_in),
+            ("release", marks.release),
+            ("self-nmi", marks.self_nmi),
+            ("ipi-nmi", marks.ipi_nmi),
+            ("wait-loop", marks.wait_loop),
+        )
+        for kind, name in named:
             if name:
                 masks[kind, kernel.find(name).start] |= bit
         for name in marks.wait_region:

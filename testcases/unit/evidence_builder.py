@@ -318,7 +318,7 @@ def _live_sibling(vcpu: int, opened: OracleEvent, close_ns: int) -> SiblingView:
         outside_blocks=0,
         first_ns=opened.mono_ns + 100,
         last_ns=close_ns - 100 if close_ns else opened.mono_ns + 200,
-        halted=False,
+        halted_at_close=False,
         blocks_lost=0,
         blocks=(
             BlockCount(

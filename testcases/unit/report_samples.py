@@ -196,7 +196,7 @@ def _window(core: int, events: tuple[OracleEvent, ...], asked_us: int, *, broken
                 outside_blocks=310 if broken else 0,
                 first_ns=opened.mono_ns + 2 * US,
                 last_ns=closed.mono_ns - 2 * US,
-                halted=False,
+                halted_at_close=False,
                 blocks_lost=0,
                 blocks=(),
             ),

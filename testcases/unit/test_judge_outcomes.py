@@ -369,20 +369,34 @@ def test_noise_of_a_sibling_whose_landmarks_were_not_hit_accuses_nobody() -> Non
     assert verdict.outcome is Outcome.INVALID
 
 
+HALTED = {
+    VIEW + ".halted_at_close": True,
+    VIEW + ".region_blocks": 0,
+    VIEW + ".blocks": (),
+    VIEW + ".last_ns": 0,
+    VIEW + ".in_flight_pc": 0,
+    VIEW + ".in_flight_region": False,
+}
+
+
+def halt(evidence: Evidence) -> Evidence:
+    for path, value in HALTED.items():
+        evidence = change(evidence, path, value)
+    return evidence
+
+
 def test_a_halted_sibling_needs_no_blocks() -> None:
-    verdict = judge(
-        changed(
-            (VIEW + ".halted", True),
-            (VIEW + ".region_blocks", 0),
-            (VIEW + ".blocks", ()),
-            (VIEW + ".last_ns", 0),
-            (VIEW + ".in_flight_pc", 0),
-            (VIEW + ".in_flight_region", False),
-        )
-    )
+    verdict = judge(halt(Load(sends=[(0, 4 * MS, 5 * MS)]).build()))
 
     assert find(verdict, "quiet").finding is Finding.HELD
     assert verdict.outcome is Outcome.PASS
+
+
+def test_a_sibling_still_halted_after_an_nmi_that_reached_it_shows_nothing() -> None:
+    verdict = judge(halt(Load(sends=[(1, 4 * MS, 5 * MS)]).build()))
+
+    assert find(verdict, "quiet").finding is Finding.UNSEEN
+    assert verdict.outcome is Outcome.INVALID
 
 
 def test_an_nmi_to_the_primary_alone_counts_as_pending_in_its_window() -> None:

@@ -77,7 +77,7 @@ def test_waiting_sibling_is_seen_quiet(plugin: Path, tmp_path: Path) -> None:
     assert (sibling.vcpu, sibling.in_flight_symbol, sibling.in_flight_region) == (1, "region", True)
     assert [block.symbol for block in sibling.blocks] == ["region"]
     assert sibling.blocks[0].count == sibling.region_blocks >= 4
-    assert (sibling.outside_blocks, sibling.halted, sibling.blocks_lost) == (0, False, 0)
+    assert (sibling.outside_blocks, sibling.halted_at_close, sibling.blocks_lost) == (0, False, 0)
     assert first.open_ns < sibling.first_ns < sibling.last_ns < first.close_ns
     assert first.asked_ns == STRETCH_NS
     assert first.close_ns - first.open_ns >= STRETCH_NS
@@ -123,20 +123,25 @@ def test_halted_sibling_is_not_extended_for(plugin: Path, tmp_path: Path) -> Non
     with start_bench(tmp_path, plugin, "HALTING") as bench:
         evidence = run_trial(bench, stretch_us=LONG_STRETCH_US)
     sibling = evidence.windows[0].siblings[0]
-    assert (sibling.halted, sibling.in_flight_pc, sibling.region_blocks, sibling.outside_blocks) == (True, 0, 0, 0)
+    assert (sibling.halted_at_close, sibling.in_flight_pc, sibling.region_blocks, sibling.outside_blocks) == (
+        True,
+        0,
+        0,
+        0,
+    )
     assert evidence.windows[0].extended_ns == 0
     # Halted for the whole stretch, but never starved as long.
     assert evidence.gaps_ns[1] < evidence.windows[0].close_ns - evidence.windows[0].open_ns
 
 
-def test_woken_sibling_is_not_called_halted(plugin: Path, tmp_path: Path) -> None:
+def test_woken_sibling_shows_what_it_executed(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin, "HALTING") as bench:
         evidence = run_trial(bench, nmis=1, stretch_us=LONG_STRETCH_US)
-    window = evidence.windows[0]
-    assert not window.siblings[0].halted
-    assert window.siblings[0].outside_blocks > 0
-    # It halts again after two or three blocks: neither halted throughout nor shown to be alive.
-    assert window.extended_ns > 0
+    sibling = evidence.windows[0].siblings[0]
+    assert sibling.in_flight_pc == 0
+    assert sibling.outside_blocks > 0
+    # It goes back to where it halted.
+    assert sibling.halted_at_close
 
 
 def test_regions_and_points_of_other_mechanisms_do_not_count(plugin: Path, tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ def test_evidence_outlives_qemu(plugin: Path, tmp_path: Path) -> None:
             bench.link.wait_for(EventKind.WINDOW_CLOSE, deadline)
         evidence = bench.link.collect(bench.guest.symbolise)
     window = evidence.windows[0]
-    assert (window.close_seq, window.close_ns, window.siblings[0].halted) == (0, 0, False)
+    assert (window.close_seq, window.close_ns, window.siblings[0].halted_at_close) == (0, 0, False)
     assert events_of(evidence, EventKind.WINDOW_OPEN)[0].seq == window.open_seq
 
 

@@ -86,7 +86,6 @@ class TrialReader:
 
     def _make_view(self, vcpu: int, sibling: Sibling, window: Window, clock: TscClock) -> SiblingView:
         in_flight_pc = pc_of(sibling.in_flight)
-        began = sibling.region_blocks + sibling.outside_blocks
         return SiblingView(
             vcpu=vcpu,
             in_flight_pc=in_flight_pc,
@@ -96,7 +95,7 @@ class TrialReader:
             outside_blocks=sibling.outside_blocks,
             first_ns=clock.time_ns(sibling.first_tsc),
             last_ns=clock.time_ns(sibling.last_region_tsc),
-            halted=bool(sibling.halted) and began == 0,
+            halted_at_close=bool(sibling.halted),
             # A hazard that found no place is as unseen as a block that found none.
             blocks_lost=sibling.blocks_lost + sibling.hazards_lost,
             blocks=tuple(
