@@ -16,6 +16,7 @@ run: ## Set up, build all images, run a first campaign and write its report belo
 
 test: ## Set up and run all tests
 	@images/host/setup
+	.venv/bin/lab build all
 	.venv/bin/pytest -n auto
 
 bench: ## Set up and measure boot, trial and report times

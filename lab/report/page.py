@@ -29,6 +29,7 @@ from lab.report.figures import (
 )
 from lab.report.text import finalize, format_count, format_exact_us, format_us
 from lab.spec.mechanism import Expectation
+from lab.spec.scenario import Scenario
 from lab.spec.verdict import Outcome, TrialRecord
 
 PAGE = "index.html"
@@ -103,9 +104,19 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def reproduce(record: TrialRecord) -> str:
-    """Return the command that runs a trial's plan again."""
-    words = ("lab", "trial", "--mechanism", record.mechanism, "--topology", record.topology)
+def reproduce(record: TrialRecord, scenario: Scenario) -> str:
+    """Return the command that runs a trial's plan again.
+
+    :param scenario: of the run; what it leaves at its default is left out
+    """
+    words = ["lab", "trial", "--mechanism", record.mechanism, "--topology", record.topology]
+    plain = Scenario(mechanism=record.mechanism)
+    if scenario.nmis != plain.nmis:
+        words += ["--nmis", str(scenario.nmis)]
+    if scenario.aim is not plain.aim:
+        words += ["--aim", scenario.aim.value]
+    if scenario.stretch_per_core_us:
+        words += ["--stretch-us", ",".join(map(str, scenario.stretch_per_core_us))]
     return shlex.join((*words, "--seed", str(record.seed), "--out", "DIR"))
 
 

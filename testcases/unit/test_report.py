@@ -21,6 +21,7 @@ from lab.report.text import clean, format_us
 from lab.report.timeline import draw_timeline
 from lab.spec.evidence import EventKind, Evidence, InjectionLog
 from lab.spec.mechanism import Expectation
+from lab.spec.scenario import Aim, Scenario
 from lab.spec.verdict import Durations, Finding, Outcome, Proof, Span, TrialRecord
 from lab.trial.folder import write_evidence, write_verdict
 
@@ -270,7 +271,12 @@ def test_a_control_that_nobody_caught_answers_nothing(tmp_path: Path) -> None:
 
 def test_commands_can_be_pasted() -> None:
     record = make_record(1, "stop-machine", Outcome.FAIL)
-    assert reproduce(record) == (f"lab trial --mechanism stop-machine --topology 1x2x2 --seed {record.seed} --out DIR")
+    plain = Scenario(mechanism="stop-machine")
+    command = "lab trial --mechanism stop-machine --topology 1x2x2"
+    assert reproduce(record, plain) == f"{command} --seed {record.seed} --out DIR"
+    aimed = msgspec.structs.replace(plain, aim=Aim.SIBLING, nmis=3, stretch_per_core_us=(1000, 50000))
+    options = "--nmis 3 --aim sibling --stretch-us 1000,50000"
+    assert reproduce(record, aimed) == f"{command} {options} --seed {record.seed} --out DIR"
     assert judge_again("a b; rm -rf x") == "lab judge './a b; rm -rf x'"
 
 
