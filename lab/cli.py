@@ -45,6 +45,8 @@ LAB_FAULT = 4
 INTERRUPTED = 130
 #: Of a run: an expectation was not met.
 NOT_MET = 1
+#: Of tables in a file or pipe, where no terminal says how wide it is.
+LOG_WIDTH = 160
 
 DEFAULT_TRIALS = 20
 #: In place of a mechanism's name.
@@ -69,7 +71,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object"
 
 def _out() -> Console:
     # Text from guests must not be taken for markup, nor numbers painted.
-    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    width = None if sys.stdout.isatty() else LOG_WIDTH
+    return Console(markup=False, highlight=False, width=width)
 
 
 def _print_json(value: object) -> None:

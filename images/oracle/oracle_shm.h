@@ -102,7 +102,9 @@ struct oracle_control {
 	uint32_t live_blocks; /* wait-region blocks that show a sibling to be alive */
 	uint64_t extend_bound_ns;
 	uint64_t stretch_ns[ORACLE_MAX_CORES];
-	uint64_t reserved[8]; /* for the bounds of stalls and holds, once a mode needs them */
+	uint32_t nmis_sent;   /* of this trial, written before each is sent */
+	uint32_t nmis_acked;  /* and after each is acknowledged */
+	uint64_t reserved[7]; /* for the bounds of stalls and holds, once a mode needs them */
 };
 
 /* What the oracle tells; each counter only grows. */

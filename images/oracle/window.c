@@ -64,9 +64,16 @@ static bool all_alive(unsigned int first, unsigned int primary)
 	return true;
 }
 
+static void count_anew(unsigned int first)
+{
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		sibling_count_anew(vcpu);
+}
+
 /*
- * Hold the primary as long as asked, and then until its siblings show that they run. What they ran
- * before does not count: an NMI that came in the meantime proves nothing about a sibling that the
+ * Hold the primary as long as asked, and then until no NMI of the lab's is between its sending and
+ * its acknowledgement and the siblings have run since the last was acknowledged. One that comes at
+ * the very end would show nothing: nobody could tell a sibling that stays quiet from one that the
  * host has not run since.
  */
 static void hold_open(struct oracle_window *window, unsigned int first, unsigned int primary)
@@ -74,14 +81,25 @@ static void hold_open(struct oracle_window *window, unsigned int first, unsigned
 	const struct oracle_control *control = &oracle.header->control;
 	uint64_t end = now_ns() + window->asked_ns;
 	uint64_t bound = end + at_most(load_relaxed(&control->extend_bound_ns), EXTEND_CAP_NS);
+	uint32_t acked;
 	uint64_t now;
 
 	if (window->asked_ns)
 		sleep_until(end);
-	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
-		sibling_count_anew(vcpu);
-	for (now = end; now < bound && !all_alive(first, primary); now = now_ns())
+	acked = load_acquire(&control->nmis_acked);
+	count_anew(first);
+	for (now = end; now < bound; now = now_ns()) {
+		uint32_t latest = load_acquire(&control->nmis_acked);
+
+		if (latest != acked) {
+			acked = latest;
+			count_anew(first);
+		} else if (load_acquire(&control->nmis_sent) == acked &&
+			   all_alive(first, primary)) {
+			break;
+		}
 		sleep_until(at_most(now_ns() + EXTEND_STEP_NS, bound));
+	}
 	store_relaxed(&window->extended_ns, now - end);
 }
 

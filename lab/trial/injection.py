@@ -89,5 +89,6 @@ class InjectionThread:
     def _send(self, index: int, injection: Injection) -> None:
         aimed = injection.aim is not Aim.BROADCAST
         injector = self._machine.aimed if aimed else self._machine.broadcast
-        send_ns, reply_ns = injector.inject(injection.vcpu, self._deadline)
+        with self._link.sending():
+            send_ns, reply_ns = injector.inject(injection.vcpu, self._deadline)
         self._sent.append(Sent(index=index, vcpu=injection.vcpu, send_ns=send_ns, reply_ns=reply_ns))

@@ -80,7 +80,9 @@ class Control(ctypes.Structure):
         ("live_blocks", c_uint32),
         ("extend_bound_ns", c_uint64),
         ("stretch_ns", c_uint64 * MAX_CORES),
-        ("reserved", c_uint64 * 8),
+        ("nmis_sent", c_uint32),
+        ("nmis_acked", c_uint32),
+        ("reserved", c_uint64 * 7),
     )
 
 

@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -170,6 +171,7 @@ class OracleLink:
         control.extend_bound_ns = EXTEND_BOUND_NS
         for core, stretch in enumerate(stretch_us):
             control.stretch_ns[core] = stretch * _NS_PER_US
+        control.nmis_sent = control.nmis_acked = 0
         self._first_seq = self._header.next_seq
         self._entries_before = self._header.status.nmi_entries
         self._lost_before = self._header.status.windows_lost
@@ -202,6 +204,17 @@ class OracleLink:
                     self._heard.remove(message)
                     return message
             self._hear(kind, deadline)
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Tell the oracle, around the sending of one NMI, that it is under way: no window closes meanwhile.
+
+        One that ends without an acknowledgement leaves windows to their bound.
+        """
+        control = self._header.control
+        control.nmis_sent += 1
+        yield
+        control.nmis_acked += 1
 
     def entries(self) -> int:
         """Return how many NMI entries were recorded in this trial, over all vCPUs."""
