@@ -30,7 +30,7 @@ pytestmark = pytest.mark.e2e
 PTRACE_SEIZE = 0x4206
 PTRACE_INTERRUPT = 0x4207
 PTRACE_DETACH = 17
-__WALL = 0x40000000
+WAIT_FOR_ALL = 0x40000000
 
 SHAPE = Topology(1, 1, 2)
 
@@ -72,7 +72,7 @@ def test_an_injector_that_loses_its_nmis_is_no_pass(trial: Trial, monkeypatch: p
 
 def test_a_ring_too_small_is_no_pass(images: ImageSet, kernel: Kernel) -> None:
     scenario = Scenario(mechanism="nmi-self", topology=SHAPE)
-    with own_session(images, kernel, ring_records=16) as session:
+    with own_session(images, kernel, ring_records=8) as session:
         kept = session.run_trial(scenario, draw_plan(scenario, 1))
     assert kept.evidence.oracle is not None
     assert kept.evidence.oracle.records_lost > 0
@@ -113,7 +113,7 @@ class _Starver:
             if libc.ptrace(request, self._thread_id, None, None) != 0:
                 self.problem = os.strerror(ctypes.get_errno())
                 return
-        os.waitpid(self._thread_id, __WALL)
+        os.waitpid(self._thread_id, WAIT_FOR_ALL)
         self._stopped.set()
         threading.Event().wait(self._stop_s)
         libc.ptrace(PTRACE_DETACH, self._thread_id, None, None)
