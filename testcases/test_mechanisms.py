@@ -72,14 +72,14 @@ def test_other_ways_to_keep_siblings_quiet_are_not_accused(trial: Trial, mechani
     assert outcomes.count(Outcome.PASS) >= 8, reasons
 
 
-def test_spinning_in_the_handler_is_harmless_but_not_quiet(trial: Trial) -> None:
+def test_spinning_in_the_handler_keeps_the_iret_out_of_most_windows(trial: Trial) -> None:
+    """Not of all: a sibling whose NMI came before its primary asked it to stay is on its way out by then."""
     tries = [trial("nmi-spin", seed=seed) for seed in range(10)]
     seen = [each for each in tries if each.record.nmis.proven_in_window]
     assert len(seen) >= 8
-    assert all(each.finding("harmless") is not Finding.BROKEN for each in tries), [
-        each.verdict.reason for each in tries
-    ]
     assert any(each.finding("quiet") is Finding.BROKEN for each in seen)
+    assert sum(each.finding("harmless") is Finding.HELD for each in seen) >= 5
+    assert all(each.record.outcome is not Outcome.FAIL for each in tries), [each.verdict.reason for each in tries]
 
 
 def test_an_aimed_nmi_gets_past_the_masked_vectors_of_a_parked_sibling(trial: Trial) -> None:

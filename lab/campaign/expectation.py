@@ -4,8 +4,9 @@
 The rule, the same for every mechanism: no trial ended in ERROR, and at most one in ten is INVALID. On top of it,
 
 - a *control* (``caught``) must be caught: at least one trial FAILs with ``quiet`` broken;
-- a mechanism *held to be sound* (``clean``), or one that promises less than quiet siblings (``harmless``), must not
-  be accused: no trial FAILs, and at least one PASSes. What a trial is failed for, the judge decides by that promise.
+- a mechanism *held to be sound* (``clean``) must not be accused: no trial FAILs, and at least one PASSes;
+- one that is known to let some through (``measured``) promises nothing about its siblings, and the judge requires
+  nothing there; all else must hold: no trial FAILs, and at least one PASSes.
 """
 
 from collections import Counter

@@ -176,12 +176,14 @@ class InjectionLog(msgspec.Struct, frozen=True, kw_only=True):
     :param begin_ns: when the lab learned that the load had begun, 0 when it never did
     :param span_ns: the span that the plan's ppm were taken of
     :param problem: why injections of the plan were not sent, empty when all were
+    :param sentinels: one NMI to each vCPU after the load, with index -1: what was still pending shows itself by then
     """
 
     begin_ns: int
     span_ns: int
     sent: tuple[Sent, ...]
     problem: str
+    sentinels: tuple[Sent, ...] = ()
 
 
 class CpuState(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,6 +235,7 @@ class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
     :param revisions_before: per CPU, from ``microcode/version`` in sysfs
     :param nmis_before: per CPU, from ``/proc/interrupts``
     :param dmesg: of this trial alone, control characters stripped
+    :param dmesg_before: what came between the last trial's and this one's
     """
 
     target_revision: int
@@ -246,6 +249,7 @@ class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
     nmis_before: tuple[int, ...]
     nmis_after: tuple[int, ...]
     dmesg: tuple[str, ...]
+    dmesg_before: tuple[str, ...] = ()
 
 
 class Ending(enum.Enum):

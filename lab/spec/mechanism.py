@@ -15,8 +15,8 @@ class Expectation(enum.Enum):
     CAUGHT = "caught"
     #: Held to be sound: the judge must not accuse it.
     CLEAN = "clean"
-    #: Lets an NMI take a sibling out of its wait, and promises only that no nasty instruction is executed there.
-    HARMLESS = "harmless"
+    #: Known to let some through: nothing about siblings is required of it, and how much comes through is the result.
+    MEASURED = "measured"
 
 
 class Threads(enum.Enum):
@@ -135,7 +135,7 @@ MECHANISMS = (
         summary="patch 5/5 of August 2022 as meant: a sibling that takes an NMI spins in the handler until released",
         base="linux-6.1",
         bit=3,
-        expectation=Expectation.HARMLESS,
+        expectation=Expectation.MEASURED,
         landmarks=Landmarks(
             load_begin="microcode_reload_late",
             load_end="mclab_load_end",

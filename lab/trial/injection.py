@@ -5,7 +5,7 @@ import threading
 import time
 from types import TracebackType
 
-from lab.errors import DeadlineError, GuestError
+from lab.errors import DeadlineError, GuestError, HostError
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
 from lab.spec.evidence import EventKind, InjectionLog, Sent
@@ -26,18 +26,24 @@ class InjectionThread:
 
     It has the oracle's link for itself until then.
 
-    :param span_us: how long the load is thought to take
+    A load has two parts: how long its rendezvous takes depends on the host, how long its windows last on the plan.
+    Times that a plan draws for the second part are counted from the first window's opening, not from what the
+    rendezvous was thought to take: else a slow host shifts them all before the windows, a quick one behind them.
+
+    :param overhead_us: how long the rendezvous is thought to take; the longest window follows it
     """
 
-    def __init__(self, machine: Machine, link: OracleLink, plan: Plan, span_us: int, deadline: Deadline) -> None:
+    def __init__(self, machine: Machine, link: OracleLink, plan: Plan, overhead_us: int, deadline: Deadline) -> None:
         self._machine = machine
         self._link = link
         self._plan = plan
-        self._span_ns = span_us * _NS_PER_US
+        self._overhead_ns = overhead_us * _NS_PER_US
+        self._span_ns = self._overhead_ns + max(plan.stretch_us) * _NS_PER_US
         self._deadline = deadline
         self._begin_ns = 0
         self._sent: list[Sent] = []
         self._problem = ""
+        self._defect: Exception | None = None
         self._load_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="injector", daemon=True)
 
@@ -52,6 +58,14 @@ class InjectionThread:
         self._thread.join(self._deadline.remaining_s + JOIN_S)
         assert not self._thread.is_alive(), "every wait of the injector ends at its deadline"
 
+    def check(self) -> None:
+        """Raise what went wrong in the lab's own code.
+
+        :raise HostError: the injector has a defect
+        """
+        if self._defect is not None:
+            raise HostError(f"the injector failed: {self._defect!r}") from self._defect
+
     @property
     def log(self) -> InjectionLog:
         """What was sent."""
@@ -61,20 +75,25 @@ class InjectionThread:
 
     def _run(self) -> None:
         try:
-            self._begin_ns = self._wait_for_begin()
+            self._begin_ns = self._wait_for(EventKind.LOAD_BEGIN)
+            opened_ns = 0
             for index, injection in enumerate(self._plan.injections):
-                self._wait_until(self._begin_ns + injection.at_ppm * self._span_ns // PPM)
+                after_ns = injection.at_ppm * self._span_ns // PPM
+                if after_ns >= self._overhead_ns and not opened_ns:
+                    opened_ns = self._wait_for(EventKind.WINDOW_OPEN)
+                in_window_ns = opened_ns - self._overhead_ns + after_ns
+                self._wait_until(in_window_ns if opened_ns else self._begin_ns + after_ns)
                 self._send(index, injection)
         except GuestError as error:
             self._problem = f"{len(self._sent)} of {len(self._plan.injections)} NMIs were sent: {error}"
         except Exception as error:  # a defect of the lab must end as ERROR, not as a silent thread
-            self._problem = f"the injector failed: {error!r}"
+            self._defect = error
 
-    def _wait_for_begin(self) -> int:
+    def _wait_for(self, kind: EventKind) -> int:
         while True:
             over = self._load_over.is_set()
             try:
-                return self._link.wait_for(EventKind.LOAD_BEGIN, self._deadline.within(LISTEN_S)).mono_ns
+                return self._link.wait_for(kind, self._deadline.within(LISTEN_S)).mono_ns
             except DeadlineError:
                 # The command that was to load has ended: what the thread waits for cannot come any more.
                 if over or self._deadline.expired:

@@ -18,6 +18,7 @@ from lab.guest.spec import GuestSpec
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.paths import make_run_dir
+from lab.judge import judge
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -27,6 +28,7 @@ from lab.spec.evidence import (
     InjectionLog,
     OracleEvidence,
     RendezvousState,
+    Sent,
     Timings,
     VcpuRunning,
 )
@@ -34,6 +36,7 @@ from lab.spec.mechanism import MECHANISMS, find_mechanism
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
+from lab.spec.verdict import Outcome
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread
 from lab.trial.keys import make_guest_keys
@@ -51,12 +54,15 @@ TRIAL_S: Final = 30.0
 FIRST_OVERHEAD_US: Final = 30_000
 #: An NMI that is pending enters at the vCPU's next block; quiet for as long as this means that none is.
 SETTLED_S: Final = 0.01
+SETTLE_STEP_S: Final = 0.001
 SETTLE_BOUND_S: Final = 1.0
 CONSOLE_TAIL_LINES: Final = 60
 #: A trial has a few hundred events; a storm of a thousand NMIs on sixteen vCPUs still fits.
 RING_RECORDS: Final = 65_536
 #: Of a guest's run folder, what helps a person who looks into a trial.
 RUN_FILES: Final = ("console.log", "qemu.log", "oracle.shm", "landmarks")
+#: The oracle's file is the largest; a guest's console is bounded where it is written.
+MAX_RUN_FILE_BYTES: Final = 64 * 1024 * 1024
 _PPM: Final = 1_000_000
 _NS_PER_US: Final = 1_000
 
@@ -104,11 +110,12 @@ class Session:
         """
         if scenario.mechanism not in self._overhead_us:
             # The first load of a mechanism runs code that QEMU has never translated, and takes many times as long: a
-            # plan's times would miss it. One that does not end well is the trial's end, too.
+            # plan's times would miss it. One that is broken without any NMI is the trial's evidence all the same.
             self._overhead_us[scenario.mechanism] = FIRST_OVERHEAD_US
             still = Plan(seed=plan.seed, stretch_us=(0,) * self.topology.total_cores, injections=())
             first = self._run_load(scenario, still)
-            if first.evidence.ending is not Ending.COMPLETE:
+            ended_well = first.evidence.ending is Ending.COMPLETE
+            if not ended_well or judge(first.evidence).outcome is Outcome.FAIL:
                 return self._add_files(first) if keep_files else first
         kept = self._run_load(scenario, plan)
         return self._add_files(kept) if keep_files else kept
@@ -132,8 +139,8 @@ class Session:
     def _add_files(self, kept: Kept) -> Kept:
         files = {}
         for name in RUN_FILES:
-            with contextlib.suppress(OSError):
-                files[f"guest-{name}"] = (self.machine.run_dir / name).read_bytes()
+            with contextlib.suppress(OSError), open(self.machine.run_dir / name, "rb") as source:
+                files[f"guest-{name}"] = source.read(MAX_RUN_FILE_BYTES)
         return Kept(kept.evidence, {**kept.raw, **files})
 
 
@@ -154,6 +161,7 @@ class _Trial:
         self.guest: GuestEvidence | None = None
         self.command_ns = 0
         self.returned_ns = 0
+        self.ran_before: tuple[VcpuRunning, ...] = ()
         self.running: tuple[VcpuRunning, ...] = ()
         self.cpu_before = psutil.cpu_times()
 
@@ -165,21 +173,19 @@ class _Trial:
         update = make_update(session._signature, session._platform, target)
         path = f"{guest_side.FIRMWARE}/{firmware_name(session._signature)}"
         self.shell.put(path, update, self.deadline)
-        guest_side.choose_mechanism(self.shell, self.scenario.mechanism, self.deadline)
-        ran_before = self.machine.read_schedstat(session._threads)
+        dmesg_before = guest_side.choose_mechanism(self.shell, self.scenario.mechanism, self.deadline)
+        self.ran_before = self.machine.read_schedstat(session._threads)
         session._trials += 1
         self.link.arm(session._trials, find_mechanism(self.scenario.mechanism).bit, self.plan.stretch_us)
         try:
             load_errno = self._load()
+            self._send_sentinels()
             self._settle()
             repeat_errno = guest_side.load_late(self.shell, self.deadline)
             after = guest_side.take_readings(self.shell, topology, self.deadline)
         finally:
             self.link.disarm()
-        self.running = tuple(
-            VcpuRunning(vcpu=now.vcpu, ran_ns=now.ran_ns - then.ran_ns, waited_ns=now.waited_ns - then.waited_ns)
-            for then, now in zip(ran_before, self.machine.read_schedstat(session._threads), strict=True)
-        )
+            self._read_running()
         state = self._read_state()
         dmesg, raw_dmesg = guest_side.read_dmesg(self.shell, self.deadline)
         self.raw["dmesg.txt"] = raw_dmesg
@@ -199,13 +205,22 @@ class _Trial:
             nmis_before=before.nmis,
             nmis_after=after.nmis,
             dmesg=dmesg,
+            dmesg_before=dmesg_before,
         )
+
+    def _read_running(self) -> None:
+        """Note what the host gave each vCPU; a trial that ended badly needs it most, as long as QEMU is there."""
+        with contextlib.suppress(GuestGone, HostError):
+            self.running = tuple(
+                VcpuRunning(vcpu=now.vcpu, ran_ns=now.ran_ns - then.ran_ns, waited_ns=now.waited_ns - then.waited_ns)
+                for then, now in zip(self.ran_before, self.machine.read_schedstat(self.session._threads), strict=True)
+            )
 
     def _load(self) -> int:
         mechanism = self.scenario.mechanism
         longest_us = max(self.plan.stretch_us)
         overhead_us = self.session._overhead_us.get(mechanism, FIRST_OVERHEAD_US)
-        thread = InjectionThread(self.machine, self.link, self.plan, overhead_us + longest_us, self.deadline)
+        thread = InjectionThread(self.machine, self.link, self.plan, overhead_us, self.deadline)
         try:
             with thread:
                 self.command_ns = time.monotonic_ns()
@@ -213,6 +228,7 @@ class _Trial:
                 self.returned_ns = time.monotonic_ns()
         finally:
             self.injections = thread.log
+        thread.check()
         self._learn(thread.log.begin_ns, mechanism, longest_us)
         return load_errno
 
@@ -226,6 +242,19 @@ class _Trial:
             overhead_us = max(0, took_us - longest_us)
             known = self.session._overhead_us.get(mechanism, overhead_us)
             self.session._overhead_us[mechanism] = (3 * known + overhead_us) // 4
+
+    def _send_sentinels(self) -> None:
+        """Send each vCPU one more NMI, and wait until all have been entered: then nothing older is pending any more."""
+        assert self.injections is not None
+        entered = self.link.entries() + self.session.topology.vcpus
+        sentinels = []
+        for vcpu in range(self.session.topology.vcpus):
+            send_ns, reply_ns = self.machine.aimed.inject(vcpu, self.deadline)
+            sentinels.append(Sent(index=-1, vcpu=vcpu, send_ns=send_ns, reply_ns=reply_ns))
+        self.injections = msgspec.structs.replace(self.injections, sentinels=tuple(sentinels))
+        bound = self.deadline.within(SETTLE_BOUND_S)
+        while self.link.entries() < entered and not bound.expired:
+            time.sleep(SETTLE_STEP_S)
 
     def _settle(self) -> None:
         """Wait until no NMI is pending any more, as far as it shows: the same for every outcome."""
