@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: the one place that prints and exits."""
 
-import datetime
+import contextlib
 import os
 import secrets
+import shlex
 import shutil
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,36 +17,35 @@ import msgspec
 import typer
 from rich.console import Console
 
-from lab import __version__, present
+from lab import present
 from lab.build.doctor import examine_host, require_qemu
 from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
 from lab.campaign.bench import measure
-from lab.campaign.expectation import MechanismResult, run_met, weigh_run
-from lab.campaign.runner import run_trials, vary
-from lab.campaign.store import MechanismAsked, RunInfo, RunStore, read_run
+from lab.campaign.expectation import MechanismResult, weigh_run
+from lab.campaign.runner import describe_run, run_trials, vary
+from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.errors import EvidenceError, HostError, LabError, UsageError
+from lab.host.paths import is_utf8, show_bytes
 from lab.judge import judge as judge_evidence
-from lab.progress import Progress, open_progress
+from lab.progress import open_progress
 from lab.report.page import write_report
 from lab.spec.mechanism import FIRST_CAMPAIGN, MECHANISMS, find_mechanism
 from lab.spec.plan import MAX_SEED, draw_plan
 from lab.spec.scenario import DEFAULT_NMIS, Aim, Scenario
 from lab.spec.topology import Topology
 from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
-from lab.trial.folder import claim_output, read_evidence
+from lab.trial.folder import claim_trial_output, read_evidence
 from lab.trial.kvm import try_kvm
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial, make_record
-from lab.witness.kernel import Kernel, read_kernel
+from lab.witness.kernel import read_kernel
 
 USAGE = 2
 LAB_FAULT = 4
 INTERRUPTED = 130
-#: Of a run: an expectation was not met.
-NOT_MET = 1
 #: Of tables in a file or pipe, where no terminal says how wide it is.
 LOG_WIDTH = 160
 
@@ -67,6 +68,10 @@ StretchOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option(help="folder for the results, new or empty")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+class _Interrupted(Exception):
+    """The user ended it; the text says what is left of it."""
 
 
 def _out() -> Console:
@@ -167,12 +172,15 @@ def trial(
     scenario = _make_scenario(mechanism, topology, nmis, aim, stretch_us)
     plan = draw_plan(scenario, _check_seed(seed))
     require_qemu()
-    folder = claim_output(out)
-    with open_progress() as progress:
-        images = build_images(progress.tell)
-        kernel = read_kernel(images.vmlinux)
-        with WarmGuest(images, kernel, DEFAULT_BASE, scenario.topology, progress.tell) as guest:
-            kept = guest.run_trial(scenario, plan, keep)
+    folder = claim_trial_output(out)
+    try:
+        with open_progress() as progress:
+            images = build_images(progress.tell)
+            kernel = read_kernel(images.vmlinux)
+            with WarmGuest(images, kernel, DEFAULT_BASE, scenario.topology, progress.tell) as guest:
+                kept = guest.run_trial(scenario, plan, keep)
+    except KeyboardInterrupt:
+        raise _Interrupted("no guest is left, and nothing of this trial is kept") from None
     verdict, record = keep_trial(folder, kept, 1, str(folder))
     _tell_trial(verdict, record, as_json)
 
@@ -218,66 +226,48 @@ def run(
     nmis: NmisOption = DEFAULT_NMIS,
     aim: AimOption = Aim.BROADCAST,
     stretch_us: StretchOption = "",
+    replace: Annotated[bool, typer.Option("--replace", help="remove the run that the folder holds")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the first campaign: exit 0 when every mechanism did what is expected of it, 1 when not."""
     every = [each.name for each in MECHANISMS]
     names = tuple(dict.fromkeys(every if mechanism == [ALL] else mechanism or FIRST_CAMPAIGN))
     scenarios = vary(_make_scenario(names[0], topology, nmis, aim, stretch_us), names)
-    asked = tuple(find_mechanism(name) for name in names)
     run_seed = _check_seed(seed)
     qemu_version = require_qemu()
-    folder = claim_output(out)
+    folder = claim_run_output(out, replace)
     with open_progress() as progress:
         images = build_images(progress.tell)
         kernel = read_kernel(images.vmlinux)
-        info = RunInfo(
-            lab_version=__version__,
-            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            command=("lab", *sys.argv[1:]),
-            mechanisms=tuple(
-                MechanismAsked(name=each.name, summary=each.summary, expectation=each.expectation) for each in asked
-            ),
-            trials_asked=trials * len(names),
-            scenario=scenarios[0],
-            images=images.describe(qemu_version),
-            host=_describe_host(run_seed),
-        )
-        with RunStore(folder, info) as store:
-            status = _run_campaign(store, scenarios, trials, run_seed, images, kernel, progress)
-    page = write_report(folder)
+        progress.begin(trials * len(scenarios))
+        command = ("lab", *sys.argv[1:])
+        info = describe_run(command, scenarios, trials, run_seed, images.describe(qemu_version))
+        with RunStore(folder, info, replace) as store, _page_of_what_ends(folder):
+            with WarmGuest(images, kernel, DEFAULT_BASE, scenarios[0].topology, progress.tell) as guest:
+                ran = run_trials(guest, store, scenarios, trials, run_seed, progress.advance)
+            store.finish(ran.exit_status)
+            page = write_report(folder)
     _tell_run(folder, page, as_json)
-    raise typer.Exit(status)
+    if ran.stopped:
+        _complain(ran.stopped, ran.exit_status)
+    raise typer.Exit(ran.exit_status)
 
 
-def _run_campaign(
-    store: RunStore,
-    scenarios: tuple[Scenario, ...],
-    trials: int,
-    seed: int,
-    images: ImageSet,
-    kernel: Kernel,
-    progress: Progress,
-) -> int:
-    topology = scenarios[0].topology
-    expectations = {each.mechanism: find_mechanism(each.mechanism).expectation for each in scenarios}
-    progress.begin(trials * len(scenarios))
-    with WarmGuest(images, kernel, DEFAULT_BASE, topology, progress.tell) as guest:
-        records = run_trials(guest, store, scenarios, trials, seed, progress.advance)
-    status = 0 if run_met(weigh_run(expectations, records)) else NOT_MET
-    store.finish(status)
-    return status
-
-
-def _describe_host(seed: int) -> dict[str, str]:
-    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return {
-        "cores": str(os.cpu_count() or 0),
-        "memory": f"{memory_gib:.1f} GiB",
-        "kernel": os.uname().release,
-        "vCPU budget": str(os.cpu_count() or 0),
-        "run seed": str(seed),
-    }
+@contextlib.contextmanager
+def _page_of_what_ends(folder: Path) -> Iterator[None]:
+    """Write a run's page, as far as that goes, when it is interrupted or the host fails it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "its page could not be written"
+        with contextlib.suppress(LabError, OSError):
+            write_report(folder)
+            kept = f"{len(read_run(folder).records)} trials and their page are kept"
+        raise _Interrupted(f"no guest is left; {kept} in '{folder}' (lab report {shlex.quote(str(folder))})") from None
+    except LabError:
+        with contextlib.suppress(LabError, OSError):
+            write_report(folder)
+        raise
 
 
 @app.command()
@@ -322,7 +312,7 @@ def bench(
         _out().print(present.make_bench_table(figures))
 
 
-@app.command(hidden=True)
+@app.command()
 def mechanisms(as_json: JsonOption = False) -> None:
     """List the mechanisms there are."""
     if as_json:
@@ -332,23 +322,38 @@ def mechanisms(as_json: JsonOption = False) -> None:
         _out().print(f"{each.name:22} {each.summary}")
 
 
+def _check_words(words: list[str]) -> None:
+    """Refuse what is not text, which no page or JSON could show, before anything is built for it."""
+    for word in words:
+        if not is_utf8(word):
+            raise UsageError(f"'{show_bytes(word)}' is not UTF-8: name files and folders in UTF-8")
+
+
 def main() -> NoReturn:
     """Run the command line; errors made on purpose become one sentence, and an interrupt leaves no guest."""
+    # As Ctrl-C does: everything is ended and removed on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Text from guests may hold what a terminal's encoding cannot show.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_words(sys.argv[1:])
         status = app(standalone_mode=False)
         code = status if isinstance(status, int) else 0
+        if code == INTERRUPTED:
+            # Typer has taken the KeyboardInterrupt, and says nothing.
+            _complain("interrupted", INTERRUPTED)
     except (UsageError, HostError) as error:
         code = _complain(str(error), USAGE)
     except LabError as error:
         code = _complain(str(error), LAB_FAULT)
     except typer.TyperException as error:
         code = _complain(error.format_message(), USAGE)
+    except _Interrupted as interrupt:
+        code = _complain(f"interrupted: {interrupt}", INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
-        code = _complain("interrupted: guests are gone, evidence so far is kept", INTERRUPTED)
+        code = _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader has gone; nothing more can be told, and flushing at exit must not try.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

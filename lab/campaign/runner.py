@@ -1,19 +1,77 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The first campaign: every mechanism asked for, trial by trial in turn, on one warm guest."""
 
+import datetime
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from lab.campaign.store import RunStore
+from lab import __version__
+from lab.campaign.expectation import run_met, weigh_run
+from lab.campaign.store import TRIALS, MechanismAsked, RunInfo, RunStore
+from lab.spec.evidence import Images
+from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import derive_seed, draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import TrialRecord
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
 
-TRIALS: Final = "trials"
+#: A guest that does not boot takes a minute and a half to say so, and one that did not three times never will.
+MAX_FAILED_BOOTS: Final = 3
+#: Exit status of a run of which an expectation was not met.
+NOT_MET: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What came of a run.
+
+    :param records: of the trials that were run
+    :param stopped: why the others were not, in one sentence; empty when all were
+    """
+
+    records: tuple[TrialRecord, ...]
+    stopped: str = ""
+
+    @property
+    def exit_status(self) -> int:
+        """0 when every mechanism asked for did what is expected of it, else 1."""
+        expectations = {each.mechanism: find_mechanism(each.mechanism).expectation for each in self.records}
+        return 0 if not self.stopped and run_met(weigh_run(expectations, self.records)) else NOT_MET
+
+
+def describe_run(
+    command: tuple[str, ...], scenarios: tuple[Scenario, ...], trials: int, seed: int, images: Images
+) -> RunInfo:
+    """Return what is asked of a run that begins now on this host.
+
+    :param trials: of each scenario
+    :param seed: of the whole run
+    """
+    asked = tuple(find_mechanism(scenario.mechanism) for scenario in scenarios)
+    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return RunInfo(
+        lab_version=__version__,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        mechanisms=tuple(
+            MechanismAsked(name=each.name, summary=each.summary, expectation=each.expectation) for each in asked
+        ),
+        trials_asked=trials * len(scenarios),
+        scenario=scenarios[0],
+        images=images,
+        host={
+            "cores": str(os.cpu_count() or 0),
+            "memory": f"{memory_gib:.1f} GiB",
+            "kernel": os.uname().release,
+            "vCPU budget": str(os.cpu_count() or 0),
+            "run seed": str(seed),
+        },
+    )
 
 
 def name_trial(number: int, mechanism: str) -> str:
@@ -28,10 +86,11 @@ def run_trials(
     trials: int,
     seed: int,
     progress: Callable[[TrialRecord], None],
-) -> tuple[TrialRecord, ...]:
+) -> Ran:
     """Run so many trials of each scenario, and store each as it ends.
 
-    The scenarios take turns, so that whatever else the host does falls on all of them alike.
+    The scenarios take turns, so that whatever else the host does falls on all of them alike. The run is stopped
+    when there was no guest several times in a row, since there will be none for the rest.
 
     :param seed: of the whole run; each trial's seed follows from it, its mechanism and its index
     :raise HostError: the host failed; what has been stored stays
@@ -43,11 +102,19 @@ def run_trials(
             number += 1
             plan = draw_plan(scenario, derive_seed(seed, scenario.mechanism, index))
             name = name_trial(number, scenario.mechanism)
-            _, record = keep_trial(store.folder / name, guest.run_trial(scenario, plan), number, name)
+            kept = guest.run_trial(scenario, plan)
+            _, record = keep_trial(store.folder / name, kept, number, name)
             store.append(record)
             records.append(record)
             progress(record)
-    return tuple(records)
+            if guest.failed_boots >= MAX_FAILED_BOOTS:
+                stopped = (
+                    f"no guest was there for {guest.failed_boots} trials in a row, so the run was stopped after"
+                    f" {number} of {trials * len(scenarios)}: {kept.evidence.reason} (what the last one's console"
+                    f" said is in '{store.folder / name}')"
+                )
+                return Ran(records=tuple(records), stopped=stopped)
+    return Ran(records=tuple(records))
 
 
 def vary(scenario: Scenario, mechanisms: tuple[str, ...]) -> tuple[Scenario, ...]:

@@ -8,23 +8,35 @@ at worst, its last line.
 import contextlib
 import fcntl
 import os
+import re
+import shutil
+import tempfile
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Final
 
 import msgspec
 
-from lab.errors import EvidenceError, HostError, UsageError
+from lab.errors import EvidenceError, HostError, LabError, UsageError
 from lab.host.files import write_whole
 from lab.spec.evidence import Images
 from lab.spec.mechanism import Expectation
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import TrialRecord
-from lab.trial.folder import RUN_MARKER
+from lab.trial.folder import RUN_MARKER, claim_output, holds_only_evidence, is_marked, refuse_output
 
 RUN = "run.json"
 RECORDS = "records.jsonl"
+TRIALS: Final = "trials"
+#: Which lab.report.page writes.
+PAGE: Final = "index.html"
+
+_FILES = frozenset((RUN_MARKER, RUN, RECORDS, PAGE))
+_TRIAL = re.compile(r"[0-9]{5,}(-[a-z0-9-]+)?", re.ASCII)
+#: What a lab that was killed leaves of something it was writing or removing: a dot, its name, and what tempfile adds.
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.ASCII)
 
 #: What is left to describe a run besides its records: no run of ours comes near it.
 MAX_RUN_BYTES = 1024 * 1024
@@ -77,32 +89,39 @@ class Run:
 
 
 class RunStore:
-    """Writes one run into a folder; a run that is there already is replaced.
+    """Writes one run into a folder. A context manager: only one process may write a folder at a time.
 
-    A context manager: only one process may write a folder at a time.
+    :param replace: remove what an earlier run left there
     """
 
-    def __init__(self, folder: Path, info: RunInfo) -> None:
+    def __init__(self, folder: Path, info: RunInfo, replace: bool = False) -> None:
         self.folder = folder
         self._info = info
-        self._sink: BinaryIO | None = None
+        self._replace = replace
+        self._sink: FileIO | None = None
 
     def __enter__(self) -> "RunStore":
         """Take the folder and begin with no records.
 
-        :raise UsageError: another process writes a run there
+        :raise UsageError: another process writes a run there, or a run is there and is not to be replaced
         :raise HostError: no space, or not writable
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The marker comes first, so that a run killed at once still leaves a folder known as ours.
             (self.folder / RUN_MARKER).touch()
-            sink = open(self.folder / RECORDS, "ab")
+            # Without a buffer, which would still hold the rest of a record after a write that failed.
+            sink = open(self.folder / RECORDS, "ab", buffering=0)
         except OSError as error:
             raise self._cannot_write(error) from error
         try:
             fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            sink.truncate(0)
+            if self._replace:
+                _check_replaceable(self.folder)
+                sink.truncate(0)
+                _remove_run(self.folder)
+            elif os.fstat(sink.fileno()).st_size:
+                raise UsageError(f"another run has been written to '{self.folder}': name another folder")
             write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
         except BlockingIOError:
             sink.close()
@@ -110,7 +129,7 @@ class RunStore:
         except OSError as error:
             sink.close()
             raise self._cannot_write(error) from error
-        except HostError:
+        except LabError:
             sink.close()
             raise
         self._sink = sink
@@ -129,15 +148,21 @@ class RunStore:
         :raise HostError: no space, or not writable; the records before it stay whole
         """
         assert self._sink is not None, "a store is written inside its with block"
-        begin = self._sink.tell()
+        rest = msgspec.json.encode(record) + b"\n"
+        begin = -1
         try:
-            self._sink.write(msgspec.json.encode(record) + b"\n")
-            self._sink.flush()
+            begin = os.fstat(self._sink.fileno()).st_size
+            while rest:
+                rest = rest[self._sink.write(rest) :]
             os.fsync(self._sink.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._sink.fileno(), begin)
-            raise self._cannot_write(error) from error
+        except BaseException as error:
+            # An interrupt may leave part of a line, too; a whole one is a record.
+            if begin >= 0 and (rest or isinstance(error, OSError)):
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._sink.fileno(), begin)
+            if isinstance(error, OSError):
+                raise self._cannot_write(error) from error
+            raise
 
     def finish(self, exit_status: int) -> None:
         """Note that the run came to its own end.
@@ -149,6 +174,69 @@ class RunStore:
 
     def _cannot_write(self, error: OSError) -> HostError:
         return HostError(f"run folder '{self.folder}' could not be written: {error.strerror or error}")
+
+
+def claim_run_output(path: Path, replace: bool) -> Path:
+    """Return the folder a user wants a run in: new or empty, or that of an earlier run which is to be replaced.
+
+    Nothing is removed yet: :class:`RunStore` does, once no other process writes there.
+
+    :raise UsageError: as :func:`lab.trial.folder.claim_output`
+    :raise HostError: as :func:`lab.trial.folder.claim_output`
+    """
+
+    def check(folder: Path) -> None:
+        if not is_marked(folder):
+            raise refuse_output(folder)
+        if not replace:
+            raise UsageError(
+                f"output folder '{folder}' holds a run: name an empty or new one, or replace that run with --replace"
+            )
+        _check_replaceable(folder)
+
+    return claim_output(path, check)
+
+
+def _check_replaceable(folder: Path) -> None:
+    for entry in sorted(folder.iterdir()):
+        half = _HALF.fullmatch(entry.name)
+        name = half[1] if half else entry.name
+        if name == TRIALS and _is_folder(entry):
+            foreign = None if half else _find_foreign_trial(entry)
+        else:
+            foreign = None if name in _FILES and entry.is_file() and not entry.is_symlink() else entry
+        if foreign is not None:
+            raise UsageError(
+                f"run folder '{folder}' holds '{foreign.relative_to(folder)}', which the lab did not leave: move it"
+                " away, or name another folder (nothing was removed)"
+            )
+
+
+def _find_foreign_trial(trials: Path) -> Path | None:
+    for entry in sorted(trials.iterdir()):
+        half = _HALF.fullmatch(entry.name)
+        known = _TRIAL.fullmatch(half[1] if half else entry.name) is not None and _is_folder(entry)
+        if not known or not (half or holds_only_evidence(entry)):
+            return entry
+    return None
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what a run left, but for its marker and the file of records, by which it is locked."""
+    for entry in folder.iterdir():
+        if entry.name == TRIALS:
+            # Given away in one step, since a lab killed on the way would leave folders that are no evidence any more.
+            attic = Path(tempfile.mkdtemp(prefix=f".{TRIALS}.", dir=folder))
+            shutil.rmtree(entry.rename(attic / TRIALS))
+            attic.rmdir()
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name not in (RUN_MARKER, RECORDS):
+            entry.unlink()
 
 
 def read_run(folder: Path) -> Run:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab.errors import HostError, UsageError
@@ -21,16 +21,21 @@ from lab.host.paths import NAME
 
 #: flock() can wait for a lock or give up at once, but not wait until a deadline: hence the asking again.
 POLL_S = 0.02
+#: A wait that is longer than this is worth a word.
+TELL_AFTER_S = 1.0
 
 _GATE = "gate"
 
 
 @contextlib.contextmanager
-def admit(vcpus: int, deadline: Deadline, budget: int | None = None) -> Iterator[int]:
+def admit(
+    vcpus: int, deadline: Deadline, budget: int | None = None, tell: Callable[[str], None] | None = None
+) -> Iterator[int]:
     """Hold a share of the host's vCPU budget; yields how large it is.
 
     :param vcpus: how many the guest has; one larger than the budget takes all of it and so runs alone
     :param budget: of this host, the number of its CPUs by default; all who share a host should give the same
+    :param tell: told, once, when it takes longer than a moment
     :raise UsageError: vcpus or budget is less than one
     :raise HostError: the folder of locks is not this user's own
     :raise DeadlineError: the deadline came first
@@ -39,13 +44,13 @@ def admit(vcpus: int, deadline: Deadline, budget: int | None = None) -> Iterator
     if vcpus < 1 or whole < 1:
         raise UsageError(f"vcpus is {vcpus} and the vCPU budget {whole}: allowed are numbers from 1")
     share = min(vcpus, whole)
-    what = f"{share} of the host's {whole} vCPUs to be free"
+    wait = _Wait(deadline, share, whole, tell)
     with contextlib.ExitStack() as held:
         folder = held.enter_context(_open_folder(find_folder()))
         with contextlib.ExitStack() as gate:
             gate_fd = gate.enter_context(_open_lock(folder, _GATE))
             while not _try_lock(gate_fd):
-                _pause(deadline, what)
+                wait.pause()
             tokens = [held.enter_context(_open_lock(folder, f"vcpu-{index}")) for index in range(whole)]
             taken: set[int] = set()
             while True:
@@ -54,7 +59,7 @@ def admit(vcpus: int, deadline: Deadline, budget: int | None = None) -> Iterator
                         taken.add(token)
                 if len(taken) == share:
                     break
-                _pause(deadline, what)
+                wait.pause()
         yield share
 
 
@@ -111,6 +116,23 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
-def _pause(deadline: Deadline, what: str) -> None:
-    deadline.check(what)
-    time.sleep(min(POLL_S, deadline.remaining_s))
+class _Wait:
+    """One wait for a share, over both of its steps."""
+
+    def __init__(self, deadline: Deadline, share: int, whole: int, tell: Callable[[str], None] | None) -> None:
+        self._deadline = deadline
+        self._share = share
+        self._whole = whole
+        self._tell = tell
+        self._tell_at = Deadline.after(TELL_AFTER_S)
+
+    def pause(self) -> None:
+        """Sleep for a moment.
+
+        :raise DeadlineError: there is no time left
+        """
+        self._deadline.check(f"{self._share} of the host's {self._whole} vCPUs to be free")
+        if self._tell is not None and self._tell_at.expired:
+            self._tell(f"waiting for {self._share} vCPUs of this host")
+            self._tell = None
+        time.sleep(min(POLL_S, self._deadline.remaining_s))

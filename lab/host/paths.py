@@ -20,10 +20,12 @@ NAME = "microcode-nmi-lab"
 def find_cache() -> Path:
     """Return the cache folder, made if need be: ``$XDG_CACHE_HOME/microcode-nmi-lab``, or below ``~/.cache``.
 
-    :raise HostError: it cannot be made or written
+    :raise HostError: it cannot be made or written, or its path is not UTF-8, which what is built could not name
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     cache = (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / NAME
+    if not is_utf8(str(cache)):
+        raise HostError(f"cache folder '{show_bytes(str(cache))}' is not UTF-8; set XDG_CACHE_HOME to a folder that is")
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o755)
         with tempfile.TemporaryFile(dir=cache):
@@ -33,6 +35,20 @@ def find_cache() -> Path:
             f"cache folder '{cache}' is not writable: {error.strerror}; set XDG_CACHE_HOME to a folder that is"
         ) from error
     return cache
+
+
+def is_utf8(name: str) -> bool:
+    """Tell whether a name the system gave is text; of what is not, Python makes surrogates (PEP 383)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def show_bytes(name: str) -> str:
+    """Return a name the system gave with each byte that is not text as an escape."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @contextlib.contextmanager

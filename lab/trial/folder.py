@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ import msgspec
 
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.host.files import write_whole
+from lab.host.paths import is_utf8, show_bytes
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -56,6 +57,8 @@ MAX_FILES = 64
 #: Evidence is there to be looked at, unlike the 0700 folder it is made in.
 FOLDER_MODE = 0o755
 
+#: What lab.host.files leaves of a verdict when the lab is killed while it writes one.
+_HALF_VERDICT = re.compile(re.escape(f".{VERDICT}.") + r"[a-z0-9_]{8}", re.ASCII)
 _RAW_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 T = TypeVar("T")
@@ -155,7 +158,7 @@ def _as_text(lines: tuple[str, ...]) -> bytes:
 def _put_in_place(temporary: Path, folder: Path) -> None:
     """Rename over nothing, over an empty folder, or over evidence of ours, which is moved away first."""
     if folder.is_dir() and any(folder.iterdir()):
-        if not _is_ours(folder):
+        if not holds_only_evidence(folder):
             raise UsageError(f"'{folder}' holds something other than evidence: name an empty folder or a new one")
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as attic:
             folder.rename(Path(attic, "old"))
@@ -212,19 +215,37 @@ def read_verdict(folder: Path) -> Verdict:
         return source.decode(VERDICT, source.read(VERDICT, MAX_WITNESS_BYTES), Verdict)
 
 
-def claim_output(path: Path) -> Path:
+def claim_trial_output(path: Path) -> Path:
+    """Return the folder a user wants a trial's evidence in: new, empty, or of one earlier trial and nothing else.
+
+    :raise UsageError: as :func:`claim_output`
+    :raise HostError: as :func:`claim_output`
+    """
+
+    def check(folder: Path) -> None:
+        if is_marked(folder):
+            raise UsageError(f"output folder '{folder}' is that of a run: name an empty or new one")
+        if not holds_only_evidence(folder):
+            raise refuse_output(folder)
+
+    return claim_output(path, check)
+
+
+def claim_output(path: Path, check: Callable[[Path], None]) -> Path:
     """Return the folder a user wants results in, made if need be, with links in its path resolved.
 
-    It may be new, empty, or hold only what the lab left: a run, or one trial's evidence.
-
-    :raise UsageError: it is a file or holds something else; nothing was written
+    :param check: raises UsageError if a folder that is not empty may not be written; not called for others
+    :raise UsageError: it is a file, or may not be written; nothing was
     :raise HostError: it cannot be made or written
     """
     try:
+        # Its name goes into JSON, pages and commands to copy.
+        if not is_utf8(str(path.resolve())):
+            raise UsageError(f"output folder '{show_bytes(str(path.resolve()))}' is not UTF-8: name one that is")
         path.mkdir(parents=True, exist_ok=True)
         path = path.resolve()
-        if any(path.iterdir()) and not _is_marked(path) and not _is_ours(path):
-            raise UsageError(f"output folder '{path}' holds something the lab did not leave: name an empty or new one")
+        if any(path.iterdir()):
+            check(path)
         with tempfile.TemporaryFile(dir=path):
             pass
     except (FileExistsError, NotADirectoryError) as error:
@@ -234,19 +255,26 @@ def claim_output(path: Path) -> Path:
     return path
 
 
-def _is_marked(path: Path) -> bool:
+def refuse_output(folder: Path) -> UsageError:
+    """Return the error for a folder of the user's own."""
+    return UsageError(f"output folder '{folder}' holds something the lab did not leave: name an empty or new one")
+
+
+def is_marked(path: Path) -> bool:
+    """Tell whether a folder is that of a run."""
     try:
         return stat.S_ISREG(os.lstat(path / RUN_MARKER).st_mode)
     except OSError:
         return False
 
 
-def _is_ours(folder: Path) -> bool:
+def holds_only_evidence(folder: Path) -> bool:
     """Tell whether a folder holds nothing but a trial's evidence, so that replacing it loses nothing of the user's."""
     try:
         with ForeignFolder(folder) as source:
             listed = {file.name for file in _read_manifest(source).files}
-            return source.list_names() <= listed | {MANIFEST, VERDICT}
+            names = {name for name in source.list_names() if _HALF_VERDICT.fullmatch(name) is None}
+            return names <= listed | {MANIFEST, VERDICT}
     except EvidenceError:
         return False
 

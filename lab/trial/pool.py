@@ -29,6 +29,7 @@ class WarmGuest:
     """Serves trials on one topology, booting a guest when there is none. A context manager.
 
     :param progress: told, in a few words, what is being waited for
+    :ivar failed_boots: how many trials in a row, the last one included, got no guest
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class WarmGuest:
         self._progress = progress
         self._stack = contextlib.ExitStack()
         self._session: Session | None = None
+        self.failed_boots = 0
 
     def __enter__(self) -> "WarmGuest":
         return self
@@ -68,18 +70,22 @@ class WarmGuest:
         return self._session
 
     def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
-        """Run one trial. A guest that does not boot is the trial's ending; one that ended is replaced by the next.
+        """Run one trial. One that gets no guest, since none boots or the host's vCPUs are never free, ends so.
+
+        A guest that ended is replaced for the next trial.
 
         :param keep_files: as :meth:`lab.trial.session.Session.run_trial`
-
         :raise HostError: the host could not start a guest
-        :raise DeadlineError: the host's vCPU budget was never free
         """
-        with admit(self._topology.vcpus, Deadline.after(ADMISSION_S)):
+        with contextlib.ExitStack() as share:
             try:
+                deadline = Deadline.after(ADMISSION_S)
+                share.enter_context(admit(self._topology.vcpus, deadline, tell=self._progress))
                 session = self._find_session()
             except GuestError as error:
+                self.failed_boots += 1
                 return Kept(_explain_no_guest(scenario, plan, str(error)), {})
+            self.failed_boots = 0
             kept = session.run_trial(scenario, plan, keep_files)
         if kept.evidence.ending is not Ending.COMPLETE or not session.usable:
             self.retire()

@@ -2,6 +2,8 @@
 """What a tired engineer types: one sentence, status 2, nothing half-written."""
 
 import os
+import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from evidence_builder import Load
+from report_samples import write_sample_run
 
+from lab.campaign.store import read_run
 from lab.host.paths import ROOT
 from lab.judge import judge
 from lab.spec.verdict import EXIT_STATUS, Outcome
@@ -69,6 +73,136 @@ def test_bad_input_is_one_sentence_and_status_2(case: str, tmp_path: Path) -> No
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trial", "--mechanism", "nmi-self", "--out"),
+        ("run", "--out"),
+        ("judge",),
+        ("report",),
+        ("judge", "--json"),
+        ("build",),
+    ],
+)
+def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
+    path = os.fsencode(tmp_path / "caf") + b"\xe9"
+    if words[0] in ("judge", "report"):
+        Path(os.fsdecode(path)).mkdir()
+    done = run_lab(*words, os.fsdecode(path))
+    assert done.returncode == 2
+    assert done.stderr.endswith("caf\\xe9' is not UTF-8: name files and folders in UTF-8\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert words[0] in ("judge", "report") or not any(tmp_path.iterdir())
+
+
+def test_a_cache_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    done = run_lab("build", "initramfs", "--json", XDG_CACHE_HOME=os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
+    assert done.returncode == 2
+    assert "is not UTF-8; set XDG_CACHE_HOME" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    write_sample_run(tmp_path, trials=1)
+    before = sorted(tmp_path.rglob("*"))
+    for words, sentence in (
+        (("trial", "--mechanism", "nmi-self"), "is that of a run: name an empty or new one"),
+        (("run",), "holds a run: name an empty or new one, or replace that run with --replace"),
+    ):
+        done = run_lab(*words, "--out", str(tmp_path))
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    (tmp_path / "notes.txt").touch()
+    done = run_lab("run", "--replace", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "'notes.txt', which the lab did not leave" in done.stderr
+    (tmp_path / "notes.txt").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mechanisms_are_listed_and_the_command_is_shown() -> None:
+    assert "mechanisms" in run_lab("--help").stdout
+    done = run_lab("mechanisms", "--json")
+    assert {"nmi-self", "stop-machine"} <= {each["name"] for each in msgspec.json.decode(done.stdout)["mechanisms"]}
+
+
+#: Ends itself in the step that its second word names, as a user would, with the rest made up.
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+import lab.cli as cli
+from report_samples import IMAGES, make_evidence
+from lab.trial.session import Kept
+step, number, count = sys.argv.pop(1), int(sys.argv.pop(1)), 0
+
+class Images:
+    vmlinux = None
+    def describe(self, version):
+        return IMAGES
+
+class Guest:
+    failed_boots = 0
+    def __init__(self, *_): pass
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def run_trial(self, scenario, *_):
+        global count
+        count += 1
+        if step == "trial" and count == 3 or sys.argv[1] == "trial":
+            os.kill(os.getpid(), number)
+        return Kept(make_evidence(scenario.mechanism), {})
+
+def build_images(tell):
+    if step == "build":
+        os.kill(os.getpid(), number)
+    return Images()
+
+cli.require_qemu = lambda: "7.2"
+cli.build_images, cli.read_kernel, cli.WarmGuest = build_images, lambda _: None, Guest
+cli.main()
+"""
+
+
+def interrupt(step: str, number: signal.Signals, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, step, str(int(number)), *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_what_is_kept(tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "it's"
+    done = interrupt("trial", number, "run", "--out", str(out))
+    assert done.returncode == 130, done.stderr
+    sentence = f"lab: interrupted: no guest is left; 2 trials and their page are kept in '{out}' (lab report "
+    assert done.stderr.startswith(sentence)
+    assert shlex.split(done.stderr.strip().rpartition("(")[2].removesuffix(")")) == ["lab", "report", str(out)]
+    assert len(read_run(out).records) == 2
+    assert (out / "index.html").exists()
+    assert run_lab("report", str(out)).returncode == 0
+
+
+def test_an_interrupted_trial_keeps_nothing_and_says_so(tmp_path: Path) -> None:
+    done = interrupt("trial", signal.SIGTERM, "trial", "--mechanism", "nmi-self", "--out", str(tmp_path / "out"))
+    assert done.returncode == 130
+    assert done.stderr == "lab: interrupted: no guest is left, and nothing of this trial is kept\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupt_before_the_first_trial_claims_nothing(tmp_path: Path) -> None:
+    done = interrupt("build", signal.SIGINT, "run", "--out", str(tmp_path / "out"))
+    assert done.returncode == 130
+    assert done.stderr.strip() == "lab: interrupted"
 
 
 def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

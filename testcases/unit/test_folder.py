@@ -13,7 +13,7 @@ from report_samples import make_evidence, make_verdict
 from lab.errors import EvidenceError, UsageError
 from lab.spec.evidence import Ending, Evidence
 from lab.trial import folder as folder_module
-from lab.trial.folder import claim_output, read_evidence, read_verdict, write_evidence, write_verdict
+from lab.trial.folder import claim_trial_output, read_evidence, read_verdict, write_evidence, write_verdict
 
 RAW = {"state.txt": b"cpu=0 role=primary\n", "ledger-before.txt": b"", "console.log": b"\x1b[31mraw\x00\r\n"}
 OPTIONAL = ("images", "oracle", "injections", "guest", "timings")
@@ -77,7 +77,7 @@ def test_a_folder_of_something_else_is_not_replaced(saved: Path) -> None:
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
-    write_evidence(claim_output(tmp_path / "new" / "trial"), make_evidence(), {})
+    write_evidence(claim_trial_output(tmp_path / "new" / "trial"), make_evidence(), {})
     assert read_evidence(tmp_path / "new" / "trial") == make_evidence()
 
 
@@ -201,14 +201,26 @@ def test_no_folder_is_an_evidence_error(tmp_path: Path) -> None:
 
 
 def test_output_may_be_new_empty_or_ours(tmp_path: Path, saved: Path) -> None:
-    assert claim_output(tmp_path / "a" / "b").is_dir()
-    assert claim_output(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    assert claim_output(saved) == saved
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".mclab-run").touch()
-    (tmp_path / "run" / "more").touch()
-    (tmp_path / "link").symlink_to("run")
-    assert claim_output(tmp_path / "link") == tmp_path / "run"
+    assert claim_trial_output(tmp_path / "a" / "b").is_dir()
+    assert claim_trial_output(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert claim_trial_output(saved) == saved
+    (tmp_path / "link").symlink_to("trial")
+    assert claim_trial_output(tmp_path / "link") == saved
+    (saved / ".verdict.json.abcd_123").touch()  # the lab was killed while it wrote
+    assert claim_trial_output(saved) == saved
+
+
+def test_a_trial_does_not_go_into_a_run(tmp_path: Path) -> None:
+    (tmp_path / ".mclab-run").touch()
+    with pytest.raises(UsageError, match="is that of a run"):
+        claim_trial_output(tmp_path)
+    assert names_in(tmp_path) == [".mclab-run"]
+
+
+def test_output_whose_name_is_not_text_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"bad\\xff' is not UTF-8"):
+        claim_trial_output(tmp_path / "bad\udcff")
+    assert names_in(tmp_path) == []
 
 
 def test_output_may_not_be_a_users_folder_or_file(tmp_path: Path) -> None:
@@ -217,6 +229,6 @@ def test_output_may_not_be_a_users_folder_or_file(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for path in ("home", "home/photo.jpg", "home/photo.jpg/below", "dangling"):
         with pytest.raises(UsageError, match=path.split("/")[-1]):
-            claim_output(tmp_path / path)
+            claim_trial_output(tmp_path / path)
     assert names_in(tmp_path) == ["dangling", "home"]
     assert names_in(tmp_path / "home") == ["photo.jpg"]

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import os
+import signal
+import subprocess
+import sys
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -7,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import make_info, make_record, write_sample_run
 
+from lab.campaign import store as store_module
 from lab.campaign.expectation import run_met, weigh_mechanism, weigh_run
-from lab.campaign.store import RunStore, read_run
+from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.errors import EvidenceError, HostError, UsageError
+from lab.host.paths import ROOT
+from lab.report import page
 from lab.spec.mechanism import Expectation
 from lab.spec.verdict import Finding, Outcome, TrialRecord
-from lab.trial.folder import claim_output
 
 NAME = "stop-machine"
 
@@ -37,7 +43,6 @@ def test_a_run_comes_back(tmp_path: Path) -> None:
     run = read_run(tmp_path / "run")
     assert run.info == make_info(finished=True, exit_status=3)
     assert (run.records, run.torn) == (tuple(given_records), 0)
-    assert claim_output(tmp_path / "run") == tmp_path / "run"
 
 
 def test_a_torn_last_line_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -83,16 +88,153 @@ def test_a_second_writer_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     assert read_run(tmp_path).info == make_info()
 
 
-def test_a_new_run_replaces_the_old(tmp_path: Path) -> None:
+def list_tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_run_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
     write_sample_run(tmp_path, trials=2)
+    before = list_tree(tmp_path)
+    with pytest.raises(UsageError, match=r"holds a run: .* --replace"):
+        claim_run_output(tmp_path, replace=False)
+    with pytest.raises(UsageError, match="another run"), RunStore(tmp_path, make_info()):
+        pass
+    assert list_tree(tmp_path) == before
+    assert len(read_run(tmp_path).records) == 6
+
+
+def test_a_new_run_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    write_sample_run(tmp_path, trials=2)
+    page.write_report(tmp_path)
+    (tmp_path / ".run.json.abcd_123").touch()
+    (tmp_path / "trials" / ".00007-nmi-self.abcd_123").mkdir()
+    (tmp_path / "trials" / "00001" / ".verdict.json.abcd_123").touch()
+    (tmp_path / ".trials.abcd_123" / "trials" / "half").mkdir(parents=True)
+    assert claim_run_output(tmp_path, replace=True) == tmp_path
+    with RunStore(tmp_path, make_info(), replace=True) as store:
+        store.append(records("P")[0])
+    assert list_tree(tmp_path) == [".mclab-run", "records.jsonl", "run.json"]
+    assert len(read_run(tmp_path).records) == 1
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ["notes.txt", "trials/notes.txt", "trials/00001/notes.txt", "trials/mine/x", ".secret", ".trials.abcd_123"],
+)
+def test_a_run_with_something_of_the_users_in_it_is_not_replaced(tmp_path: Path, foreign: str) -> None:
+    write_sample_run(tmp_path, trials=1)
+    (tmp_path / foreign).parent.mkdir(exist_ok=True)
+    (tmp_path / foreign).write_text("years of work")
+    before = list_tree(tmp_path)
+    named = "trials/00001" if "00001" in foreign else foreign.removesuffix("/x")
+    with pytest.raises(UsageError, match=f"'{named}', which the lab did not leave"):
+        claim_run_output(tmp_path, replace=True)
+    with pytest.raises(UsageError, match="did not leave"), RunStore(tmp_path, make_info(), replace=True):
+        pass
+    assert list_tree(tmp_path) == before
+    assert len(read_run(tmp_path).records) == 3
+
+
+def test_links_in_a_run_are_foreign(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    run = write_sample_run(tmp_path / "run", trials=1)
+    (run / "trials").rename(tmp_path / "trials")
+    (run / "trials").symlink_to(tmp_path / "trials")
+    with pytest.raises(UsageError, match="'trials', which"):
+        claim_run_output(run, replace=True)
+
+
+def test_a_run_goes_into_no_folder_of_another_kind(tmp_path: Path) -> None:
+    write_sample_run(tmp_path / "run", trials=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    for folder in (tmp_path / "run" / "trials" / "00001", tmp_path / "mine"):
+        for replace in (False, True):
+            with pytest.raises(UsageError, match="the lab did not leave"):
+                claim_run_output(folder, replace)
+    for name in ("new", "new"):  # the second time it is there and empty
+        assert claim_run_output(tmp_path / name, replace=True) == tmp_path / name
+
+
+def test_a_run_that_is_going_on_is_not_replaced(tmp_path: Path) -> None:
     with RunStore(tmp_path, make_info()) as store:
         store.append(records("P")[0])
+        with pytest.raises(UsageError, match="is writing"), RunStore(tmp_path, make_info(), replace=True):
+            pass
     assert len(read_run(tmp_path).records) == 1
+
+
+def test_the_page_has_one_name() -> None:
+    assert store_module.PAGE == page.PAGE
+
+
+#: Stores two records, then one for which the disk has room but for its last bytes, then two more.
+FULL_DISK = """
+import os, resource, sys
+from pathlib import Path
+import msgspec
+from report_samples import make_info, make_record
+from lab.campaign.store import RunStore
+from lab.errors import HostError
+from lab.spec.verdict import Outcome
+record = make_record(1, "stop-machine", Outcome.PASS)
+length = len(msgspec.json.encode(record)) + 1
+with RunStore(Path(sys.argv[1]), make_info(finished=False, exit_status=None)) as store:
+    for _ in range(2):
+        store.append(record)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * length - 10, hard))
+    try:
+        store.append(record)
+    except HostError as error:
+        print(error)
+    if "go on" in sys.argv:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        store.append(record)
+"""
+
+
+@pytest.mark.parametrize(("words", "count"), [((), 2), (("go on",), 3)])
+def test_a_disk_that_fills_within_a_record_costs_that_record_alone(
+    tmp_path: Path, words: tuple[str, ...], count: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), *words],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+    assert "File too large" in done.stdout, done.stderr
+    assert done.returncode == 0
+    run = read_run(tmp_path)
+    assert (len(run.records), run.torn) == (count, 0)
+
+
+def test_an_interrupt_within_a_record_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half:
+        def __init__(self, sink: FileIO) -> None:
+            self.fileno, self.close = sink.fileno, sink.close
+
+        def write(self, data: bytes) -> int:
+            os.write(self.fileno(), data[:20])
+            raise KeyboardInterrupt
+
+    with RunStore(tmp_path, make_info()) as store:
+        store.append(records("P")[0])
+        assert store._sink is not None
+        monkeypatch.setattr(store, "_sink", Half(store._sink))
+        with pytest.raises(KeyboardInterrupt):
+            store.append(records("P")[0])
+    run = read_run(tmp_path)
+    assert (len(run.records), run.torn) == (1, 0)
 
 
 def test_a_full_disk_is_a_host_error() -> None:
     store = RunStore(Path("/nowhere/run"), make_info())
-    store._sink = open("/dev/full", "ab")  # noqa: SIM115
+    store._sink = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(HostError, match="No space left"):
         store.append(records("P")[0])
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line on real guests: exit statuses, and what is left when the lab is ended early."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from lab.build.images import ImageSet
+from lab.campaign.store import RECORDS, read_run
+from lab.host.deadline import Deadline
+from lab.host.paths import ROOT
+from lab.spec.verdict import EXIT_STATUS, Outcome
+from lab.trial.folder import read_evidence
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
+
+LAB = (sys.executable, "-m", "lab.cli")
+#: Other workers may hold the host's vCPUs, or be building.
+PATIENCE_S = 300
+SEEDS = (1, 2, 3)
+
+
+def run_lab(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (*LAB, *words),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = Deadline.after(seconds)
+    while not done():
+        deadline.check(what)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "outcome"),
+    [
+        (("--mechanism", "stop-machine"), Outcome.FAIL),
+        (("--mechanism", "nmi-self"), Outcome.PASS),
+        (("--mechanism", "nmi-self", "--nmis", "0"), Outcome.INVALID),
+    ],
+)
+def test_a_trial_exits_by_its_outcome_and_judging_again_agrees(
+    tmp_path: Path, words: tuple[str, ...], outcome: Outcome
+) -> None:
+    for seed in SEEDS:  # on a busy host a trial may show nothing
+        out = tmp_path / str(seed)
+        tried = run_lab("trial", *words, "--seed", str(seed), "--out", str(out), "--json")
+        if outcome is Outcome.INVALID or tried.returncode != EXIT_STATUS[Outcome.INVALID]:
+            break
+    assert tried.returncode == EXIT_STATUS[outcome], tried.stdout + tried.stderr
+    told = msgspec.json.decode(tried.stdout, type=dict[str, Any])
+    assert told["outcome"] == outcome.value
+    assert {"mechanism", "seed", "invariants", "nmis", "window_us", "evidence", "reason"} <= told.keys()
+    assert (told["mechanism"], told["seed"], told["evidence"]) == (words[1], seed, str(out))
+    assert {"sent", "handled"} <= told["nmis"].keys()
+    assert set(told["invariants"].values()) <= {"held", "broken", "unseen"}
+    assert {"quiet", "harmless"} <= told["invariants"].keys()
+    assert set(told["window_us"]) == {"0", "1"}
+    judged = run_lab("judge", str(out), "--json")
+    assert judged.returncode == tried.returncode
+    assert msgspec.json.decode(judged.stdout) == told
+    shown = run_lab("judge", str(out))
+    assert shown.returncode == tried.returncode
+    assert shown.stdout.startswith(outcome.value)
+
+
+class Started:
+    """A run that is going on, with a guest."""
+
+    def __init__(self, process: "subprocess.Popen[str]", out: Path) -> None:
+        self.process = process
+        self.out = out
+        wait_until(self._is_running, PATIENCE_S, "two records")
+        self.guests = [
+            each
+            for each in psutil.Process(process.pid).children(recursive=True)
+            if any("qemu-system" in word for word in each.cmdline())
+        ]
+        assert self.guests
+        words = " ".join(self.guests[0].cmdline())
+        self.run_dir = Path("/tmp/mclab-" + words.partition("/tmp/mclab-")[2].partition("/")[0])
+        assert self.run_dir.is_dir()
+
+    def _is_running(self) -> bool:
+        assert self.process.poll() is None, self.process.communicate()
+        with contextlib.suppress(FileNotFoundError):
+            return (self.out / RECORDS).read_bytes().count(b"\n") >= 2
+        return False
+
+    def list_left(self) -> list[str]:
+        """Return the guests that still run, by their processes and by who else names their folder."""
+        left = []
+        for each in psutil.process_iter(["pid", "status", "cmdline"]):
+            if each.info["status"] != psutil.STATUS_ZOMBIE:
+                named = any(str(self.run_dir) in word for word in each.info["cmdline"] or ())
+                if named or each in self.guests:
+                    left.append(str(each))
+        return left
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Started]:
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        (*LAB, "run", "--mechanism", "nmi-self", "--trials", "200", "--out", str(out)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            running = Started(process, out)
+            yield running
+            shutil.rmtree(running.run_dir, ignore_errors=True)  # a lab that is killed cannot
+        finally:
+            process.kill()
+
+
+def check_kept(out: Path) -> None:
+    run = read_run(out)
+    assert len(run.records) >= 2
+    assert not run.info.finished
+    for record in run.records:
+        assert read_evidence(out / record.evidence).scenario.mechanism == "nmi-self"
+    done = run_lab("report", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout)["trials"] == len(run.records)
+    assert (out / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_its_records_and_no_guest(started: Started, number: signal.Signals) -> None:
+    begin = time.monotonic()
+    started.process.send_signal(number)
+    _, told = started.process.communicate(timeout=60)
+    assert started.process.returncode == 130
+    assert time.monotonic() - begin < 20
+    assert started.list_left() == []
+    assert not started.run_dir.exists()
+    last = told.splitlines()[-1]
+    assert last.startswith("lab: interrupted: ")
+    assert f"lab report {started.out}" in last
+    assert "Traceback" not in told
+    run = read_run(started.out)
+    assert run.torn == 0
+    assert f"{len(run.records)} trials and their page are kept in '{started.out}'" in last
+    assert (started.out / "index.html").is_file()
+    check_kept(started.out)
+
+
+def test_a_run_that_is_killed_leaves_its_records_and_no_guest(started: Started) -> None:
+    started.process.kill()
+    started.process.communicate(timeout=60)
+    assert started.process.returncode == -signal.SIGKILL
+    wait_until(lambda: started.list_left() == [], 10, "the guest to end")
+    check_kept(started.out)
+    # What a lab that was killed leaves can be replaced, whatever it was writing.
+    done = run_lab("run", "--mechanism", "nmi-self", "--trials", "1", "--out", str(started.out), "--replace", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    assert msgspec.json.decode(done.stdout)["trials"] == 1
+    assert len(list((started.out / "trials").iterdir())) == 1
+
+
+def test_a_guest_that_never_boots_ends_a_run_early(tmp_path: Path, images: ImageSet) -> None:
+    """The kernel is there and QEMU starts, but ends at once."""
+    assert images.kernel.exists()
+    qemu = tmp_path / "bin" / "qemu-system-x86_64"
+    qemu.parent.mkdir()
+    qemu.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        "--version) echo 'QEMU emulator version 7.2.0' ;;\n"
+        "*/nonexistent/*) echo 'Could not load plugin' >&2; exit 1 ;;\n"
+        "*) echo 'no such machine' >&2; exit 1 ;;\n"
+        "esac\n"
+    )
+    qemu.chmod(0o755)
+    out = tmp_path / "out"
+    done = run_lab("run", "--trials", "9", "--out", str(out), PATH=f"{qemu.parent}:{os.environ['PATH']}")
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("lab: no guest was there for 3 trials in a row, so the run was stopped after 3 of 27: ")
+    run = read_run(out)
+    assert [record.outcome for record in run.records] == [Outcome.ERROR] * 3
+    assert str(out / run.records[-1].evidence) in last
+    assert "no such machine" in " ".join(read_evidence(out / run.records[-1].evidence).console_tail)
+    assert (run.info.finished, run.info.exit_status) == (True, 1)
+    assert f"report: {out / 'index.html'}" in done.stdout
