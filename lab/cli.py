@@ -259,7 +259,7 @@ def _page_of_what_ends(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = "its page could not be written"
+        kept = "its records are kept, but no page,"
         with contextlib.suppress(LabError, OSError):
             write_report(folder)
             kept = f"{len(read_run(folder).records)} trials and their page are kept"
