@@ -51,7 +51,8 @@ class _Bound:
 def find_offset(facts: Facts) -> Offset | None:
     """Intersect all bounds; None when one side has none."""
     guest = facts.evidence.guest
-    if guest is None or guest.state is None:
+    # After a second load the stamps are of that one, and the records of the first.
+    if guest is None or guest.state is None or facts.repeat is not None:
         return None
     bounds = [bound for state in guest.state.cpus for bound in _find_bounds(facts, state)]
     lows = [bound for bound in bounds if bound.is_low]

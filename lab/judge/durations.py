@@ -63,7 +63,9 @@ def _find_holds(facts: Facts) -> tuple[Span, ...]:
 
 def _states(facts: Facts) -> Sequence[CpuState]:
     guest = facts.evidence.guest
-    return guest.state.cpus if guest is not None and guest.state is not None else ()
+    if guest is None or guest.state is None or facts.repeat is not None:
+        return ()
+    return guest.state.cpus
 
 
 def _find_guest_spans(facts: Facts, stamps: Sequence[tuple[int, int, int]]) -> tuple[Span, ...]:

@@ -52,20 +52,24 @@ class Window:
 class Facts:
     """What the judge's rules look things up in.
 
-    :param events: the oracle's records by sequence number, each once
+    :param every_event: the oracle's records by sequence number, each once
+    :param events: those before a second load
     :param windows: those whose edges no record contradicts: of another, nobody knows what happened in it
     :param begin: the load's first record, None when it was not seen
     :param end: the load's last record, None when it was not seen
+    :param repeat: the first record of a second load that followed the first, None without one
     :param lost: why the oracle's account is not whole, empty when it is
     """
 
     evidence: Evidence
     topology: Topology
     mechanism: Mechanism
+    every_event: tuple[OracleEvent, ...]
     events: tuple[OracleEvent, ...]
     windows: tuple[Window, ...]
     begin: OracleEvent | None
     end: OracleEvent | None
+    repeat: OracleEvent | None
     lost: str
 
     @property
@@ -85,7 +89,11 @@ class Facts:
 
     def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
         """Return the records of one kind, in order, of one vCPU or of all."""
-        return tuple(event for event in self.events if event.kind is kind and vcpu in (None, event.vcpu))
+        return _of_kind(self.events, kind, vcpu)
+
+    def every_of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
+        """Return the same of the whole trial, a second load included: the ledger counts over both."""
+        return _of_kind(self.every_event, kind, vcpu)
 
     def call_in(self, vcpu: int) -> OracleEvent | None:
         """Return a vCPU's first call-in of the load: the 6.1 rendezvous enters the same function again to leave."""
@@ -122,7 +130,7 @@ class Facts:
         core = self.topology.threads_of(self.topology.core_of(vcpu))
         return tuple(
             event
-            for event in self.of_kind(EventKind.IPI_NMI)
+            for event in self.every_of_kind(EventKind.IPI_NMI)
             if reach is Threads.ALL or (reach is Threads.SIBLINGS and event.vcpu in core and event.vcpu != vcpu)
         )
 
@@ -134,14 +142,16 @@ class Facts:
 
     def reaching(self, vcpu: int) -> tuple[Sent, ...]:
         """Return the lab's NMIs that surely reach a vCPU, in order: not those that may have met a masked LINT1."""
-        return tuple(sent for sent in self.sent_to(vcpu) if not self.perhaps_masked(sent, vcpu))
+        return tuple(sent for sent in self.planned_to(vcpu) if not self.perhaps_masked(sent, vcpu))
 
     def perhaps_masked(self, sent: Sent, vcpu: int) -> bool:
         """Say whether a broadcast may have met a masked LINT1: the mechanism masks it at some time in the load."""
         maskers = self._threads(self.mechanism.landmarks.lint1_masked_by, self.vcpus)
         if sent.vcpu != -1 or vcpu not in maskers or self.begin is None:
             return False
-        end_ns = self.end.mono_ns if self.end is not None else math.inf
+        last = self.every_of_kind(EventKind.LOAD_END)[-1:]
+        over = last and (self.repeat is None or last[0].seq > self.repeat.seq)
+        end_ns = last[0].mono_ns if over else math.inf
         return sent.send_ns <= end_ns and (not sent.reply_ns or sent.reply_ns >= self.begin.mono_ns)
 
     def surely_masked(self, sent: Sent, vcpu: int) -> bool:
@@ -151,11 +161,19 @@ class Facts:
             return False
         return call_in.mono_ns <= sent.send_ns and sent.reply_ns <= releases[0].mono_ns
 
-    def sent_to(self, vcpu: int) -> tuple[Sent, ...]:
-        """Return the lab's NMIs that are aimed at a vCPU, in order; with ``apic_extnmi=all`` a broadcast is at all."""
+    def planned_to(self, vcpu: int) -> tuple[Sent, ...]:
+        """Return the plan's NMIs that are aimed at a vCPU, in order; with ``apic_extnmi=all`` a broadcast is at all."""
         log = self.evidence.injections
-        sent = (one for one in (log.sent if log is not None else ()) if one.vcpu in (-1, vcpu))
-        return tuple(sorted(sent, key=lambda one: (one.send_ns, one.reply_ns)))
+        return _in_order(one for one in (log.sent if log is not None else ()) if one.vcpu in (-1, vcpu))
+
+    def sentinels_to(self, vcpu: int) -> tuple[Sent, ...]:
+        """Return the NMIs that the lab sent to a vCPU after the load, to see whether it still takes them."""
+        log = self.evidence.injections
+        return _in_order(one for one in (log.sentinels if log is not None else ()) if one.vcpu == vcpu)
+
+    def sent_to(self, vcpu: int) -> tuple[Sent, ...]:
+        """Return all of the lab's NMIs that are aimed at a vCPU, in order."""
+        return _in_order((*self.planned_to(vcpu), *self.sentinels_to(vcpu)))
 
     def where(self, event: OracleEvent) -> str:
         """Return the record's code address in words."""
@@ -166,10 +184,24 @@ class Facts:
         return after_begin and (self.end is None or event.seq < self.end.seq)
 
 
+def find_repeat(evidence: Evidence) -> OracleEvent | None:
+    """Return the begin of a second load; None unless there are two in all, and it came after the first one's end."""
+    raw = evidence.oracle.events if evidence.oracle is not None else ()
+    events = sorted(dict.fromkeys(raw), key=lambda event: event.seq)
+    begins = [event for event in events if event.kind is EventKind.LOAD_BEGIN]
+    end = _first(events, EventKind.LOAD_END)
+    if len(begins) != 2 or end is None:
+        return None
+    first, second = begins
+    return second if first.seq < end.seq < second.seq and first.load != second.load else None
+
+
 def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> Facts:
     """Index the evidence of a trial whose scenario has been found sane."""
     raw = evidence.oracle.events if evidence.oracle is not None else ()
-    events = tuple(sorted(dict.fromkeys(raw), key=lambda event: event.seq))
+    every_event = tuple(sorted(dict.fromkeys(raw), key=lambda event: event.seq))
+    repeat = find_repeat(evidence)
+    events = tuple(event for event in every_event if repeat is None or event.seq < repeat.seq)
     windows = tuple(
         Window(
             seen=seen,
@@ -177,18 +209,28 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
             end_seq=_end_seq(seen, events),
         )
         for seen in (evidence.oracle.windows if evidence.oracle is not None else ())
-        if not _contradicted(seen, events)
+        if not _contradicted(seen, events) and (repeat is None or seen.open_seq < repeat.seq)
     )
     return Facts(
         evidence=evidence,
         topology=topology,
         mechanism=mechanism,
+        every_event=every_event,
         events=events,
         windows=windows,
         begin=_first(events, EventKind.LOAD_BEGIN),
         end=_first(events, EventKind.LOAD_END),
-        lost=_why_lost(evidence, topology, events),
+        repeat=repeat,
+        lost=_why_lost(evidence, topology, every_event, repeat),
     )
+
+
+def _of_kind(events: Iterable[OracleEvent], kind: EventKind, vcpu: int | None) -> tuple[OracleEvent, ...]:
+    return tuple(event for event in events if event.kind is kind and vcpu in (None, event.vcpu))
+
+
+def _in_order(sent: Iterable[Sent]) -> tuple[Sent, ...]:
+    return tuple(sorted(sent, key=lambda one: (one.send_ns, one.reply_ns)))
 
 
 def _first(events: Iterable[OracleEvent], kind: EventKind) -> OracleEvent | None:
@@ -223,13 +265,17 @@ def _end_seq(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> float:
     return min(later, default=math.inf)
 
 
-def _why_lost(evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...]) -> str:
+def _why_lost(
+    evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...], repeat: OracleEvent | None
+) -> str:
     oracle = evidence.oracle
     if oracle is None:
         return "the oracle's evidence is missing"
     if oracle.records_lost:
         return f"the oracle lost {oracle.records_lost} records"
-    if oracle.windows_lost:
+    # The oracle keeps one window per core and trial, and counts those of a second load as lost (window.c).
+    kept = {seen.core for seen in oracle.windows if repeat is not None and seen.open_seq < repeat.seq}
+    if not 0 <= oracle.windows_lost <= len(kept):
         return f"the oracle lost {oracle.windows_lost} windows"
     if len(events) != len(oracle.events):
         return "the oracle's records hold repetitions"

@@ -38,6 +38,11 @@ def broken(name: str, proofs: Sequence[Proof], reason: str = "") -> Invariant:
     return _invariant(name, Finding.BROKEN, reason or proofs[0].text + more, proofs)
 
 
+def broken_unless(name: str, proofs: Sequence[Proof], excuse: str) -> Invariant:
+    """Say that an invariant was seen broken; with an excuse, that who broke it is not known."""
+    return unseen(name, f"{proofs[0].text}; but {excuse}", proofs) if excuse else broken(name, proofs)
+
+
 def _invariant(name: str, finding: Finding, reason: str, proofs: Sequence[Proof]) -> Invariant:
     return Invariant(
         name=name,

@@ -4,10 +4,9 @@
 Sources: the lab's clock and console; sysfs ``microcode/version`` and ``microcode_lab/state`` for the revisions.
 """
 
-from lab.judge.dmesg import why_slow
 from lab.judge.facts import NS_PER_US, Facts
-from lab.judge.finding import broken, clean, held, unseen
-from lab.judge.starvation import why_not_shown_running
+from lab.judge.finding import broken, broken_unless, clean, held, unseen
+from lab.judge.starvation import why_not_shown_running, why_starved
 from lab.spec.evidence import Ending
 from lab.spec.verdict import Invariant, Proof
 
@@ -25,6 +24,7 @@ def judge_deadline(facts: Facts) -> Invariant:
     """Hold when the load returned before its deadline.
 
     A panic, a reset or a hang is a defect of the kernel only if the load had begun and every vCPU is shown running.
+    That is shown until the load's end only, so a deadline that passed after it accuses nobody.
     """
     name = "within-deadline"
     evidence = facts.evidence
@@ -43,6 +43,9 @@ def judge_deadline(facts: Facts) -> Invariant:
     proofs = [Proof(text=what), *quoted]
     if facts.begin is None:
         return unseen(name, f"{what}; but the load was not seen to begin", proofs)
+    returned = facts.end is not None or (timings is not None and timings.returned_ns != 0)
+    if evidence.ending is Ending.DEADLINE and returned:
+        return unseen(name, f"{what}; but the load had ended before", proofs)
     doubt = why_not_shown_running(facts)
     if doubt:
         return unseen(name, f"{what}; but {doubt}", proofs)
@@ -75,9 +78,6 @@ def judge_revisions(facts: Facts) -> Invariant:
             continue
         if after != target:
             proofs.append(Proof(text=f"CPU {cpu} ended with revision {after:#x} instead of {target:#x}", vcpu=cpu))
-    slow = why_slow(facts)
-    if proofs and slow:
-        return unseen(name, f"{proofs[0].text}; but {slow}", proofs)
     if proofs:
-        return broken(name, proofs)
+        return broken_unless(name, proofs, why_starved(facts))
     return unseen(name, doubts[0]) if doubts else held(name, f"all {len(facts.vcpus)} CPUs ended with {target:#x}")

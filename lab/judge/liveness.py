@@ -4,6 +4,8 @@
 With more vCPUs than host cores a third of 1 ms windows held no sibling block at all (design section 5).
 """
 
+from dataclasses import dataclass
+
 from lab.judge.facts import Facts, Window
 from lab.spec.evidence import Sent, SiblingView
 
@@ -34,19 +36,46 @@ def why_unseen(facts: Facts, window: Window) -> str:
     return ""
 
 
-def count_proven(facts: Facts) -> int:
-    """Count the lab's NMIs proven pending in a window: sent and acknowledged inside it, its siblings alive afterwards.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proven:
+    """The plan's NMIs proven sent and acknowledged within a window.
+
+    :param siblings: pending on a sibling in its core's window
+    :param primaries: pending on a primary in its core's window, and on no sibling in one
+    :param masked: met a sibling's masked LINT1 in its core's window, whomever else they reached
+    """
+
+    siblings: int
+    primaries: int
+    masked: int
+
+    @property
+    def total(self) -> int:
+        """NMIs that were pending on some thread of a core in its window."""
+        return self.siblings + self.primaries
+
+
+def count_proven(facts: Facts) -> Proven:
+    """Count the plan's NMIs proven pending in a window: sent and acknowledged inside it, its siblings alive afterwards.
 
     An NMI to any thread of the core counts: whom it is aimed at is the plan's choice. QEMU sets the pending bit before
     it replies (design section 5).
     """
-    proven: set[tuple[int, int]] = set()
+    siblings: set[Sent] = set()
+    primaries: set[Sent] = set()
+    masked: set[Sent] = set()
     for window in facts.windows:
         if why_unseen(facts, window):
             continue
         for vcpu in facts.topology.threads_of(window.seen.core):
-            proven.update((sent.index, sent.send_ns) for sent in facts.reaching(vcpu) if _within(sent, window))
-    return len(proven)
+            inside = [sent for sent in facts.planned_to(vcpu) if _within(sent, window)]
+            reached = {sent for sent in inside if not facts.perhaps_masked(sent, vcpu)}
+            if vcpu in window.siblings:
+                siblings |= reached
+                masked |= {sent for sent in inside if facts.surely_masked(sent, vcpu)}
+            else:
+                primaries |= reached
+    return Proven(siblings=len(siblings), primaries=len(primaries - siblings), masked=len(masked))
 
 
 def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:

@@ -3,17 +3,23 @@
 
 A CPU has one pending bit (QEMU: CPU_INTERRUPT_NMI, domain section 4.5). Whatever sets it before the next entry is taken
 by that entry, so several causes may merge into one entry, but no entry comes without a cause and no cause without a
-later entry. Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI and NMI_ENTRY records, and the guest's
+later entry. A lost NMI and one that merged with the next look the same: so the lab's own is never called lost, and one
+that only its vCPU's sentinel follows is unseen. What shows is a vCPU that no longer takes any. A self-NMI is different:
+its vCPU runs on from there to the load's end outside of any NMI handler, so its entry comes before that end.
+
+Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI and NMI_ENTRY records, and the guest's
 ledger.
 """
 
 import heapq
+import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
+from lab.judge.starvation import why_starved
 from lab.spec.evidence import EventKind, OracleEvent, Sent
 from lab.spec.verdict import Invariant, Proof
 
@@ -38,19 +44,23 @@ class _Cause:
 class VcpuNmis:
     """One vCPU's NMIs.
 
-    :param taken: pairs of an entry and the lab's NMI that it is put down to
+    :param sent: of the plan's, those that reached it or may have
+    :param taken: pairs of an entry and the plan's NMI that it is put down to
     :param spurious: entries that no cause is left for
     :param lost: causes that no entry follows
+    :param hidden: causes that no entry follows but the last, which the sentinel explains as well
     :param merged: causes beyond one per entry
     """
 
     vcpu: int
     sent: int
+    sentinels: int
     self_sent: int
     entries: int
     taken: tuple[tuple[OracleEvent, Sent], ...]
     spurious: tuple[OracleEvent, ...]
     lost: tuple[_Cause, ...]
+    hidden: tuple[_Cause, ...]
     merged: int
 
 
@@ -60,8 +70,9 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
     Each cause can have been taken by a run of neighbouring entries only, so taking the cause that runs out first is
     the best matching there is: an entry left over has no cause in any other matching either.
     """
-    entries = facts.of_kind(EventKind.NMI_ENTRY, vcpu)
+    entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
     causes = _find_causes(facts, vcpu, entries)
+    sentinels = facts.sentinels_to(vcpu)
     lost = tuple(cause for cause in causes if cause.first >= len(entries) and not cause.optional)
     coming = sorted((one.first, one.last, index) for index, one in enumerate(causes) if one.first < len(entries))
     open_causes: list[tuple[int, int]] = []
@@ -78,17 +89,19 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
             spurious.append(entry)
             continue
         sent = causes[heapq.heappop(open_causes)[1]].sent
-        if sent is not None:
+        if sent is not None and sent not in sentinels:
             taken.append((entry, sent))
     self_sent = sum(cause.sent is None for cause in causes)
     return VcpuNmis(
         vcpu=vcpu,
-        sent=len(causes) - self_sent,
+        sent=len(causes) - self_sent - len(sentinels),
+        sentinels=len(sentinels),
         self_sent=self_sent,
         entries=len(entries),
         taken=tuple(taken),
         spurious=tuple(spurious),
         lost=lost,
+        hidden=_find_hidden(facts, vcpu, causes, entries),
         merged=len(coming) - (len(entries) - len(spurious)),
     )
 
@@ -97,7 +110,8 @@ def judge_delivered(facts: Facts) -> Invariant:
     """Hold when every NMI entry has a cause, every cause an entry, and the ledger counts the same.
 
     An entry too many is laid at the kernel's door only if the lab's log is whole and every self-NMI landmark was hit;
-    a lost NMI only if the trial ran to its end and the ledger says the same as the oracle.
+    a missing one only if the ledger says the same as the oracle; and both only if the trial ran to its end: a kernel
+    that panics sends NMIs to stop the other CPUs.
     """
     name = "nmis-delivered"
     if facts.lost:
@@ -113,7 +127,7 @@ def judge_delivered(facts: Facts) -> Invariant:
             proofs += _find_spurious(facts, nmis, doubts)
         if facts.complete and not ledger_doubt:
             proofs += _find_lost(facts, nmis)
-        doubts += [f"NMI {sent.index} was never acknowledged" for sent in facts.sent_to(vcpu) if not sent.reply_ns]
+        doubts += _why_delivery_doubted(facts, nmis)
     if proofs:
         return broken(name, proofs)
     if doubts:
@@ -133,25 +147,33 @@ def judge_serviced(facts: Facts) -> Invariant:
     if facts.lost or not facts.complete:
         return unseen(name, facts.lost or "the trial did not run to its end")
     proofs: list[Proof] = []
+    doubts: list[str] = []
     for vcpu in facts.vcpus:
         delta = facts.ledger_delta(vcpu)
-        entries = facts.of_kind(EventKind.NMI_ENTRY, vcpu)
+        entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
         consumed = _find_consumed(facts, vcpu)
         if delta is None or delta.ordinary + delta.consumed != len(entries):
             return unseen(name, f"the ledger of CPU {vcpu} is missing or does not fit the oracle")
         if delta.consumed and delta.consumed != len(consumed):
             return unseen(name, f"which {delta.consumed} of vCPU {vcpu}'s entries the mechanism took cannot be told")
-        ordinary = [entry for entry in entries if not delta.consumed or entry not in consumed]
+        # From the sentinel's sending on, what was taken may be the sentinel, or both.
+        until_ns = min((sent.send_ns for sent in facts.sentinels_to(vcpu)), default=math.inf)
+        before = [entry for entry in entries if entry.mono_ns < until_ns]
+        ordinary = [entry for entry in before if not delta.consumed or entry not in consumed]
         last_ns = ordinary[-1].mono_ns if ordinary else -1
-        proofs += [
-            Proof(text=f"no ordinary handler ran on CPU {vcpu} after NMI {sent.index}", vcpu=vcpu)
-            for sent in facts.reaching(vcpu)
-            if sent.send_ns > last_ns
-        ]
+        for sent in facts.reaching(vcpu):
+            if sent.send_ns <= last_ns:
+                continue
+            text = f"no ordinary handler ran on CPU {vcpu} after NMI {sent.index}"
+            if until_ns < math.inf and not any(entry.mono_ns >= sent.send_ns for entry in before):
+                doubts.append(f"{text} and before the sentinel")
+            else:
+                proofs.append(Proof(text=text, vcpu=vcpu))
     if proofs:
         return broken(name, proofs)
-    doubt = why_log_doubted(facts)
-    return unseen(name, doubt) if doubt else held(name, "an ordinary handler ran after each NMI that the lab sent")
+    if log_doubt := why_log_doubted(facts):
+        doubts.append(log_doubt)
+    return unseen(name, doubts[0]) if doubts else held(name, "an ordinary handler ran after each NMI that the lab sent")
 
 
 def why_log_doubted(facts: Facts) -> str:
@@ -166,7 +188,9 @@ def why_log_doubted(facts: Facts) -> str:
         return f"the injection log names {len(log.sent)} NMIs that do not match the {len(planned)} planned"
     if any(not -1 <= vcpu < len(facts.vcpus) for _, vcpu in planned):
         return "the plan aims at a vCPU that the guest does not have"
-    if any(sent.reply_ns and sent.reply_ns < sent.send_ns for sent in log.sent):
+    if any(sent.vcpu not in facts.vcpus for sent in log.sentinels):
+        return "a sentinel names a vCPU that the guest does not have"
+    if any(sent.reply_ns and sent.reply_ns < sent.send_ns for sent in (*log.sent, *log.sentinels)):
         return "the injection log has a reply before its command"
     return ""
 
@@ -186,26 +210,43 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
         last = max(first, min(last, len(entries) - 1))
         masked = facts.perhaps_masked(sent, vcpu)
         causes.append(_Cause(first=first, last=last, sent=sent, event=None, optional=masked))
-    for event in facts.of_kind(EventKind.SELF_NMI, vcpu):
+    for event in facts.every_of_kind(EventKind.SELF_NMI, vcpu):
         first = bisect_left(seqs, event.seq)
         # Other NMIs may enter between the landmark and the write to the APIC, but the load does not end before it.
-        last = bisect_left(seqs, facts.end.seq) if facts.end is not None else len(entries)
+        last = bisect_left(seqs, _end_of_load(facts, event))
         last = max(first, min(last, len(entries) - 1))
         causes.append(_Cause(first=first, last=last, sent=None, event=event))
     for event in facts.ipis_to(vcpu):
         # Another vCPU's record: by its time, and as with the self-NMI before the load's end.
         first = bisect_left(times, event.mono_ns)
-        last = bisect_left(seqs, facts.end.seq) if facts.end is not None else len(entries)
+        last = bisect_left(seqs, _end_of_load(facts, event))
         last = max(first, min(last, len(entries) - 1))
         causes.append(_Cause(first=first, last=last, sent=None, event=event))
     return causes
+
+
+def _end_of_load(facts: Facts, event: OracleEvent) -> float:
+    """Return the number of the record that ended the load a record is of, or the last load that ended."""
+    ends = [end.seq for end in facts.every_of_kind(EventKind.LOAD_END)]
+    return next((seq for seq in ends if seq > event.seq), max(ends, default=math.inf))
+
+
+def _find_hidden(facts: Facts, vcpu: int, causes: list[_Cause], entries: tuple[OracleEvent, ...]) -> tuple[_Cause, ...]:
+    sentinels = facts.sentinels_to(vcpu)
+    # What a second load sends comes after the sentinel.
+    last = sum(facts.repeat is None or entry.seq < facts.repeat.seq for entry in entries) - 1
+    if last < 0 or not any(sentinel.send_ns <= entries[last].mono_ns for sentinel in sentinels):
+        return ()
+    return tuple(
+        cause for cause in causes if cause.first == last and not cause.optional and cause.sent not in sentinels
+    )
 
 
 def _find_floors(facts: Facts, vcpu: int) -> list[int]:
     """Return for each entry a time before which the vCPU had not yet taken it: that of its own last record before."""
     floors = []
     floor_ns = 0
-    for event in facts.events:
+    for event in facts.every_event:
         if event.vcpu != vcpu or event.kind is EventKind.IN_FLIGHT:
             continue
         if event.kind is EventKind.NMI_ENTRY:
@@ -217,7 +258,8 @@ def _find_floors(facts: Facts, vcpu: int) -> list[int]:
 def _find_consumed(facts: Facts, vcpu: int) -> list[OracleEvent]:
     """Return the entries after which the vCPU's next landmark was the mechanism's own."""
     own = (EventKind.CALL_IN, EventKind.WAIT_LOOP)
-    landmarks = [event for event in facts.events if event.vcpu == vcpu and event.kind in (*own, EventKind.NMI_ENTRY)]
+    kinds = (*own, EventKind.NMI_ENTRY)
+    landmarks = [event for event in facts.every_event if event.vcpu == vcpu and event.kind in kinds]
     pairs = pairwise(landmarks)
     return [entry for entry, after in pairs if entry.kind is EventKind.NMI_ENTRY and after.kind in own]
 
@@ -227,7 +269,7 @@ def _find_spurious(facts: Facts, nmis: VcpuNmis, doubts: list[str]) -> list[Proo
         return []
     own = nmis.vcpu in facts.self_senders or facts.mechanism.landmarks.ipi_nmi
     landmark_missing = own and not nmis.self_sent
-    if why_log_doubted(facts) or landmark_missing:
+    if why_log_doubted(facts) or landmark_missing or not facts.complete:
         doubts.append(f"vCPU {nmis.vcpu} entered more NMIs than the landmarks and the log explain")
         return []
     return [
@@ -236,20 +278,58 @@ def _find_spurious(facts: Facts, nmis: VcpuNmis, doubts: list[str]) -> list[Proo
 
 
 def _find_lost(facts: Facts, nmis: VcpuNmis) -> list[Proof]:
+    entries = facts.every_of_kind(EventKind.NMI_ENTRY, nmis.vcpu)
+    ends = facts.every_of_kind(EventKind.LOAD_END)
     proofs = []
-    for cause in nmis.lost:
-        if cause.event is not None:
-            whose = "self-NMI" if cause.event.kind is EventKind.SELF_NMI else "NMI IPI"
-            text = f"the {whose} of vCPU {nmis.vcpu} was never entered"
-            proofs.append(_proof(facts, nmis.vcpu, cause.event, text))
-        elif cause.sent is not None and cause.sent.reply_ns:
-            text = f"NMI {cause.sent.index} to vCPU {nmis.vcpu} was acknowledged and never entered"
-            proofs.append(Proof(text=text, vcpu=nmis.vcpu))
+    for event in facts.every_of_kind(EventKind.SELF_NMI, nmis.vcpu):
+        end = next((end for end in ends if end.seq > event.seq), None)
+        if end is not None and not any(event.seq < entry.seq < end.seq for entry in entries):
+            text = f"the self-NMI of vCPU {nmis.vcpu} was never entered before the load's end"
+            proofs.append(_proof(facts, nmis.vcpu, event, text))
+    if _takes_no_nmi(facts, nmis.vcpu) and _shows_others_running(facts, nmis.vcpu):
+        text = f"vCPU {nmis.vcpu} no longer takes NMIs after the load"
+        proofs.append(Proof(text=text, vcpu=nmis.vcpu))
     delta = facts.ledger_delta(nmis.vcpu)
-    if delta is not None and delta.ordinary > 0 and not nmis.sent and not why_log_doubted(facts):
-        text = f"CPU {nmis.vcpu} handled {delta.ordinary} NMIs though none was sent to it"
+    if delta is not None and delta.ordinary > nmis.sentinels and not nmis.sent and not why_log_doubted(facts):
+        sent = "only the lab's sentinel" if nmis.sentinels else "none"
+        text = f"CPU {nmis.vcpu} handled {delta.ordinary} NMIs though {sent} was sent to it"
         proofs.append(Proof(text=text, vcpu=nmis.vcpu))
     return proofs
+
+
+def _takes_no_nmi(facts: Facts, vcpu: int) -> bool:
+    """Say whether an acknowledged sentinel was not entered."""
+    entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
+    last_ns = max((entry.mono_ns for entry in entries), default=-1)
+    return any(sentinel.reply_ns and sentinel.send_ns > last_ns for sentinel in facts.sentinels_to(vcpu))
+
+
+def _shows_others_running(facts: Facts, vcpu: int) -> bool:
+    """Say whether the host runs the guest, and another vCPU took its sentinel: what one does not take is its own."""
+    others = [
+        other for other in facts.vcpus if other != vcpu and any(one.reply_ns for one in facts.sentinels_to(other))
+    ]
+    taking = any(not _takes_no_nmi(facts, other) for other in others)
+    return taking and not why_starved(facts) and not why_log_doubted(facts)
+
+
+def _why_delivery_doubted(facts: Facts, nmis: VcpuNmis) -> list[str]:
+    """Say why not every NMI to a vCPU is known to have been taken."""
+    vcpu = nmis.vcpu
+    doubts = [f"NMI {sent.index} was never acknowledged" for sent in facts.planned_to(vcpu) if not sent.reply_ns]
+    if any(not sentinel.reply_ns for sentinel in facts.sentinels_to(vcpu)):
+        doubts.append(f"the sentinel of vCPU {vcpu} was never acknowledged")
+    if facts.complete and nmis.lost:
+        doubts.append(f"vCPU {vcpu} took no NMI after the load")
+    if facts.complete:
+        doubts += [f"vCPU {vcpu} took {_name(cause)} together with its sentinel, or never" for cause in nmis.hidden]
+    return doubts
+
+
+def _name(cause: _Cause) -> str:
+    if cause.sent is not None:
+        return f"NMI {cause.sent.index}"
+    return "its self-NMI" if cause.event is not None and cause.event.kind is EventKind.SELF_NMI else "an NMI IPI"
 
 
 def _why_ledger_doubted(facts: Facts, nmis: VcpuNmis) -> str:
@@ -264,9 +344,11 @@ def _why_ledger_doubted(facts: Facts, nmis: VcpuNmis) -> str:
 
 def _total(facts: Facts) -> str:
     every = [explain(facts, vcpu) for vcpu in facts.vcpus]
-    masked = sum(facts.surely_masked(sent, vcpu) for vcpu in facts.vcpus for sent in facts.sent_to(vcpu))
+    masked = sum(facts.surely_masked(sent, vcpu) for vcpu in facts.vcpus for sent in facts.planned_to(vcpu))
+    sentinels = sum(nmis.sentinels for nmis in every)
     return (
-        f"{sum(nmis.sent for nmis in every)} sent and {sum(nmis.self_sent for nmis in every)} of the mechanism's own,"
+        f"{sum(nmis.sent for nmis in every)} sent, {sentinels} sentinels and"
+        f" {sum(nmis.self_sent for nmis in every)} of the mechanism's own,"
         f" {sum(nmis.merged for nmis in every)} merged, {sum(nmis.entries for nmis in every)} entries,"
         " counted per vCPU, and the ledger agrees" + (f"; {masked} more met a masked LINT1" if masked else "")
     )

@@ -5,7 +5,8 @@ Sources: the oracle's landmarks and WRMSR 0x79 records; ``callers_left`` of ``mi
 """
 
 from lab.judge.facts import Facts, Window, to_us
-from lab.judge.finding import broken, held, unseen
+from lab.judge.finding import broken, broken_unless, held, unseen
+from lab.judge.starvation import why_starved
 from lab.spec.evidence import EventKind, OracleEvent
 from lab.spec.verdict import Invariant, Proof
 
@@ -76,7 +77,10 @@ def judge_one_update(facts: Facts) -> Invariant:
 
 
 def judge_repeatable(facts: Facts) -> Invariant:
-    """Hold when a second write, with nothing newer to load, succeeded and updated nothing."""
+    """Hold when a second write, with nothing newer to load, succeeded and updated nothing.
+
+    A second load is right where the first one failed: there was something newer left.
+    """
     name = "load-repeatable"
     kinds = (EventKind.WINDOW_OPEN, EventKind.RETRY, EventKind.EARLY)
     if facts.end is not None:
@@ -86,10 +90,13 @@ def judge_repeatable(facts: Facts) -> Invariant:
             text = "executed WRMSR 0x79 after the load had ended"
             return broken(name, [_plain_proof(facts, event, f"vCPU {event.vcpu} {text}") for event in late])
     guest = facts.evidence.guest
+    if facts.repeat is not None:
+        return _judge_second_load(facts, name, facts.repeat)
     if guest is None:
         return unseen(name, "the guest's evidence is missing")
     if guest.repeat_errno > 0:
-        return broken(name, [Proof(text=f"the second write to reload failed with errno {guest.repeat_errno}")])
+        proofs = [Proof(text=f"the second write to reload failed with errno {guest.repeat_errno}")]
+        return broken_unless(name, proofs, why_starved(facts))
     if guest.repeat_errno < 0:
         return unseen(name, "the second write to reload did not return")
     if facts.lost or facts.end is None:
@@ -105,13 +112,29 @@ def judge_counters(facts: Facts) -> Invariant:
         return unseen(name, "the rendezvous state is missing")
     left = guest.state.callers_left
     if left:
-        return broken(name, [Proof(text=f"the mechanism's counters still hold {left} callers after the load")])
+        proofs = [Proof(text=f"the mechanism's counters still hold {left} callers after the load")]
+        return broken_unless(name, proofs, why_starved(facts))
     return held(name, "the mechanism's counters hold no caller after the load")
 
 
 def judge_offline_siblings(_facts: Facts) -> Invariant:
     """Say that nothing is known: no scenario takes a sibling offline yet."""
     return unseen("offline-siblings-return", "no sibling was offline in this scenario")
+
+
+def _judge_second_load(facts: Facts, name: str, begin: OracleEvent) -> Invariant:
+    updates = (EventKind.WINDOW_OPEN, EventKind.RETRY)
+    proofs = [_plain_proof(facts, begin, "the second write to reload began a second late load")]
+    proofs += [
+        _plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 in the second late load")
+        for event in facts.every_event
+        if event.seq > begin.seq and event.kind in updates
+    ]
+    guest = facts.evidence.guest
+    if guest is not None and guest.load_errno > 0:
+        return unseen(name, f"the first load failed with errno {guest.load_errno}, so the second was due", proofs)
+    succeeded = guest is not None and guest.load_errno == 0
+    return broken_unless(name, proofs, "" if succeeded else why_starved(facts))
 
 
 def _threads(facts: Facts, window: Window) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ import msgspec
 from lab.errors import UsageError
 from lab.judge import dmesg, guest, nmis, quiet, rendezvous, witnesses
 from lab.judge.durations import find_durations
-from lab.judge.facts import Facts, find_facts
+from lab.judge.facts import Facts, find_facts, find_repeat
 from lab.judge.finding import clean, unseen
-from lab.judge.liveness import MIN_PROVEN_NMIS, count_proven
+from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence
 from lab.spec.mechanism import Expectation, find_mechanism
 from lab.spec.topology import Topology
@@ -37,8 +37,8 @@ INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
     "witnesses-agree": witnesses.judge_agreement,
 }
 
-#: What a mechanism gives up that lets NMIs reach a sibling.
-DISTURBED = ("quiet", "no-nmi-entry-in-window")
+#: What a mechanism gives up that is known to let NMIs through to a sibling.
+DISTURBED = ("quiet", "harmless", "no-nmi-entry-in-window")
 
 #: Broken, it shows that a witness is wrong and not which, so it takes a trial its PASS without accusing the kernel.
 AGREEMENT = "witnesses-agree"
@@ -55,8 +55,9 @@ def judge(evidence: Evidence) -> Verdict:
     scenario = evidence.scenario
     facts = find_facts(evidence, scenario.topology, find_mechanism(scenario.mechanism))
     invariants = tuple(_require(facts, rule(facts)) for rule in INVARIANTS.values())
-    counted = _count_nmis(facts)
-    outcome, reason = _conclude(facts, invariants, counted)
+    proven = count_proven(facts)
+    counted = _count_nmis(facts, proven)
+    outcome, reason = _conclude(facts, invariants, counted, proven)
     judged = _count_judged(facts)
     windows = len(evidence.oracle.windows) + max(0, evidence.oracle.windows_lost) if evidence.oracle is not None else 0
     return Verdict(
@@ -72,11 +73,13 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _require(facts: Facts, invariant: Invariant) -> Invariant:
     """Require of a mechanism only what it promises; what it does not is reported all the same."""
-    unpromised = facts.mechanism.expectation is Expectation.HARMLESS and invariant.name in DISTURBED
+    unpromised = facts.mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
     return msgspec.structs.replace(invariant, required=False) if unpromised else invariant
 
 
-def _conclude(facts: Facts, invariants: tuple[Invariant, ...], counted: NmiCount) -> tuple[Outcome, str]:
+def _conclude(
+    facts: Facts, invariants: tuple[Invariant, ...], counted: NmiCount, proven: Proven
+) -> tuple[Outcome, str]:
     """Walk down the precedence of design section 2: ERROR, FAIL, INVALID, and PASS only with nothing left to object."""
     if facts.evidence.ending is Ending.LAB:
         return Outcome.ERROR, _lab_failed(facts.evidence)
@@ -89,7 +92,8 @@ def _conclude(facts: Facts, invariants: tuple[Invariant, ...], counted: NmiCount
         return Outcome.INVALID, objection
     return Outcome.PASS, (
         f"all {len(required)} required invariants held over {len(facts.windows)} windows,"
-        f" {counted.proven_in_window} of {counted.sent} NMIs proven pending in one"
+        f" {proven.total} of {counted.sent} NMIs proven in a window: {proven.siblings} pending on a sibling,"
+        f" {proven.primaries} at the primary" + (f", {proven.masked} met a masked LINT1" if proven.masked else "")
     )
 
 
@@ -146,7 +150,9 @@ def _why_not_one_load(evidence: Evidence) -> str:
     begun = {event.seq for event in events if event.kind is EventKind.LOAD_BEGIN}
     loads = {event.load for event in events} | {window.load for window in evidence.oracle.windows}
     count = max(len(begun), len(loads - {0}))
-    return f"the trial holds {count} late loads instead of one" if count > 1 else ""
+    # A second load that followed the first is the kernel's own doing, and judged.
+    known = 2 if find_repeat(evidence) is not None else 1
+    return f"the trial holds {count} late loads instead of one" if count > known else ""
 
 
 def _lab_failed(evidence: Evidence) -> str:
@@ -166,12 +172,12 @@ def _count_judged(facts: Facts) -> int:
     )
 
 
-def _count_nmis(facts: Facts) -> NmiCount:
+def _count_nmis(facts: Facts, proven: Proven) -> NmiCount:
     log = facts.evidence.injections
     deltas = [facts.ledger_delta(cpu) for cpu in facts.vcpus]
     return NmiCount(
         sent=sum(sent.reply_ns > 0 for sent in log.sent) if log is not None else 0,
         handled=sum(delta.ordinary for delta in deltas if delta is not None),
-        entries=len(facts.of_kind(EventKind.NMI_ENTRY)),
-        proven_in_window=count_proven(facts),
+        entries=len(facts.every_of_kind(EventKind.NMI_ENTRY)),
+        proven_in_window=proven.total,
     )

@@ -67,8 +67,8 @@ def find_missing_landmarks(facts: Facts) -> list[str]:
 def _compare_counts(facts: Facts, guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
     proofs = []
     for cpu in facts.vcpus:
-        entries = len(facts.of_kind(EventKind.NMI_ENTRY, cpu))
-        self_sent = len(facts.of_kind(EventKind.SELF_NMI, cpu))
+        entries = len(facts.every_of_kind(EventKind.NMI_ENTRY, cpu))
+        self_sent = len(facts.every_of_kind(EventKind.SELF_NMI, cpu))
         delta = facts.ledger_delta(cpu)
         if delta is None:
             doubts.append(f"the ledger of CPU {cpu} is missing")
@@ -106,6 +106,9 @@ def _compare_revisions(guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
 
 
 def _compare_clocks(facts: Facts, doubts: list[str]) -> list[Proof]:
+    if facts.repeat is not None:
+        doubts.append("the rendezvous state tells of the second load")
+        return []
     guest = facts.evidence.guest
     states = guest.state.cpus if guest is not None and guest.state is not None else ()
     named = sorted(state.cpu for state in states)

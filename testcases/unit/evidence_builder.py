@@ -48,6 +48,8 @@ WINDOW_AT_NS = 2 * MS
 WINDOW_NS = 10 * MS
 RELEASE_AT_NS = 14 * MS
 END_AT_NS = 16 * MS
+SENTINEL_AT_NS = 17 * MS
+REPEAT_AT_NS = 25 * MS
 
 WAIT_SYMBOL = "mclab_nmi_wait_for_primary+0x10"
 SYMBOLS = {
@@ -97,17 +99,19 @@ class Step:
     symbol: str = ""
     hazard: Hazard = Hazard.NONE
     in_load: bool = True
+    load: int = FIRST_LOAD
 
 
 @dataclass
 class Load:
-    """A late load to be told of: by default a clean one, with two broadcasts in both cores' windows."""
+    """A late load to be told of: by default clean, without sentinels, with two broadcasts in both cores' windows."""
 
     mechanism: str = "nmi-self"
     topology: Topology = field(default_factory=lambda: Topology(1, 2, 2))
     sends: list[tuple[int, int, int]] = field(default_factory=lambda: [(-1, 4 * MS, 5 * MS), (-1, 7 * MS, 8 * MS)])
     steps: list[Step] = field(default_factory=list)
     ending: Ending = Ending.COMPLETE
+    sentinels: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -128,6 +132,29 @@ class Load:
         for step in self.steps:
             if step.kind is kind and step.vcpu == vcpu:
                 step.at_ns = at_ns
+        return self
+
+    def watch(self, *deaf: int) -> "Load":
+        """Send each vCPU a sentinel after the load, which all enter but the deaf ones."""
+        for vcpu in range(self.topology.vcpus):
+            at_ns = SENTINEL_AT_NS + 200_000 * vcpu
+            self.sentinels.append((vcpu, at_ns, at_ns + 100_000))
+            if vcpu not in deaf:
+                self.add(at_ns + 50_000, EventKind.NMI_ENTRY, vcpu)
+        return self
+
+    def repeat(self) -> "Load":
+        """Tell of a second load; what its WRMSR does shows only in ``windows_lost``."""
+        fields = {"load": FIRST_LOAD + 1}
+        self.add(REPEAT_AT_NS, EventKind.LOAD_BEGIN, 0, **fields)
+        for vcpu in range(self.topology.vcpus):
+            at_ns = REPEAT_AT_NS + 100_000 + 1_000 * vcpu
+            self.add(at_ns, EventKind.SELF_NMI, vcpu, **fields)
+            self.add(at_ns + 200, EventKind.NMI_ENTRY, vcpu, **fields)
+            self.add(at_ns + 400, EventKind.CALL_IN, vcpu, **fields)
+            self.add(at_ns + 500, EventKind.WAIT_LOOP, vcpu, **fields)
+            self.add(at_ns + MS, EventKind.RELEASE, vcpu, **fields)
+        self.add(REPEAT_AT_NS + 2 * MS, EventKind.LOAD_END, 0, **fields)
         return self
 
     def build(self) -> Evidence:
@@ -165,7 +192,7 @@ class Load:
                     if any(event.kind is EventKind.WINDOW_OPEN and event.vcpu == 2 * core for event in events)
                 ),
                 records_lost=0,
-                windows_lost=0,
+                windows_lost=self.topology.total_cores if self._count(EventKind.LOAD_BEGIN, 0) > 1 else 0,
                 gaps_ns=(MS,) * self.topology.vcpus,
             ),
             injections=InjectionLog(
@@ -176,11 +203,15 @@ class Load:
                     for index, (vcpu, send, reply) in enumerate(self.sends)
                 ),
                 problem="",
+                sentinels=tuple(
+                    Sent(index=-1, vcpu=vcpu, send_ns=ORIGIN_NS + send, reply_ns=ORIGIN_NS + reply)
+                    for vcpu, send, reply in self.sentinels
+                ),
             ),
             guest=self._guest() if self.ending is Ending.COMPLETE else None,
             timings=Timings(
                 command_ns=ORIGIN_NS - MS,
-                returned_ns=ORIGIN_NS + 20 * MS,
+                returned_ns=ORIGIN_NS + 20 * MS if self.ending is Ending.COMPLETE else 0,
                 deadline_ns=ORIGIN_NS + 30_000 * MS,
                 vcpus=tuple(
                     VcpuRunning(vcpu=vcpu, ran_ns=10 * MS, waited_ns=10 * MS) for vcpu in range(self.topology.vcpus)
@@ -301,7 +332,7 @@ def _event(seq: int, step: Step) -> OracleEvent:
         tsc=host_tsc(step.at_ns),
         kind=step.kind,
         vcpu=step.vcpu,
-        load=FIRST_LOAD if step.in_load else 0,
+        load=step.load if step.in_load else 0,
         pc=0xFFFFFFFF81000000 + 16 * list(EventKind).index(step.kind),
         symbol=step.symbol or SYMBOLS.get(step.kind, ""),
         hazard=step.hazard,

@@ -9,6 +9,9 @@ COMPLAINTS = {
     "------------[ cut here ]------------": None,
     "WARNING: CPU: 1 PID: 18 at arch/x86/kernel/nmi.c:560 exc_nmi+0x1c4/0x1d0": "WARNING",
     "WARNING: possible circular locking dependency detected": "WARNING",
+    "[ BUG: Invalid wait context ]": "BUG",
+    "[BUG: bad contention detected!]": "BUG",
+    "[ WARNING: bad unlock balance detected! ]": "WARNING",
     "kernel BUG at kernel/stop_machine.c:100!": "BUG",
     "BUG: kernel NULL pointer dereference, address: 0000000000000000": "BUG",
     "BUG: scheduling while atomic: swapper/0/0/0x00000002": "BUG",
@@ -44,7 +47,9 @@ COMPLAINTS = {
 }
 
 
-@pytest.mark.parametrize("prefix", ["", "[   12.345678] ", "<4>[   12.345678] ", "[   12.345678][   T18] "])
+@pytest.mark.parametrize(
+    "prefix", ["", "[   12.345678] ", "<4>[   12.345678] ", "[   12.345678][   T18] ", "[12345.678901][    C1] "]
+)
 @pytest.mark.parametrize(("line", "family"), COMPLAINTS.items())
 def test_a_line_is_a_complaint_only_by_how_its_message_begins(prefix: str, line: str, family: str | None) -> None:
     found = find_complaints([prefix + line])

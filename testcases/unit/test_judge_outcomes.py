@@ -10,6 +10,7 @@ from evidence_builder import (
     MS,
     ORIGIN_NS,
     RELEASE_AT_NS,
+    REPEAT_AT_NS,
     WINDOW_AT_NS,
     WINDOW_NS,
     Load,
@@ -122,6 +123,8 @@ BREAKING: list[tuple[str, Callable[[], Evidence], str]] = [
     ),
     ("spurious-nmi", lambda: added(EventKind.NMI_ENTRY, RELEASE_AT_NS + MS, 0), "nmis-delivered"),
     ("self-nmi-lost", lambda: added(EventKind.SELF_NMI, RELEASE_AT_NS + MS, 0), "nmis-delivered"),
+    ("second-load", lambda: Load().repeat().build(), "load-repeatable"),
+    ("deaf-vcpu", lambda: Load().watch(3).build(), "nmis-delivered"),
     ("panic", crash, "within-deadline"),
     ("gone", lambda: crash(Ending.GONE), "within-deadline"),
     ("hang", lambda: crash(Ending.DEADLINE), "within-deadline"),
@@ -340,6 +343,105 @@ def test_a_timeout_next_to_starvation_is_invalid_and_without_it_a_fail() -> None
     assert judge(change(late, "oracle.gaps_ns.2", 412 * MS)).outcome is Outcome.INVALID
 
 
+#: What our own mechanisms leave behind, without a word, when a thread waited too long for one that did not run.
+SILENT: dict[str, tuple[list[tuple[str, Any]], str]] = {
+    "errno": ([("guest.load_errno", 1)], "errno-and-messages"),
+    "old-revisions": (
+        [("guest.revisions_after.3", 1), ("guest.state.cpus.3.revision", 1)],
+        "new-revision-everywhere",
+    ),
+    "callers-left": ([("guest.state.callers_left", 2)], "counters-settled"),
+    "repeat-errno": ([("guest.repeat_errno", 1)], "load-repeatable"),
+}
+
+
+@pytest.mark.parametrize("starved", STARVED.values(), ids=STARVED)
+@pytest.mark.parametrize(("changes", "name"), SILENT.values(), ids=SILENT)
+def test_a_silent_timeout_next_to_starvation_is_invalid_and_without_it_a_fail(
+    starved: tuple[str, Any], changes: list[tuple[str, Any]], name: str
+) -> None:
+    late = changed(*changes)
+    assert find(judge(late), name).finding is Finding.BROKEN
+    assert judge(late).outcome is Outcome.FAIL
+
+    verdict = judge(change(late, *starved))
+    assert find(verdict, name).finding is Finding.UNSEEN
+    assert verdict.outcome is Outcome.INVALID
+
+
+def test_all_of_a_silent_timeout_next_to_a_gap_is_invalid() -> None:
+    late = changed(*(one for changes, _ in SILENT.values() for one in changes), ("oracle.gaps_ns.2", 1_500 * MS))
+
+    assert judge(late).outcome is Outcome.INVALID
+
+
+@pytest.mark.parametrize("path", STARVED.values(), ids=STARVED)
+def test_an_update_after_the_load_is_broken_however_slow_the_host(path: tuple[str, Any]) -> None:
+    late = added(EventKind.EARLY, END_AT_NS + MS, 0, in_load=False)
+
+    assert find(judge(change(late, *path)), "load-repeatable").finding is Finding.BROKEN
+
+
+def test_a_deadline_after_the_load_accuses_nobody() -> None:
+    ended = Load(ending=Ending.DEADLINE).build()
+    assert find(judge(ended), "within-deadline").finding is Finding.UNSEEN
+    assert judge(ended).outcome is Outcome.INVALID
+
+    returned = change(crash(Ending.DEADLINE), "timings.returned_ns", ORIGIN_NS + 20 * MS)
+    assert find(judge(returned), "within-deadline").finding is Finding.UNSEEN
+    assert find(judge(Load(ending=Ending.PANIC).build()), "within-deadline").finding is Finding.BROKEN
+
+
+def test_a_second_load_is_a_fail_and_the_first_is_judged_for_itself() -> None:
+    load = Load().watch().repeat().add(REPEAT_AT_NS + MS + 1, EventKind.RETRY, 1, load=2)
+    evidence = change(
+        load.build(),
+        "guest.dmesg",
+        lambda old: (*old, *old[:2], "[   12.2] microcode: Reload succeeded, microcode revision: 0x2 -> 0x2"),
+    )
+    for vcpu in range(4):
+        evidence = change(evidence, f"guest.state.cpus.{vcpu}.arrival_tsc", lambda old: old + 50_000_000)
+        evidence = change(evidence, f"guest.state.cpus.{vcpu}.wait_begin_tsc", lambda old: old + 50_000_000)
+        evidence = change(evidence, f"guest.state.cpus.{vcpu}.wait_end_tsc", lambda old: old + 50_000_000)
+    verdict = judge(evidence)
+
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.reason.startswith("load-repeatable broken: the second write to reload began a second late load")
+    texts = [proof.text for proof in find(verdict, "load-repeatable").proofs]
+    assert texts[1] == "vCPU 1 executed WRMSR 0x79 in the second late load"
+    others = {one.name: one.finding for one in verdict.invariants if one.name != "load-repeatable"}
+    assert others.pop("witnesses-agree") is Finding.UNSEEN
+    assert others.pop("offline-siblings-return") is Finding.UNSEEN
+    assert set(others.values()) == {Finding.HELD}
+    assert verdict.windows_judged == 2
+    assert verdict.durations.guest_waits_us == ()
+    assert verdict.durations.tsc_offset_cycles is None
+
+
+def test_noise_in_the_first_of_two_loads_is_found_and_more_lost_windows_than_cores_hide_it_all() -> None:
+    noisy = Load().add(INSIDE_NS, EventKind.OUTSIDE, 1).repeat().build()
+    assert find(judge(noisy), "quiet").finding is Finding.BROKEN
+
+    quiet = change(Load().repeat().build(), "oracle.windows_lost", 3)
+    assert find(judge(quiet), "quiet").finding is Finding.UNSEEN
+    assert find(judge(quiet), "load-repeatable").finding is Finding.BROKEN
+
+
+def test_a_second_load_after_a_failed_first_is_right() -> None:
+    failed = change(Load().repeat().build(), "guest.load_errno", 1)
+
+    assert find(judge(failed), "load-repeatable").finding is Finding.UNSEEN
+    assert judge(failed).reason.startswith("errno-and-messages broken")
+    assert judge(change(failed, "oracle.gaps_ns.2", 412 * MS)).outcome is Outcome.INVALID
+
+
+def test_a_third_load_is_not_judged() -> None:
+    load = Load().repeat().add(REPEAT_AT_NS + 5 * MS, EventKind.LOAD_BEGIN, 0, load=3)
+
+    assert judge(load.build()).outcome is Outcome.INVALID
+    assert "3 late loads" in judge(load.build()).reason
+
+
 def test_a_panic_quotes_the_console_in_bounds() -> None:
     evidence = change(crash(), "console_tail", tuple("x" * 10_000 for _ in range(500)))
     deadline = find(judge(evidence), "within-deadline")
@@ -404,3 +506,33 @@ def test_an_nmi_to_the_primary_alone_counts_as_pending_in_its_window() -> None:
 
     assert verdict.outcome is Outcome.PASS
     assert verdict.nmis.proven_in_window == 1
+    assert verdict.reason.endswith(
+        "1 of 1 NMIs proven in a window: 0 pending on a sibling, 1 at the primary",
+    )
+
+
+def test_the_reason_of_a_pass_says_whom_the_nmis_reached() -> None:
+    sends = [(1, 4 * MS, 5 * MS), (0, 5 * MS, 6 * MS), (-1, 6 * MS, 7 * MS), (2, RELEASE_AT_NS, RELEASE_AT_NS + MS)]
+    verdict = judge(Load(sends=sends).add(RELEASE_AT_NS + 2 * MS, EventKind.NMI_ENTRY, 2).build())
+
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert verdict.reason.endswith("3 of 4 NMIs proven in a window: 2 pending on a sibling, 1 at the primary")
+
+
+def test_the_reason_of_a_pass_counts_what_met_a_masked_lint1() -> None:
+    load = Load(mechanism="park-hlt", sends=[(-1, 4 * MS, 5 * MS), (1, 6 * MS, 7 * MS), (0, 8 * MS, 9 * MS)])
+    load.drop(EventKind.SELF_NMI).drop(EventKind.NMI_ENTRY)
+    for core in range(2):
+        load.add(WINDOW_AT_NS + WINDOW_NS + MS, EventKind.IPI_NMI, 2 * core)
+        for vcpu in load.topology.threads_of(core):
+            load.add(WINDOW_AT_NS + WINDOW_NS + MS + 1_000, EventKind.NMI_ENTRY, vcpu)
+    evidence = load.build()
+    for vcpu in (1, 3):
+        evidence = change(evidence, f"guest.ledger_after.{vcpu}.consumed", 4)
+        evidence = change(evidence, f"guest.ledger_after.{vcpu}.ordinary", 7)
+    verdict = judge(evidence)
+
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert verdict.reason.endswith(
+        "3 of 3 NMIs proven in a window: 1 pending on a sibling, 2 at the primary, 1 met a masked LINT1"
+    )

@@ -76,6 +76,7 @@ def check_sound(verdict: Verdict) -> None:
 
 
 CLEAN = Load().build()
+WATCHED = Load().watch().build()
 FAILS = {name: build() for name, build, _ in BREAKING}
 
 #: Damage that leaves no trace: a line of a log without numbers, and records before the load's first or after its last.
@@ -123,7 +124,7 @@ def test_no_absurd_oracle_raises(
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
-    evidence = data.draw(st.sampled_from([CLEAN, *FAILS.values()]))
+    evidence = data.draw(st.sampled_from([CLEAN, WATCHED, *FAILS.values()]))
     for _ in range(data.draw(st.integers(1, 4))):
         path, value = data.draw(st.sampled_from(list(places(evidence))))
         # bool before int: it is one.
