@@ -23,7 +23,7 @@ from lab.guest.nmi import ALL_VCPUS
 from lab.guest.spec import GuestKeys, GuestSpec
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
-from lab.host.paths import make_run_dir
+from lab.host.run_dir import make_run_dir
 from lab.spec.evidence import Ending
 from lab.spec.topology import Topology
 

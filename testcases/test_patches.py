@@ -20,7 +20,7 @@ NEEDED = ("scripts/checkpatch.pl", "scripts/spelling.txt", "scripts/const_struct
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("linux")
     names = [f"*/{name}" for name in NEEDED]
-    unpack = ["tar", "-xJf", RECIPE.source, "-C", folder, "--strip-components=1", "--wildcards", *names]
+    unpack = ["tar", "-xJf", str(RECIPE.source), "-C", str(folder), "--strip-components=1", "--wildcards", *names]
     subprocess.run(unpack, check=True, timeout=300)
     return folder
 
@@ -38,7 +38,7 @@ def test_a_patch_passes_checkpatch(tree: Path, name: str) -> None:
 def test_the_series_applies_by_git_and_names_every_patch(tree: Path) -> None:
     assert sorted(PATCHES) == sorted(path.name for path in (RECIPE.folder / "patches").glob("*.patch"))
     for name in PATCHES:
-        command = ["git", "apply", "--whitespace=error-all", RECIPE.folder / "patches" / name]
+        command = ["git", "apply", "--whitespace=error-all", str(RECIPE.folder / "patches" / name)]
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{name}: {done.stderr}"
 

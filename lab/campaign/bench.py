@@ -19,7 +19,7 @@ from lab.guest.machine import Machine, start_guest
 from lab.guest.spec import GuestSpec
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
-from lab.host.paths import make_run_dir
+from lab.host.run_dir import make_run_dir
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology

@@ -108,6 +108,8 @@ def read_schedstat(path: Path, vcpu: int) -> VcpuRunning:
         raise GuestGone(f"vCPU {vcpu}'s thread is gone: QEMU ended") from error
     except ValueError as error:
         raise HostError(f"'{path}' is not of the form 'RAN WAITED SLICES'") from error
+    except OSError as error:
+        raise HostError(f"'{path}' could not be read: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things live on the host: the checkout, the cache that checkouts share, and short-lived run folders."""
+"""Where things live on the host: the checkout, and the cache that checkouts share."""
 
-import contextlib
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from lab.errors import HostError
@@ -49,19 +46,3 @@ def is_utf8(name: str) -> bool:
 def show_bytes(name: str) -> str:
     """Return a name the system gave with each byte that is not text as an escape."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-@contextlib.contextmanager
-def make_run_dir() -> Iterator[Path]:
-    """Make a 0700 folder with a path short enough for a unix socket (108 bytes), and remove it on leaving.
-
-    :raise HostError: it cannot be made
-    """
-    try:
-        path = Path(tempfile.mkdtemp(prefix="mclab-", dir="/tmp"))
-    except OSError as error:
-        raise HostError(f"a run folder below /tmp could not be made: {error.strerror}") from error
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -115,6 +115,10 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     log_doubt = nmis.why_log_doubted(facts)
     if log_doubt:
         return clean(log_doubt)
+    inside = facts.evidence.guest
+    complaints = dmesg.find_complaints(inside.dmesg_before) if inside is not None else []
+    if complaints:
+        return f"the guest had complained before this load, {complaints[0].text}"
     for one in required:
         if one.finding is not Finding.HELD:
             return f"{one.name} unseen: {one.reason}"

@@ -12,7 +12,7 @@ from lab.errors import GuestError, HostError
 from lab.guest.machine import start_guest
 from lab.guest.spec import Accelerator, GuestSpec
 from lab.host.deadline import Deadline
-from lab.host.paths import make_run_dir
+from lab.host.run_dir import make_run_dir
 from lab.spec.topology import Topology
 from lab.trial.keys import make_guest_keys
 

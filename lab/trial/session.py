@@ -17,7 +17,7 @@ from lab.guest.machine import Machine, start_guest
 from lab.guest.spec import GuestSpec
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
-from lab.host.paths import make_run_dir
+from lab.host.run_dir import make_run_dir
 from lab.judge import judge
 from lab.spec.evidence import (
     SCHEMA_VERSION,
@@ -179,8 +179,8 @@ class _Trial:
         self.link.arm(session._trials, find_mechanism(self.scenario.mechanism).bit, self.plan.stretch_us)
         try:
             load_errno = self._load()
-            self._send_sentinels()
             self._settle()
+            self._send_sentinels()
             repeat_errno = guest_side.load_late(self.shell, self.deadline)
             after = guest_side.take_readings(self.shell, topology, self.deadline)
         finally:

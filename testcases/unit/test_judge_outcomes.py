@@ -536,3 +536,12 @@ def test_the_reason_of_a_pass_counts_what_met_a_masked_lint1() -> None:
     assert verdict.reason.endswith(
         "3 of 3 NMIs proven in a window: 1 pending on a sibling, 2 at the primary, 1 met a masked LINT1"
     )
+
+
+def test_a_guest_that_complained_before_the_load_shows_nothing() -> None:
+    line = "[   71.2][    C1] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [sh:60]"
+    verdict = judge(changed(("guest.dmesg_before", ("harmless", line))))
+
+    assert verdict.outcome is Outcome.INVALID
+    assert "complained before this load" in verdict.reason
+    assert judge(changed(("guest.dmesg_before", ("harmless",)))).outcome is Outcome.PASS

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Short-lived folders, one for each guest.
+
+Each is removed when its guest ends. A lab that was killed cannot do so: the next one does. A folder is in use as long
+as somebody holds the lock (flock) on the file in it, which the kernel takes back however the holder ends.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from lab.errors import HostError
+
+#: Short, since a unix socket's path has room for 108 bytes only, which a test's own folder may take up alone.
+PARENT: Final = Path("/tmp")  # noqa: S108  each folder in it is made by mkdtemp, for this user alone
+PREFIX: Final = "mclab-"
+_LOCK: Final = "in-use"
+#: A folder this young may not be locked yet.
+_YOUNG_S: Final = 60.0
+
+
+@contextlib.contextmanager
+def make_run_dir() -> Iterator[Path]:
+    """Make a 0700 folder with a short path, and remove it on leaving; those of killed labs are removed first.
+
+    :raise HostError: it cannot be made
+    """
+    _sweep()
+    try:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PARENT))
+    except OSError as error:
+        raise HostError(f"a run folder below {PARENT} could not be made: {error.strerror}") from error
+    try:
+        with _hold(path / _LOCK):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HostError(f"'{path}' could not be made: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep() -> None:
+    """Remove this user's folders that nobody uses any more."""
+    for path in PARENT.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            young = time.time() - status.st_mtime < _YOUNG_S
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or young:
+                continue
+            descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
