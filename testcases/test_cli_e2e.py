@@ -25,7 +25,8 @@ from lab.trial.folder import read_evidence
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 
-LAB = (sys.executable, "-m", "lab.cli")
+#: A shell that starts tests in the background has them ignore SIGINT, and every program they start.
+LAB = ("env", "--default-signal=INT", sys.executable, "-m", "lab.cli")
 #: Other workers may hold the host's vCPUs, or be building.
 PATIENCE_S = 300
 SEEDS = (1, 2, 3)

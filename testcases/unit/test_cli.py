@@ -167,9 +167,13 @@ cli.main()
 """
 
 
+#: A shell that starts tests in the background has them ignore SIGINT, and every program they start.
+HEARS_SIGINT = ("env", "--default-signal=INT")
+
+
 def interrupt(step: str, number: signal.Signals, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, step, str(int(number)), *words],
+        [*HEARS_SIGINT, sys.executable, "-c", INTERRUPTED, step, str(int(number)), *words],
         capture_output=True,
         text=True,
         timeout=60,
