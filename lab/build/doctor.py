@@ -43,6 +43,7 @@ _FILES = (
     ("libelf headers", Path("/usr/include/gelf.h"), "libelf-dev"),
     ("openssl headers", Path("/usr/include/openssl/ssl.h"), "libssl-dev"),
     ("linux-source-6.1", SOURCES / "linux-source-6.1.tar.xz", "linux-source-6.1"),
+    ("linux-source-6.12", SOURCES / "linux-source-6.12.tar.xz", "linux-source-6.12"),
 )
 
 
