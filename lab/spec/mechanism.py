@@ -27,41 +27,76 @@ class Threads(enum.Enum):
     SIBLINGS = "siblings"
 
 
-class Landmarks(msgspec.Struct, frozen=True):
-    """Kernel functions, by symbol name, whose entry the oracle reports, and those a waiting thread may execute.
+class Call(msgspec.Struct, frozen=True):
+    """The instruction that calls a function, in another one.
 
-    :param load_begin: entered once at the start of a late load
-    :param load_end: entered once when the late load is over
-    :param call_in: entered by a thread that announces that it waits; its first entry in a load counts
+    :param callee: the function called, or empty for the only call through a pointer that there is
+    :param within: functions that the call may have been compiled into, the innermost first; the first there is counts
+    """
+
+    callee: str
+    within: tuple[str, ...]
+
+
+class Return(msgspec.Struct, frozen=True):
+    """The instruction behind a call: what is executed first when it has returned."""
+
+    call: Call
+
+
+class Path(msgspec.Struct, frozen=True):
+    """All instructions of one function that lie on a way from the return of one call to another call, that included."""
+
+    begin: Return
+    end: Call
+
+
+#: A place in the kernel's code; a name alone stands for the function's entry.
+Place = str | Call | Return
+#: Where a thread may be; a name alone stands for the whole function.
+Stretch = str | Path
+
+
+class Landmarks(msgspec.Struct, frozen=True):
+    """Places in the kernel that the oracle reports, and the code that a waiting thread may execute.
+
+    Functions are named as in the source: of a function that the compiler specialised, the clone is meant.
+
+    :param load_begin: reached once at the start of a late load
+    :param load_end: reached once when the late load is over
+    :param call_in: reached by a thread that announces that it waits; the first time in a load counts
     :param primary_call_in: the same for primaries, where they wait elsewhere
-    :param release: entered by a thread that has been let go
-    :param self_nmi: entered just before a thread sends itself an NMI, or empty where the mechanism sends none
+    :param release: reached by a thread that has been let go
+    :param primary_release: the same for primaries, where they are let go elsewhere
+    :param self_nmi: reached just before a thread sends itself an NMI, or empty where the mechanism sends none
     :param self_nmi_by: which threads send one to themselves in each load
-    :param ipi_nmi: entered just before a thread sends NMIs to others, or empty where the mechanism sends none
+    :param ipi_nmi: reached just before a thread sends NMIs to others, or empty where the mechanism sends none
     :param ipi_nmi_to: whom they reach: all threads of the machine, or the siblings of the sender
     :param lint1_masked_by: which threads mask LINT1 before their call-in and unmask it after their release, so that
         ``inject-nmi`` does not reach them meanwhile
-    :param wait_loop: entered by a thread that starts to wait; optional, a broken mechanism may never get there
-    :param wait_region: all functions that a thread may execute between its call-in and its release test
+    :param wait_loop: reached by a thread that starts to wait; optional, a broken mechanism may never get there
+    :param wait_region: all code that a thread may execute between its call-in and its release test
     """
 
-    load_begin: str
-    load_end: str
-    call_in: str
-    release: str
-    self_nmi: str
-    wait_loop: str
-    wait_region: tuple[str, ...]
+    load_begin: Place
+    load_end: Place
+    call_in: Place
+    release: Place
+    self_nmi: Place
+    wait_loop: Place
+    wait_region: tuple[Stretch, ...]
     self_nmi_by: Threads = Threads.NONE
-    ipi_nmi: str = ""
+    ipi_nmi: Place = ""
     ipi_nmi_to: Threads = Threads.NONE
     lint1_masked_by: Threads = Threads.NONE
-    primary_call_in: str = ""
+    primary_call_in: Place = ""
+    primary_release: Place = ""
 
 
 class Mechanism(msgspec.Struct, frozen=True):
-    """One way to keep siblings quiet, as the kernel under test names it in ``microcode_lab/mechanism``.
+    """One way to keep siblings quiet. A kernel that holds several knows it by this name (``microcode_lab/mechanism``).
 
+    :param base: name of the :class:`lab.spec.base.Base` that has it
     :param bit: index of its wait region in the oracle's landmark file, 0 to 15
     """
 

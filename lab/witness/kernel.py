@@ -2,6 +2,7 @@
 """A kernel's functions and code, read from its vmlinux."""
 
 import difflib
+import re
 import struct
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ _SYMBOL: Final = np.dtype(
 #: Functions, and what entry_64.S declares as code that is not called (SYM_CODE_START), such as asm_exc_nmi.
 _CODE_TYPES: Final = (0, 2)  # STT_NOTYPE, STT_FUNC
 _SHF_EXECINSTR: Final = 0x4
+#: What the compiler appends to the name of a function that it specialised for its callers.
+_CLONE: Final = re.compile(r"(?:\.(?:constprop|isra)\.\d+)+$", re.ASCII)
 #: How many names an error offers in place of one that does not exist.
 _NEAREST: Final = 3
 
@@ -44,16 +47,20 @@ class Kernel:
         self._functions = functions
         self._starts = np.array([function.start for function in functions], dtype=np.uint64)
         self._named: dict[str, list[Function]] = {}
+        self._clones: dict[str, list[Function]] = {}
         for function in functions:
             self._named.setdefault(function.name, []).append(function)
+            source_name = _CLONE.sub("", function.name)
+            if source_name != function.name:
+                self._clones.setdefault(source_name, []).append(function)
         self._text = text
 
     def find(self, name: str) -> Function:
-        """Return the function of that name.
+        """Return the function of that name, or else what the compiler made of it.
 
         :raise UsageError: there is none, and the text offers the nearest names, or there are several
         """
-        found = self._named.get(name, [])
+        found = self._named.get(name) or self._clones.get(name, [])
         if len(found) == 1:
             return found[0]
         if found:
@@ -62,6 +69,13 @@ class Kernel:
         nearest = difflib.get_close_matches(name, self._named, n=_NEAREST)
         hint = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         raise UsageError(f"landmark '{name}' is not in this kernel{hint}")
+
+    def find_if(self, name: str) -> Function | None:
+        """Return the function that :meth:`find` does, and None where there is none at all.
+
+        :raise UsageError: there are several
+        """
+        return self.find(name) if name in self._named or name in self._clones else None
 
     def find_at(self, address: int) -> Function | None:
         """Return the function that an address lies in."""

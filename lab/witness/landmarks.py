@@ -8,8 +8,9 @@ from typing import Final
 import msgspec
 
 from lab.errors import UsageError
-from lab.spec.mechanism import Mechanism
+from lab.spec.mechanism import Landmarks, Mechanism, Place
 from lab.witness.kernel import Kernel
+from lab.witness.places import find_place, find_stretch
 
 #: Where every NMI enters a 64-bit kernel (arch/x86/entry/entry_64.S).
 NMI_ENTRY: Final = "asm_exc_nmi"
@@ -55,23 +56,17 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
     regions: Counter[tuple[int, int]] = Counter()
     for mechanism in mechanisms:
         bit = 1 << mechanism.bit
-        marks = mechanism.landmarks
-        named = (
-            ("load-begin", marks.load_begin),
-            ("load-end", marks.load_end),
-            ("call-in", marks.call_in),
-            ("call-in", marks.primary_call_in),
-            ("release", marks.release),
-            ("self-nmi", marks.self_nmi),
-            ("ipi-nmi", marks.ipi_nmi),
-            ("wait-loop", marks.wait_loop),
-        )
-        for kind, name in named:
-            if name:
-                masks[kind, kernel.find(name).start] |= bit
-        for name in marks.wait_region:
-            function = kernel.find(name)
-            regions[function.start, function.end] |= bit
+        for kind, place in _list_places(mechanism.landmarks):
+            try:
+                masks[kind, find_place(kernel, place)] |= bit
+            except UsageError as error:
+                raise UsageError(f"mechanism '{mechanism.name}', landmark {kind}: {error}") from error
+        for stretch in mechanism.landmarks.wait_region:
+            try:
+                for start, end in find_stretch(kernel, stretch):
+                    regions[start, end] |= bit
+            except UsageError as error:
+                raise UsageError(f"mechanism '{mechanism.name}', wait region: {error}") from error
     masks["nmi-entry", kernel.find(NMI_ENTRY).start] |= ALL_MECHANISMS
     sites = kernel.find_update_sites()
     if not sites:
@@ -82,3 +77,19 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
         points=tuple(Point(kind, mask, address) for (kind, address), mask in sorted(masks.items())),
         regions=tuple(Region(mask, start, end) for (start, end), mask in sorted(regions.items())),
     )
+
+
+def _list_places(marks: Landmarks) -> tuple[tuple[str, Place], ...]:
+    """Return the places that there are, each under the kind that the plugin knows it by."""
+    places = (
+        ("load-begin", marks.load_begin),
+        ("load-end", marks.load_end),
+        ("call-in", marks.call_in),
+        ("call-in", marks.primary_call_in),
+        ("release", marks.release),
+        ("release", marks.primary_release),
+        ("self-nmi", marks.self_nmi),
+        ("ipi-nmi", marks.ipi_nmi),
+        ("wait-loop", marks.wait_loop),
+    )
+    return tuple((kind, place) for kind, place in places if place)

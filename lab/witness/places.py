@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From the places that a mechanism names to addresses: by symbol, or by disassembly where no function begins."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import capstone
+
+from lab.errors import UsageError
+from lab.spec.mechanism import Call, Path, Place, Return, Stretch
+from lab.witness.kernel import Function, Kernel
+
+#: Behind a call to one of these there is other code, or none.
+_NEVER_RETURN: Final = ("panic", "__stack_chk_fail")
+#: What a call through a pointer becomes under CONFIG_MITIGATION_RETPOLINE.
+_THUNK: Final = "__x86_indirect_thunk_"
+#: capstone gives operands as signed numbers, and addresses as unsigned ones.
+_ADDRESS: Final = 2**64 - 1
+_ENDS: Final = (capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
+
+
+def find_place(kernel: Kernel, place: Place) -> int:
+    """Return the address of a place.
+
+    :raise UsageError: it is not in this kernel, or more than once
+    """
+    match place:
+        case Call():
+            return int(_find_call(kernel, place)[1].address)
+        case Return():
+            return _find_return(kernel, place)
+        case _:
+            return kernel.find(place).start
+
+
+def find_stretch(kernel: Kernel, stretch: Stretch) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of addresses of a stretch; each ends before its second address.
+
+    :raise UsageError: it is not in this kernel, or does not lead from its begin to its end
+    """
+    if isinstance(stretch, Path):
+        return _find_path(kernel, stretch)
+    function = kernel.find(stretch)
+    return ((function.start, function.end),)
+
+
+def _find_call(kernel: Kernel, call: Call) -> tuple[Function, capstone.CsInsn]:
+    function = next((found for name in call.within if (found := kernel.find_if(name)) is not None), None)
+    if function is None:
+        raise UsageError(f"none of the functions {', '.join(call.within)} is in this kernel")
+    target = kernel.find(call.callee).start if call.callee else None
+    calls = [each for each in kernel.disassemble(function) if _is_call(kernel, function, each, target)]
+    if len(calls) != 1:
+        what = f"to '{call.callee}'" if call.callee else "through a pointer"
+        raise UsageError(f"'{function.name}' has {len(calls)} calls {what}: one was looked for")
+    return function, calls[0]
+
+
+def _is_call(kernel: Kernel, function: Function, instruction: capstone.CsInsn, target: int | None) -> bool:
+    """Tell whether an instruction calls a target, also as the last thing its function does."""
+    is_jump = instruction.group(capstone.CS_GRP_JUMP)
+    if not instruction.group(capstone.CS_GRP_CALL) and not is_jump:
+        return False
+    goes_to = _target_of(instruction)
+    if target is not None:
+        return goes_to == target
+    if goes_to is None:
+        return not is_jump
+    callee = kernel.find_at(goes_to)
+    return callee is not None and callee != function and callee.name.startswith(_THUNK)
+
+
+def _target_of(instruction: capstone.CsInsn) -> int | None:
+    """Return where a call or jump goes; None when a register or memory says."""
+    operand = instruction.operands[0]
+    return int(operand.imm) & _ADDRESS if operand.type == capstone.x86.X86_OP_IMM else None
+
+
+def _find_return(kernel: Kernel, place: Return) -> int:
+    function, call = _find_call(kernel, place.call)
+    behind = int(call.address + call.size)
+    if not call.group(capstone.CS_GRP_CALL) or behind >= function.end:
+        raise UsageError(f"the call to '{place.call.callee}' does not return to '{function.name}'")
+    return behind
+
+
+def _find_path(kernel: Kernel, path: Path) -> tuple[tuple[int, int], ...]:
+    begin = _find_return(kernel, path.begin)
+    function, end = _find_call(kernel, path.end)
+    if not function.start <= begin < function.end:
+        raise UsageError(f"the way from '{path.begin.call.callee}' to '{path.end.callee}' leaves '{function.name}'")
+    instructions = {int(each.address): each for each in kernel.disassemble(function)}
+    after = {address: _follow(kernel, function, each) for address, each in instructions.items()}
+    after[int(end.address)] = ()
+    before: dict[int, list[int]] = defaultdict(list)
+    for address, following in after.items():
+        for each in following:
+            before[each].append(address)
+    ways = _reach(begin, after) & _reach(int(end.address), before)
+    if begin not in ways:
+        raise UsageError(f"no way leads from '{path.begin.call.callee}' to '{path.end.callee}' in '{function.name}'")
+    return _join((address, address + int(instructions[address].size)) for address in ways)
+
+
+def _follow(kernel: Kernel, function: Function, instruction: capstone.CsInsn) -> tuple[int, ...]:
+    """Return what may be executed next in the same function."""
+    behind = int(instruction.address + instruction.size)
+    if any(instruction.group(group) for group in _ENDS) or instruction.mnemonic == "ud2":
+        return ()
+    if instruction.group(capstone.CS_GRP_CALL):
+        target = _target_of(instruction)
+        callee = kernel.find_at(target) if target is not None else None
+        return () if callee is not None and callee.name in _NEVER_RETURN else (behind,)
+    if not instruction.group(capstone.CS_GRP_JUMP):
+        return (behind,)
+    target = _target_of(instruction)
+    if target is None:
+        raise UsageError(f"'{function.name}' jumps through a pointer, so its ways cannot be followed")
+    inside = (target,) if function.start <= target < function.end else ()
+    return inside if instruction.mnemonic == "jmp" else (*inside, behind)
+
+
+def _reach(start: int, following: Mapping[int, Iterable[int]]) -> set[int]:
+    seen = set[int]()
+    coming = [start]
+    while coming:
+        address = coming.pop()
+        if address not in seen:
+            seen.add(address)
+            coming += following.get(address, ())
+    return seen
+
+
+def _join(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Join ranges that touch."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return tuple(joined)

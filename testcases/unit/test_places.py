@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Places found by disassembly: in functions made for the case, and the errors that name what was not found."""
+
+import struct
+
+import pytest
+
+from lab.errors import UsageError
+from lab.spec.mechanism import MECHANISMS, Call, Landmarks, Mechanism, Path, Return
+from lab.witness.kernel import Function, Kernel
+from lab.witness.landmarks import find_landmarks
+from lab.witness.places import find_place, find_stretch
+
+BASE = 0xFFFFFFFF81000000
+RET = b"\xc3"
+TEST_AL = b"\x84\xc0"
+CALL_POINTER = b"\xff\x50\x30"  # call *0x30(%rax)
+WRMSR_79 = b"\xb9\x79\x00\x00\x00\x0f\x30"
+#: Names of the functions in order, 64 bytes apart.
+NAMES = ("check", "wait.constprop.0", "panic", "outer", "asm_exc_nmi", "tail", "table")
+
+
+def start_of(name: str) -> int:
+    return BASE + 64 * NAMES.index(name)
+
+
+class _Code:
+    """One function as it grows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.data = b""
+
+    @property
+    def here(self) -> int:
+        return start_of(self.name) + len(self.data)
+
+    def put(self, data: bytes) -> int:
+        at = self.here
+        self.data += data
+        return at
+
+    def call(self, name: str, opcode: bytes = b"\xe8") -> int:
+        return self.put(opcode + struct.pack("<i", start_of(name) - self.here - 5))
+
+    def jne(self, over: int) -> int:
+        """Jump over so many bytes behind this instruction."""
+        return self.put(b"\x75" + bytes([over]))
+
+
+def make_kernel(**codes: bytes) -> Kernel:
+    text = b""
+    for name in NAMES:
+        text += codes.get(name.split(".")[0], RET).ljust(64, b"\x90")
+    functions = tuple(
+        Function(name, start_of(name), start_of(name) + len(codes.get(name.split(".")[0], RET))) for name in NAMES
+    )
+    return Kernel(functions, {BASE: text})
+
+
+def make_outer() -> tuple[bytes, dict[str, int]]:
+    """Make ``if (!wait()) return; while (check()) pause; panic(); -> release``, with the ways crossed as gcc does."""
+    outer, at = _Code("outer"), {}
+    outer.put(b"\x53")  # push
+    at["wait"] = outer.call("wait.constprop.0")
+    at["waited"] = outer.put(TEST_AL)
+    outer.jne(2)
+    at["timeout"] = outer.put(b"\x5b" + RET)
+    at["check"] = outer.call("check")
+    at["checked"] = outer.put(TEST_AL)
+    outer.jne(5)
+    at["panic"] = outer.call("panic")
+    at["pointer"] = outer.put(CALL_POINTER)
+    at["released"] = outer.put(b"\x5b" + RET)
+    return outer.data, at
+
+
+def test_calls_and_their_returns_are_found_also_of_clones_and_through_pointers() -> None:
+    code, at = make_outer()
+    kernel = make_kernel(outer=code)
+
+    assert find_place(kernel, "outer") == start_of("outer")
+    assert find_place(kernel, "wait") == start_of("wait.constprop.0")
+    assert find_place(kernel, Call("wait", ("inlined_away", "outer"))) == at["wait"]
+    assert find_place(kernel, Return(Call("wait", ("outer",)))) == at["waited"]
+    assert find_place(kernel, Call("", ("outer",))) == at["pointer"]
+    assert find_place(kernel, Return(Call("", ("outer",)))) == at["released"]
+    assert find_place(kernel, Return(Call("check", ("outer",)))) == at["checked"]
+
+
+def test_a_path_holds_what_leads_to_its_end_and_nothing_else() -> None:
+    code, at = make_outer()
+    kernel = make_kernel(outer=code)
+    path = Path(Return(Call("wait", ("outer",))), Call("check", ("outer",)))
+
+    assert find_stretch(kernel, path) == ((at["waited"], at["timeout"]), (at["check"], at["checked"]))
+    assert find_stretch(kernel, "wait") == ((start_of("wait.constprop.0"), start_of("wait.constprop.0") + 1),)
+
+
+def test_behind_a_panic_no_way_goes_on() -> None:
+    code, _ = make_outer()
+    kernel = make_kernel(outer=code)
+
+    with pytest.raises(UsageError, match="no way leads from 'panic' to 'check'"):
+        find_stretch(kernel, Path(Return(Call("panic", ("outer",))), Call("check", ("outer",))))
+
+
+def test_a_call_as_the_last_thing_is_found_and_has_no_return() -> None:
+    tail = _Code("tail")
+    tail.put(b"\x90")
+    at = tail.call("wait.constprop.0", b"\xe9")
+    kernel = make_kernel(tail=tail.data)
+
+    assert find_place(kernel, Call("wait", ("tail",))) == at
+    with pytest.raises(UsageError, match="the call to 'wait' does not return to 'tail'"):
+        find_place(kernel, Return(Call("wait", ("tail",))))
+
+
+def test_a_jump_through_a_pointer_is_no_call_and_stops_the_search() -> None:
+    table = _Code("table")
+    table.call("wait.constprop.0")
+    table.put(b"\xff\xe0")  # jmp *%rax
+    table.call("check")
+    kernel = make_kernel(table=table.data)
+
+    with pytest.raises(UsageError, match="'table' has 0 calls through a pointer: one was looked for"):
+        find_place(kernel, Call("", ("table",)))
+    with pytest.raises(UsageError, match="'table' jumps through a pointer"):
+        find_stretch(kernel, Path(Return(Call("wait", ("table",))), Call("check", ("table",))))
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        (Call("wait", ("gone", "away")), "none of the functions gone, away is in this kernel"),
+        (Call("wait", ("check",)), "'check' has 0 calls to 'wait': one was looked for"),
+        (Call("wayt", ("outer",)), "landmark 'wayt' is not in this kernel"),
+        ("nowhere", "landmark 'nowhere' is not in this kernel"),
+    ],
+)
+def test_a_place_that_is_not_there_is_named(place: str | Call, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        find_place(make_kernel(outer=make_outer()[0]), place)
+
+
+def test_two_calls_of_the_same_are_ambiguous() -> None:
+    outer = _Code("outer")
+    outer.call("check")
+    outer.call("check")
+
+    with pytest.raises(UsageError, match="'outer' has 2 calls to 'check': one was looked for"):
+        find_place(make_kernel(outer=outer.data + RET), Call("check", ("outer",)))
+
+
+def make_mechanism(call_in: str) -> Mechanism:
+    marks = Landmarks(
+        load_begin="outer",
+        load_end=Return(Call("check", ("outer",))),
+        call_in=call_in,
+        release=Return(Call("check", ("outer",))),
+        primary_release=Return(Call("", ("outer",))),
+        self_nmi="",
+        wait_loop="check",
+        wait_region=("check", Path(Return(Call("wait", ("outer",))), Call("check", ("outer",)))),
+    )
+    like = MECHANISMS[0]
+    return Mechanism(name="made", summary="", base=like.base, bit=3, expectation=like.expectation, landmarks=marks)
+
+
+def test_landmarks_are_written_for_every_place_and_every_range() -> None:
+    code, at = make_outer()
+    marks = find_landmarks(make_kernel(outer=code, tail=WRMSR_79 + RET), [make_mechanism("wait")])
+    text = marks.to_text()
+
+    assert [point.address for point in marks.points if point.kind == "release"] == [at["checked"], at["released"]]
+    assert f"region 8 {at['waited']:x} {at['timeout']:x}\n" in text
+    assert f"region 8 {at['check']:x} {at['checked']:x}\n" in text
+    assert f"point call-in 8 {start_of('wait.constprop.0'):x}\n" in text
+
+
+def test_a_landmark_that_is_missing_is_named_with_its_mechanism() -> None:
+    kernel = make_kernel(outer=make_outer()[0], tail=WRMSR_79 + RET)
+
+    with pytest.raises(UsageError, match="mechanism 'made', landmark call-in: landmark 'weight' is not in this kernel"):
+        find_landmarks(kernel, [make_mechanism("weight")])
