@@ -20,6 +20,8 @@ from lab.guest.spec import GuestSpec
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
+from lab.spec.base import find_base
+from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
@@ -103,8 +105,9 @@ class _Loop:
     def __init__(self, machine: Machine) -> None:
         self._shell = machine.shell
         deadline = Deadline.after(LOOP_S)
-        guest_side.prepare_guest(self._shell, TOPOLOGY, deadline)
-        guest_side.choose_mechanism(self._shell, MECHANISM, deadline)
+        base = find_base(DEFAULT_BASE)
+        guest_side.prepare_guest(self._shell, TOPOLOGY, base, deadline)
+        guest_side.choose_mechanism(self._shell, find_mechanism(MECHANISM), base, deadline)
         self._signature, self._platform = guest_side.read_signature(self._shell, deadline)
         self._file = f"{guest_side.FIRMWARE}/{firmware_name(self._signature)}"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lab.judge.finding import clean
+from lab.spec.base import Base, Witness, find_base
 from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
 from lab.spec.mechanism import Mechanism, Threads
 from lab.spec.topology import Topology
@@ -52,6 +53,7 @@ class Window:
 class Facts:
     """What the judge's rules look things up in.
 
+    :param base: the kernel that has the mechanism
     :param every_event: the oracle's records by sequence number, each once
     :param events: those before a second load
     :param windows: those whose edges no record contradicts: of another, nobody knows what happened in it
@@ -64,6 +66,7 @@ class Facts:
     evidence: Evidence
     topology: Topology
     mechanism: Mechanism
+    base: Base
     every_event: tuple[OracleEvent, ...]
     events: tuple[OracleEvent, ...]
     windows: tuple[Window, ...]
@@ -87,6 +90,10 @@ class Facts:
         """Whether the trial ran to its end."""
         return self.evidence.ending is Ending.COMPLETE
 
+    def has(self, witness: Witness) -> bool:
+        """Say whether the kernel has a witness of ours."""
+        return witness in self.base.witnesses
+
     def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
         """Return the records of one kind, in order, of one vCPU or of all."""
         return _of_kind(self.events, kind, vcpu)
@@ -102,6 +109,21 @@ class Facts:
     def releases(self, vcpu: int) -> tuple[OracleEvent, ...]:
         """Return when a vCPU was let go in the load, in order."""
         return tuple(event for event in self.of_kind(EventKind.RELEASE, vcpu) if self._in_load(event))
+
+    def consumed(self, vcpu: int) -> tuple[OracleEvent, ...]:
+        """Return the NMI entries after which the vCPU's next landmark was the mechanism's own."""
+        own = (EventKind.CALL_IN, EventKind.WAIT_LOOP)
+        kinds = (*own, EventKind.NMI_ENTRY)
+        landmarks = [event for event in self.every_event if event.vcpu == vcpu and event.kind in kinds]
+        pairs = pairwise(landmarks)
+        return tuple(entry for entry, after in pairs if entry.kind is EventKind.NMI_ENTRY and after.kind in own)
+
+    def counted_nmis(self, cpu: int) -> int | None:
+        """Return how many NMIs ``/proc/interrupts`` counted on one CPU in this trial; None unless it named all CPUs."""
+        guest = self.evidence.guest
+        if guest is None or not len(guest.nmis_before) == len(guest.nmis_after) == len(self.vcpus):
+            return None
+        return guest.nmis_after[cpu] - guest.nmis_before[cpu]
 
     def ledger_delta(self, cpu: int) -> CpuLedger | None:
         """Return what the ledger counted for one CPU in this trial; None unless it was read once on each side."""
@@ -215,6 +237,7 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
         evidence=evidence,
         topology=topology,
         mechanism=mechanism,
+        base=find_base(mechanism.base),
         every_event=every_event,
         events=events,
         windows=windows,

@@ -3,17 +3,27 @@
 
 from collections.abc import Sequence
 
+from lab.spec.base import Base, Witness
 from lab.spec.verdict import Finding, Invariant, Proof
 
 #: Reported for every trial, needed by none: mainline itself does not hold the first and the last,
 #: and no scenario yet takes a sibling offline.
 REPORTED_ONLY = frozenset({"still", "offline-siblings-return", "nmis-serviced"})
 
+#: What only a witness of ours can show: on a kernel without it nobody can see it, so no PASS needs it.
+SHOWN_BY = {"counters-settled": Witness.STATE}
+
 #: A page and a store hold thousands of trials; the first events of each tell the story.
 MAX_PROOFS = 20
 
 #: Longer than any line of the kernel's that matters here, short enough for a table; a hostile guest may print more.
 MAX_TEXT = 200
+
+
+def is_required(name: str, base: Base) -> bool:
+    """Say whether a PASS on a kernel needs an invariant."""
+    witness = SHOWN_BY.get(name)
+    return name not in REPORTED_ONLY and (witness is None or witness in base.witnesses)
 
 
 def clean(text: str) -> str:

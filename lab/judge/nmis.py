@@ -7,19 +7,20 @@ later entry. A lost NMI and one that merged with the next look the same: so the 
 that only its vCPU's sentinel follows is unseen. What shows is a vCPU that no longer takes any. A self-NMI is different:
 its vCPU runs on from there to the load's end outside of any NMI handler, so its entry comes before that end.
 
-Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI and NMI_ENTRY records, and the guest's
-ledger.
+Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI and NMI_ENTRY records, and the guest's own count: its
+ledger, or ``/proc/interrupts`` on kernels without one.
 """
 
 import heapq
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.starvation import why_starved
+from lab.spec.base import Witness
 from lab.spec.evidence import EventKind, OracleEvent, Sent
 from lab.spec.verdict import Invariant, Proof
 
@@ -107,11 +108,11 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
 
 
 def judge_delivered(facts: Facts) -> Invariant:
-    """Hold when every NMI entry has a cause, every cause an entry, and the ledger counts the same.
+    """Hold when every NMI entry has a cause, every cause an entry, and the guest counts the same.
 
     An entry too many is laid at the kernel's door only if the lab's log is whole and every self-NMI landmark was hit;
-    a missing one only if the ledger says the same as the oracle; and both only if the trial ran to its end: a kernel
-    that panics sends NMIs to stop the other CPUs.
+    a missing one only if the guest's own count says the same as the oracle; and both only if the trial ran to its end:
+    a kernel that panics sends NMIs to stop the other CPUs.
     """
     name = "nmis-delivered"
     if facts.lost:
@@ -120,12 +121,12 @@ def judge_delivered(facts: Facts) -> Invariant:
     doubts = [doubt] if (doubt := why_log_doubted(facts)) else []
     for vcpu in facts.vcpus:
         nmis = explain(facts, vcpu)
-        ledger_doubt = _why_ledger_doubted(facts, nmis)
-        if ledger_doubt:
-            doubts.append(ledger_doubt)
-        if facts.evidence.guest is None or not ledger_doubt:
+        count_doubt = _why_count_doubted(facts, nmis)
+        if count_doubt:
+            doubts.append(count_doubt)
+        if facts.evidence.guest is None or not count_doubt:
             proofs += _find_spurious(facts, nmis, doubts)
-        if facts.complete and not ledger_doubt:
+        if facts.complete and not count_doubt:
             proofs += _find_lost(facts, nmis)
         doubts += _why_delivery_doubted(facts, nmis)
     if proofs:
@@ -146,12 +147,14 @@ def judge_serviced(facts: Facts) -> Invariant:
     name = "nmis-serviced"
     if facts.lost or not facts.complete:
         return unseen(name, facts.lost or "the trial did not run to its end")
+    if not facts.has(Witness.LEDGER):
+        return unseen(name, "this kernel keeps no ledger of NMIs")
     proofs: list[Proof] = []
     doubts: list[str] = []
     for vcpu in facts.vcpus:
         delta = facts.ledger_delta(vcpu)
         entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
-        consumed = _find_consumed(facts, vcpu)
+        consumed = facts.consumed(vcpu)
         if delta is None or delta.ordinary + delta.consumed != len(entries):
             return unseen(name, f"the ledger of CPU {vcpu} is missing or does not fit the oracle")
         if delta.consumed and delta.consumed != len(consumed):
@@ -255,15 +258,6 @@ def _find_floors(facts: Facts, vcpu: int) -> list[int]:
     return floors
 
 
-def _find_consumed(facts: Facts, vcpu: int) -> list[OracleEvent]:
-    """Return the entries after which the vCPU's next landmark was the mechanism's own."""
-    own = (EventKind.CALL_IN, EventKind.WAIT_LOOP)
-    kinds = (*own, EventKind.NMI_ENTRY)
-    landmarks = [event for event in facts.every_event if event.vcpu == vcpu and event.kind in kinds]
-    pairs = pairwise(landmarks)
-    return [entry for entry, after in pairs if entry.kind is EventKind.NMI_ENTRY and after.kind in own]
-
-
 def _find_spurious(facts: Facts, nmis: VcpuNmis, doubts: list[str]) -> list[Proof]:
     if not nmis.spurious:
         return []
@@ -332,7 +326,14 @@ def _name(cause: _Cause) -> str:
     return "its self-NMI" if cause.event is not None and cause.event.kind is EventKind.SELF_NMI else "an NMI IPI"
 
 
-def _why_ledger_doubted(facts: Facts, nmis: VcpuNmis) -> str:
+def _why_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
+    if not facts.has(Witness.LEDGER):
+        counted = facts.counted_nmis(nmis.vcpu)
+        if counted is None:
+            return f"/proc/interrupts has no count of CPU {nmis.vcpu}"
+        if counted != nmis.entries:
+            return f"/proc/interrupts counts {counted} NMIs on CPU {nmis.vcpu}, the oracle {nmis.entries}"
+        return ""
     delta = facts.ledger_delta(nmis.vcpu)
     if delta is None:
         return f"the ledger of CPU {nmis.vcpu} is missing"
@@ -350,7 +351,8 @@ def _total(facts: Facts) -> str:
         f"{sum(nmis.sent for nmis in every)} sent, {sentinels} sentinels and"
         f" {sum(nmis.self_sent for nmis in every)} of the mechanism's own,"
         f" {sum(nmis.merged for nmis in every)} merged, {sum(nmis.entries for nmis in every)} entries,"
-        " counted per vCPU, and the ledger agrees" + (f"; {masked} more met a masked LINT1" if masked else "")
+        f" counted per vCPU, and {'the ledger' if facts.has(Witness.LEDGER) else '/proc/interrupts'} agrees"
+        + (f"; {masked} more met a masked LINT1" if masked else "")
     )
 
 

@@ -7,6 +7,7 @@ Sources: the oracle's landmarks and WRMSR 0x79 records; ``callers_left`` of ``mi
 from lab.judge.facts import Facts, Window, to_us
 from lab.judge.finding import broken, broken_unless, held, unseen
 from lab.judge.starvation import why_starved
+from lab.spec.base import Witness
 from lab.spec.evidence import EventKind, OracleEvent
 from lab.spec.verdict import Invariant, Proof
 
@@ -77,8 +78,9 @@ def judge_one_update(facts: Facts) -> Invariant:
 
 
 def judge_repeatable(facts: Facts) -> Invariant:
-    """Hold when a second write, with nothing newer to load, succeeded and updated nothing.
+    """Hold when a second write, with nothing newer to load, ended as this kernel ends it and updated nothing.
 
+    6.1 lets it succeed, 6.12 returns ENOENT (``load_late_locked()``).
     A second load is right where the first one failed: there was something newer left.
     """
     name = "load-repeatable"
@@ -94,19 +96,24 @@ def judge_repeatable(facts: Facts) -> Invariant:
         return _judge_second_load(facts, name, facts.repeat)
     if guest is None:
         return unseen(name, "the guest's evidence is missing")
-    if guest.repeat_errno > 0:
-        proofs = [Proof(text=f"the second write to reload failed with errno {guest.repeat_errno}")]
-        return broken_unless(name, proofs, why_starved(facts))
+    right = facts.base.repeat_errno
     if guest.repeat_errno < 0:
         return unseen(name, "the second write to reload did not return")
+    if guest.repeat_errno != right:
+        text = f"the second write to reload {_describe_errno(guest.repeat_errno)}" + (
+            f" instead of {right}" if right else ""
+        )
+        return broken_unless(name, [Proof(text=text)], why_starved(facts))
     if facts.lost or facts.end is None:
         return unseen(name, facts.lost or "the load's end was not seen")
-    return held(name, "the second write succeeded and no core was updated after the load")
+    return held(name, f"the second write {_describe_errno(right)} and no core was updated after the load")
 
 
 def judge_counters(facts: Facts) -> Invariant:
     """Hold when the mechanism's counters held nothing after the load."""
     name = "counters-settled"
+    if not facts.has(Witness.STATE):
+        return unseen(name, "this kernel does not show its counters")
     guest = facts.evidence.guest
     if guest is None or guest.state is None:
         return unseen(name, "the rendezvous state is missing")
@@ -135,6 +142,10 @@ def _judge_second_load(facts: Facts, name: str, begin: OracleEvent) -> Invariant
         return unseen(name, f"the first load failed with errno {guest.load_errno}, so the second was due", proofs)
     succeeded = guest is not None and guest.load_errno == 0
     return broken_unless(name, proofs, "" if succeeded else why_starved(facts))
+
+
+def _describe_errno(number: int) -> str:
+    return f"failed with errno {number}" if number else "succeeded"
 
 
 def _threads(facts: Facts, window: Window) -> tuple[int, ...]:

@@ -9,8 +9,9 @@ from lab.errors import UsageError
 from lab.judge import dmesg, guest, nmis, quiet, rendezvous, witnesses
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
-from lab.judge.finding import clean, unseen
+from lab.judge.finding import clean, is_required, unseen
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
+from lab.spec.base import Witness, find_base
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence
 from lab.spec.mechanism import Expectation, find_mechanism
 from lab.spec.topology import Topology
@@ -72,9 +73,11 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _require(facts: Facts, invariant: Invariant) -> Invariant:
-    """Require of a mechanism only what it promises; what it does not is reported all the same."""
+    """Require of a mechanism only what it promises and its kernel can show; all else is reported all the same."""
     unpromised = facts.mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
-    return msgspec.structs.replace(invariant, required=False) if unpromised else invariant
+    if unpromised or not is_required(invariant.name, facts.base):
+        return msgspec.structs.replace(invariant, required=False)
+    return invariant
 
 
 def _conclude(
@@ -144,7 +147,15 @@ def _why_foreign(evidence: Evidence) -> str:
     state = evidence.guest.state if evidence.guest is not None else None
     if state is not None and state.mechanism != evidence.scenario.mechanism:
         return f"the guest ran mechanism '{clean(state.mechanism)}' instead of '{evidence.scenario.mechanism}'"
-    return _why_not_one_load(evidence)
+    return _why_other_kernel(evidence) or _why_not_one_load(evidence)
+
+
+def _why_other_kernel(evidence: Evidence) -> str:
+    base = find_base(find_mechanism(evidence.scenario.mechanism).base)
+    release = evidence.images.kernel_release if evidence.images is not None else base.version
+    if release.split(".")[:2] == base.version.split("."):
+        return ""
+    return f"the guest ran Linux {clean(release)} instead of {base.name}"
 
 
 def _why_not_one_load(evidence: Evidence) -> str:
@@ -178,10 +189,17 @@ def _count_judged(facts: Facts) -> int:
 
 def _count_nmis(facts: Facts, proven: Proven) -> NmiCount:
     log = facts.evidence.injections
-    deltas = [facts.ledger_delta(cpu) for cpu in facts.vcpus]
     return NmiCount(
         sent=sum(sent.reply_ns > 0 for sent in log.sent) if log is not None else 0,
-        handled=sum(delta.ordinary for delta in deltas if delta is not None),
+        handled=sum(_count_handled(facts, cpu) for cpu in facts.vcpus),
         entries=len(facts.every_of_kind(EventKind.NMI_ENTRY)),
         proven_in_window=proven.total,
     )
+
+
+def _count_handled(facts: Facts, cpu: int) -> int:
+    """Count what the ordinary handlers took: by the ledger, or all that the kernel counted and the mechanism left."""
+    if facts.has(Witness.LEDGER):
+        delta = facts.ledger_delta(cpu)
+        return delta.ordinary if delta is not None else 0
+    return max(0, (facts.counted_nmis(cpu) or 0) - len(facts.consumed(cpu)))

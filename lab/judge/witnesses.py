@@ -4,12 +4,13 @@
 from lab.judge.clocks import find_cycles_per_us, find_offset
 from lab.judge.facts import Facts
 from lab.judge.finding import broken, held, unseen
+from lab.spec.base import Witness
 from lab.spec.evidence import CpuState, EventKind, GuestEvidence
 from lab.spec.verdict import Invariant, Proof
 
 
 def judge_agreement(facts: Facts) -> Invariant:
-    """Hold when the guest's counters, revisions and clocks fit what the oracle saw.
+    """Hold when the guest's counters, revisions and clocks, as far as its kernel shows them, fit what the oracle saw.
 
     A disagreement proves that one of them is wrong and not which: the outcome is INVALID, never FAIL and never PASS.
     """
@@ -18,30 +19,36 @@ def judge_agreement(facts: Facts) -> Invariant:
     if guest is None:
         return unseen(name, "the guest's evidence is missing")
     doubts: list[str] = []
-    proofs = _compare_revisions(guest, doubts) + _compare_clocks(facts, doubts)
+    has_state = facts.has(Witness.STATE)
+    proofs = _compare_revisions(guest, doubts) + _compare_clocks(facts, doubts) if has_state else []
     if facts.lost:
         doubts.append(facts.lost)
     else:
         proofs += _compare_counts(facts, guest, doubts)
+        proofs += [] if has_state else _compare_updates(facts, guest, doubts)
     if proofs:
         return broken(name, proofs)
     if doubts:
         return unseen(name, doubts[0])
-    return held(name, "ledger, /proc/interrupts, revisions and clocks of the guest fit what the oracle saw")
+    ours = ["ledger"] if facts.has(Witness.LEDGER) else []
+    told = [*ours, "/proc/interrupts", "revisions", *(["clocks"] if has_state else [])]
+    return held(name, f"{', '.join(told[:-1])} and {told[-1]} of the guest fit what the oracle saw")
 
 
 def find_missing_witnesses(facts: Facts) -> list[str]:
     """Name the witnesses that a PASS needs and that said nothing."""
     evidence = facts.evidence
     guest = evidence.guest
-    parts = {
+    parts: dict[str, object] = {
         "the oracle": evidence.oracle,
         "the injection log": evidence.injections,
         "the guest's evidence": guest,
-        "the rendezvous state": guest and guest.state,
-        "the NMI ledger": guest and guest.ledger_before and guest.ledger_after,
         "the lab's timings": evidence.timings,
     }
+    if facts.has(Witness.STATE):
+        parts[Witness.STATE.value] = guest and guest.state
+    if facts.has(Witness.LEDGER):
+        parts[Witness.LEDGER.value] = guest and guest.ledger_before and guest.ledger_after
     return [name for name, part in parts.items() if not part]
 
 
@@ -70,15 +77,15 @@ def _compare_counts(facts: Facts, guest: GuestEvidence, doubts: list[str]) -> li
         entries = len(facts.every_of_kind(EventKind.NMI_ENTRY, cpu))
         self_sent = len(facts.every_of_kind(EventKind.SELF_NMI, cpu))
         delta = facts.ledger_delta(cpu)
-        if delta is None:
+        if delta is None and facts.has(Witness.LEDGER):
             doubts.append(f"the ledger of CPU {cpu} is missing")
-        else:
+        elif delta is not None:
             proofs += _differ(cpu, "NMIs in the ledger", delta.ordinary + delta.consumed, "entries", entries)
             proofs += _differ(cpu, "self-NMIs in the ledger", delta.self_sent, "self-NMIs", self_sent)
-        if len(guest.nmis_before) != len(facts.vcpus) or len(guest.nmis_after) != len(facts.vcpus):
+        counted = facts.counted_nmis(cpu)
+        if counted is None:
             doubts.append(f"/proc/interrupts gave {len(guest.nmis_after)} of {len(facts.vcpus)} CPUs")
         else:
-            counted = guest.nmis_after[cpu] - guest.nmis_before[cpu]
             proofs += _differ(cpu, "NMIs in /proc/interrupts", counted, "entries", entries)
     return proofs
 
@@ -103,6 +110,22 @@ def _compare_revisions(guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
             text = f"sysfs says {after:#x} of CPU {state.cpu}, the rendezvous state {state.revision:#x}"
             proofs.append(Proof(text=text, vcpu=state.cpu))
     return proofs
+
+
+def _compare_updates(facts: Facts, guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
+    """Hold the revisions of sysfs against the cores that were seen to execute WRMSR 0x79: no other can have a new one.
+
+    A core that was updated without effect is no disagreement but a defect, which ``new-revision-everywhere`` names.
+    """
+    if not len(guest.revisions_before) == len(guest.revisions_after) == len(facts.vcpus):
+        doubts.append(f"sysfs gave the revisions of {len(guest.revisions_after)} of {len(facts.vcpus)} CPUs")
+        return []
+    opened = {facts.topology.core_of(event.vcpu) for event in facts.of_kind(EventKind.WINDOW_OPEN)}
+    return [
+        Proof(text=f"sysfs says that CPU {cpu} was updated, the oracle saw no WRMSR 0x79 on its core", vcpu=cpu)
+        for cpu in facts.vcpus
+        if guest.revisions_before[cpu] != guest.revisions_after[cpu] and facts.topology.core_of(cpu) not in opened
+    ]
 
 
 def _compare_clocks(facts: Facts, doubts: list[str]) -> list[Proof]:

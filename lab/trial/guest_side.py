@@ -11,7 +11,9 @@ from lab.errors import EvidenceError, GuestError
 from lab.guest.shell import GuestShell
 from lab.guest.text import clean_lines
 from lab.host.deadline import Deadline
+from lab.spec.base import Base, Witness
 from lab.spec.evidence import CpuLedger, RendezvousState
+from lab.spec.mechanism import Mechanism
 from lab.spec.topology import Topology
 from lab.witness.debugfs import parse_ledger, parse_nmi_row, parse_revisions, parse_state
 
@@ -35,6 +37,7 @@ _STATUS: Final = re.compile(r"status=(?P<status>[0-9]{1,3})")
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """What is read before and after a load alike.
 
+    :param ledger: empty on a kernel without one
     :param raw: the files as the guest showed them, by name
     """
 
@@ -44,7 +47,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     raw: dict[str, bytes]
 
 
-def prepare_guest(shell: GuestShell, topology: Topology, deadline: Deadline) -> None:
+def prepare_guest(shell: GuestShell, topology: Topology, base: Base, deadline: Deadline) -> None:
     """Make a booted guest ready for trials, and check that it is the machine that was asked for.
 
     :raise GuestError: it is not
@@ -60,7 +63,11 @@ def prepare_guest(shell: GuestShell, topology: Topology, deadline: Deadline) -> 
     if seen != wanted:
         raise GuestError(f"the guest's siblings are {' '.join(seen)[:200]}: {' '.join(wanted)} were asked for")
     _ask(shell, f"test -w {RELOAD}", deadline, "the kernel has no late loading: its Intel driver did not attach")
-    _ask(shell, f"echo 1 >{DEBUGFS}/armed", deadline, "the kernel has no microcode_lab in debugfs")
+    if Witness.LEDGER in base.witnesses:
+        _ask(shell, f"echo 1 >{DEBUGFS}/armed", deadline, "the kernel has no microcode_lab in debugfs")
+    release = _ask(shell, "cat /proc/sys/kernel/osrelease", deadline).decode(errors="replace").strip()
+    if release.split(".")[:2] != base.version.split("."):
+        raise GuestError(f"the guest runs Linux {release[:80]!r}: {base.name} was asked for")
     _ask(shell, f"echo {NMI_LONGEST_NS} >/sys/kernel/debug/x86/nmi_longest_ns", deadline)
     _ask(shell, "dmesg -c >/dev/null", deadline)
 
@@ -89,31 +96,33 @@ def read_signature(shell: GuestShell, deadline: Deadline) -> tuple[int, int]:
     )
 
 
-def choose_mechanism(shell: GuestShell, name: str, deadline: Deadline) -> tuple[str, ...]:
+def choose_mechanism(shell: GuestShell, mechanism: Mechanism, base: Base, deadline: Deadline) -> tuple[str, ...]:
     """Have the next load use a mechanism, and begin it with an empty dmesg; returns what was in it.
 
-    :raise GuestError: the kernel does not know the mechanism
+    :raise GuestError: the kernel does not have the mechanism
     """
-    script = f"echo {name} >{DEBUGFS}/mechanism && dmesg -c"
-    said = _ask(shell, script, deadline, f"the guest's kernel has no mechanism '{name}'")
+    problem = f"the guest's kernel has no mechanism '{mechanism.name}'"
+    if mechanism.base != base.name:
+        raise GuestError(f"{problem}: that is one of {mechanism.base}")
+    choose = f"echo {mechanism.name} >{DEBUGFS}/mechanism && " if base.several else ""
+    said = _ask(shell, f"{choose}dmesg -c", deadline, problem)
     return clean_lines(said)[-MAX_DMESG_LINES:]
 
 
-def take_readings(shell: GuestShell, topology: Topology, deadline: Deadline) -> Readings:
-    """Read ledger, revisions and NMI counts.
+def take_readings(shell: GuestShell, topology: Topology, base: Base, deadline: Deadline) -> Readings:
+    """Read revisions, NMI counts, and the ledger where there is one.
 
     :raise EvidenceError: the guest shows something else
     """
-    ledger, versions, interrupts = _read_sections(
-        shell,
-        (f"cat {DEBUGFS}/ledger", _versions(topology), "grep NMI: /proc/interrupts"),
-        deadline,
-    )
+    scripts = {"revisions.txt": _versions(topology), "interrupts.txt": "grep NMI: /proc/interrupts"}
+    if Witness.LEDGER in base.witnesses:
+        scripts["ledger.txt"] = f"cat {DEBUGFS}/ledger"
+    raw = dict(zip(scripts, _read_sections(shell, tuple(scripts.values()), deadline), strict=True))
     return Readings(
-        ledger=parse_ledger(_text(ledger), topology.vcpus),
-        revisions=parse_revisions(_text(versions), topology.vcpus),
-        nmis=parse_nmi_row(_text(interrupts), topology.vcpus),
-        raw={"ledger.txt": ledger, "revisions.txt": versions, "interrupts.txt": interrupts},
+        ledger=parse_ledger(_text(raw["ledger.txt"]), topology.vcpus) if "ledger.txt" in raw else (),
+        revisions=parse_revisions(_text(raw["revisions.txt"]), topology.vcpus),
+        nmis=parse_nmi_row(_text(raw["interrupts.txt"]), topology.vcpus),
+        raw=raw,
     )
 
 

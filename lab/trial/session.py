@@ -19,6 +19,7 @@ from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.run_dir import make_run_dir
 from lab.judge import judge
+from lab.spec.base import Base, Witness, find_base
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -82,6 +83,7 @@ class Session:
         *,
         images: ImageSet,
         kernel: Kernel,
+        base: Base,
         topology: Topology,
         machine: Machine,
         link: OracleLink,
@@ -89,12 +91,13 @@ class Session:
     ) -> None:
         self.topology = topology
         self.machine = machine
+        self._base = base
         self._images = images.describe(machine.qemu_version)
         self._kernel = kernel
         self._link = link
         self._trials = 0
         self._overhead_us: dict[str, int] = {}
-        guest_side.prepare_guest(machine.shell, topology, deadline)
+        guest_side.prepare_guest(machine.shell, topology, base, deadline)
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
         self._threads = machine.vcpu_threads(deadline)
 
@@ -168,21 +171,22 @@ class _Trial:
     def run(self) -> None:
         """Do the load and ask the guest about it."""
         session, topology = self.session, self.session.topology
-        before = guest_side.take_readings(self.shell, topology, self.deadline)
+        before = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
         target = max(before.revisions) + 1
         update = make_update(session._signature, session._platform, target)
         path = f"{guest_side.FIRMWARE}/{firmware_name(session._signature)}"
         self.shell.put(path, update, self.deadline)
-        dmesg_before = guest_side.choose_mechanism(self.shell, self.scenario.mechanism, self.deadline)
+        mechanism = find_mechanism(self.scenario.mechanism)
+        dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session._base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
         session._trials += 1
-        self.link.arm(session._trials, find_mechanism(self.scenario.mechanism).bit, self.plan.stretch_us)
+        self.link.arm(session._trials, mechanism.bit, self.plan.stretch_us)
         try:
             load_errno = self._load()
             self._settle()
             self._send_sentinels()
             repeat_errno = guest_side.load_late(self.shell, self.deadline)
-            after = guest_side.take_readings(self.shell, topology, self.deadline)
+            after = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
         finally:
             self.link.disarm()
             self._read_running()
@@ -264,6 +268,8 @@ class _Trial:
             time.sleep(SETTLED_S)
 
     def _read_state(self) -> RendezvousState | None:
+        if Witness.STATE not in self.session._base.witnesses:
+            return None
         try:
             state, self.raw["state.txt"] = guest_side.read_state(self.shell, self.session.topology, self.deadline)
         except EvidenceError:
@@ -337,7 +343,13 @@ def open_session(
         link.close_child_end()
         try:
             session = Session(
-                images=images, kernel=kernel, topology=topology, machine=machine, link=link, deadline=deadline
+                images=images,
+                kernel=kernel,
+                base=find_base(base),
+                topology=topology,
+                machine=machine,
+                link=link,
+                deadline=deadline,
             )
         except EvidenceError as error:
             raise GuestGone(f"the guest cannot serve trials: {error}") from error

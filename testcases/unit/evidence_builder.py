@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from lab.spec.base import Base, find_base
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     BlockCount,
@@ -32,6 +33,7 @@ from lab.spec.evidence import (
     VcpuRunning,
     WindowSeen,
 )
+from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import Injection, Plan
 from lab.spec.scenario import Aim, Scenario
 from lab.spec.topology import Topology
@@ -117,6 +119,11 @@ class Load:
         if not self.steps:
             self._tell_clean_load()
 
+    @property
+    def base(self) -> Base:
+        """The kernel of the load's mechanism."""
+        return find_base(find_mechanism(self.mechanism).base)
+
     def add(self, at_ns: int, kind: EventKind, vcpu: int, **fields: Any) -> "Load":
         """Add a record."""
         self.steps.append(Step(at_ns, kind, vcpu, **fields))
@@ -178,7 +185,7 @@ class Load:
                 initramfs_sha256="0" * 64,
                 oracle_sha256="0" * 64,
                 qemu_version="7.2",
-                kernel_release="6.1",
+                kernel_release=self.base.version,
             ),
             ending=self.ending,
             reason=""
@@ -275,6 +282,8 @@ class Load:
         vcpus = range(self.topology.vcpus)
         entries = [self._count(EventKind.NMI_ENTRY, vcpu) for vcpu in vcpus]
         self_sent = [self._count(EventKind.SELF_NMI, vcpu) for vcpu in vcpus]
+        if not self.base.witnesses:
+            return self._plain_guest(entries)
         return GuestEvidence(
             target_revision=2,
             load_errno=0,
@@ -304,6 +313,31 @@ class Load:
                 "[   12.100000] microcode: Attempting late microcode loading - it is dangerous and taints the kernel.",
                 "[   12.100001] microcode: You should switch to early loading, if possible.",
                 "[   12.130000] microcode: Reload succeeded, microcode revision: 0x1 -> 0x2",
+            ),
+        )
+
+    def _plain_guest(self, entries: list[int]) -> GuestEvidence:
+        """Tell what a kernel without witnesses of ours does: of each NMI that is not its own it complains."""
+        count, cores = len(entries), self.topology.total_cores
+        strange = [cpu for cpu, entered in enumerate(entries) for _ in range(max(0, entered - 1))]
+        return GuestEvidence(
+            target_revision=2,
+            load_errno=0,
+            repeat_errno=self.base.repeat_errno,
+            state=None,
+            ledger_before=(),
+            ledger_after=(),
+            revisions_before=(1,) * count,
+            revisions_after=(2,) * count,
+            nmis_before=(10,) * count,
+            nmis_after=tuple(10 + entered for entered in entries),
+            dmesg=(
+                "[   12.100000] microcode: Late microcode loading without minimal revision check.",
+                "[   12.100001] microcode: You should switch to early loading, if possible.",
+                *(f"[   12.12{cpu:04}] Uhhuh. NMI received for unknown reason 2c on CPU {cpu}." for cpu in strange),
+                *(f"[   12.12{cpu:04}] Dazed and confused, but trying to continue" for cpu in strange),
+                f"[   12.130000] microcode: load: updated on {cores} primary CPUs with {count - cores} siblings",
+                "[   12.130001] microcode: revision: 0x1 -> 0x2",
             ),
         )
 
