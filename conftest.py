@@ -6,6 +6,8 @@
 vCPU budget admits them (lab.host.admission).
 """
 
+import contextlib
+import functools
 import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import pytest
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import DEFAULT_BASE
 from lab.spec.evidence import Evidence
+from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
@@ -33,23 +36,43 @@ def pytest_xdist_auto_num_workers() -> int:
     return os.cpu_count() or 1
 
 
+@functools.cache
+def find_images(base: str) -> ImageSet:
+    """Build a kernel's images, or find them in the cache."""
+    return build_images(print, base)
+
+
+@functools.cache
+def find_kernel(base: str) -> Kernel:
+    """Read a kernel's functions and code."""
+    return read_kernel(find_images(base).vmlinux)
+
+
 @pytest.fixture(scope="session")
 def images() -> ImageSet:
     """All that a guest is booted from, built or found in the cache."""
-    return build_images(print)
+    return find_images(DEFAULT_BASE)
 
 
 @pytest.fixture(scope="session")
-def kernel(images: ImageSet) -> Kernel:
-    """The kernel's functions and code."""
-    return read_kernel(images.vmlinux)
+def kernel() -> Kernel:
+    """The default kernel's functions and code."""
+    return find_kernel(DEFAULT_BASE)
 
 
 @pytest.fixture(scope="session")
-def guest(images: ImageSet, kernel: Kernel) -> Iterator[WarmGuest]:
-    """A warm guest of two cores with two threads each."""
-    with WarmGuest(images, kernel, DEFAULT_BASE, Topology(1, 2, 2), print) as warm:
-        yield warm
+def guests() -> Iterator[Callable[[str], WarmGuest]]:
+    """A warm guest of two cores with two threads each, by base, made when it is asked for."""
+    with contextlib.ExitStack() as stack:
+        warm: dict[str, WarmGuest] = {}
+
+        def find(base: str) -> WarmGuest:
+            if base not in warm:
+                made = WarmGuest(find_images(base), find_kernel(base), base, Topology(1, 2, 2), print)
+                warm[base] = stack.enter_context(made)
+            return warm[base]
+
+        yield find
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +93,7 @@ Trial = Callable[..., Tried]
 
 
 @pytest.fixture
-def trial(guest: WarmGuest, tmp_path: Path, request: pytest.FixtureRequest) -> Trial:
+def trial(guests: Callable[[str], WarmGuest], tmp_path: Path, request: pytest.FixtureRequest) -> Trial:
     """Run one trial: ``trial("nmi-self", seed=3, nmis=8)``; further names are fields of lab.spec.scenario.Scenario."""
     folders: list[Path] = []
     request.node.stash[_EVIDENCE] = folders
@@ -78,6 +101,7 @@ def trial(guest: WarmGuest, tmp_path: Path, request: pytest.FixtureRequest) -> T
     def run(mechanism: str, *, seed: int = 1, **fields: Any) -> Tried:
         scenario = Scenario(mechanism=mechanism, **fields)
         scenario.check()
+        guest = guests(find_mechanism(mechanism).base)
         kept = guest.run_trial(scenario, draw_plan(scenario, seed), keep_files=True)
         folder = tmp_path / f"trial-{len(folders):03}"
         folders.append(folder)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -30,8 +30,9 @@ from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.errors import EvidenceError, HostError, LabError, UsageError
 from lab.host.paths import is_utf8, show_bytes
 from lab.judge import judge as judge_evidence
-from lab.progress import open_progress
+from lab.progress import Progress, open_progress
 from lab.report.page import write_report
+from lab.spec.base import BASES, find_base
 from lab.spec.mechanism import FIRST_CAMPAIGN, MECHANISMS, find_mechanism
 from lab.spec.plan import MAX_SEED, draw_plan
 from lab.spec.scenario import DEFAULT_NMIS, Aim, Scenario
@@ -39,9 +40,9 @@ from lab.spec.topology import Topology
 from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
 from lab.trial.folder import claim_trial_output, read_evidence
 from lab.trial.kvm import try_kvm
-from lab.trial.pool import WarmGuest
+from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial, make_record
-from lab.witness.kernel import read_kernel
+from lab.witness.kernel import Kernel, read_kernel
 
 USAGE = 2
 LAB_FAULT = 4
@@ -131,17 +132,20 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @app.command()
 def build(
-    what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle or all")] = "all", as_json: JsonOption = False
+    what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle or all")] = "all",
+    base: Annotated[str, typer.Option(help=f"which kernel: {', '.join(each.name for each in BASES)}")] = DEFAULT_BASE,
+    as_json: JsonOption = False,
 ) -> None:
     """Build what guests are made of, or find it in the cache."""
     recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
-        "kernel": lambda tell: build_kernel(tell).folder,
+        "kernel": lambda tell: build_kernel(tell, base).folder,
         "initramfs": build_initramfs,
         "oracle": build_oracle,
-        "all": build_images,
+        "all": lambda tell: build_images(tell, base),
     }
     if what not in recipes:
         raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}")
+    find_base(base)
     with open_progress() as progress:
         built = recipes[what](progress.tell)
     parts = (
@@ -175,10 +179,9 @@ def trial(
     folder = claim_trial_output(out)
     try:
         with open_progress() as progress:
-            images = build_images(progress.tell)
-            kernel = read_kernel(images.vmlinux)
-            with WarmGuest(images, kernel, DEFAULT_BASE, scenario.topology, progress.tell) as guest:
-                kept = guest.run_trial(scenario, plan, keep)
+            images, kernels = _build_bases((scenario,), progress)
+            with WarmGuests(images, kernels, scenario.topology, progress.tell) as guests:
+                kept = guests.run_trial(scenario, plan, keep)
     except KeyboardInterrupt:
         raise _Interrupted("no guest is left, and nothing of this trial is kept") from None
     verdict, record = keep_trial(folder, kept, 1, str(folder))
@@ -237,20 +240,27 @@ def run(
     qemu_version = require_qemu()
     folder = claim_run_output(out, replace)
     with open_progress() as progress:
-        images = build_images(progress.tell)
-        kernel = read_kernel(images.vmlinux)
+        images, kernels = _build_bases(scenarios, progress)
         progress.begin(trials * len(scenarios))
         command = ("lab", *sys.argv[1:])
-        info = describe_run(command, scenarios, trials, run_seed, images.describe(qemu_version))
+        booted = tuple(each.describe(qemu_version) for each in images.values())
+        info = describe_run(command, scenarios, trials, run_seed, booted)
         with RunStore(folder, info, replace) as store, _page_of_what_ends(folder):
-            with WarmGuest(images, kernel, DEFAULT_BASE, scenarios[0].topology, progress.tell) as guest:
-                ran = run_trials(guest, store, scenarios, trials, run_seed, progress.advance)
+            with WarmGuests(images, kernels, scenarios[0].topology, progress.tell) as guests:
+                ran = run_trials(guests, store, scenarios, trials, run_seed, progress.advance)
             store.finish(ran.exit_status)
             page = write_report(folder)
     _tell_run(folder, page, as_json)
     if ran.stopped:
         _complain(ran.stopped, ran.exit_status)
     raise typer.Exit(ran.exit_status)
+
+
+def _build_bases(scenarios: Iterable[Scenario], progress: Progress) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
+    """Return images and kernels by base, of those that the scenarios' mechanisms need."""
+    bases = dict.fromkeys(find_mechanism(each.mechanism).base for each in scenarios)
+    images = {base: build_images(progress.tell, base) for base in bases}
+    return images, {base: read_kernel(each.vmlinux) for base, each in images.items()}
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The first campaign: every mechanism asked for, trial by trial in turn, on one warm guest."""
+"""The first campaign: every mechanism asked for, trial by trial in turn, on one warm guest per kernel."""
 
 import datetime
 import os
@@ -17,7 +17,7 @@ from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import derive_seed, draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import TrialRecord
-from lab.trial.pool import WarmGuest
+from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 
 #: A guest that does not boot takes a minute and a half to say so, and one that did not three times never will.
@@ -45,12 +45,13 @@ class Ran:
 
 
 def describe_run(
-    command: tuple[str, ...], scenarios: tuple[Scenario, ...], trials: int, seed: int, images: Images
+    command: tuple[str, ...], scenarios: tuple[Scenario, ...], trials: int, seed: int, images: tuple[Images, ...]
 ) -> RunInfo:
     """Return what is asked of a run that begins now on this host.
 
     :param trials: of each scenario
     :param seed: of the whole run
+    :param images: of each kernel that the scenarios need
     """
     asked = tuple(find_mechanism(scenario.mechanism) for scenario in scenarios)
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -80,7 +81,7 @@ def name_trial(number: int, mechanism: str) -> str:
 
 
 def run_trials(
-    guest: WarmGuest,
+    guests: WarmGuests,
     store: RunStore,
     scenarios: tuple[Scenario, ...],
     trials: int,
@@ -102,14 +103,14 @@ def run_trials(
             number += 1
             plan = draw_plan(scenario, derive_seed(seed, scenario.mechanism, index))
             name = name_trial(number, scenario.mechanism)
-            kept = guest.run_trial(scenario, plan)
+            kept = guests.run_trial(scenario, plan)
             _, record = keep_trial(store.folder / name, kept, number, name)
             store.append(record)
             records.append(record)
             progress(record)
-            if guest.failed_boots >= MAX_FAILED_BOOTS:
+            if guests.failed_boots >= MAX_FAILED_BOOTS:
                 stopped = (
-                    f"no guest was there for {guest.failed_boots} trials in a row, so the run was stopped after"
+                    f"no guest was there for {guests.failed_boots} trials in a row, so the run was stopped after"
                     f" {number} of {trials * len(scenarios)}: {kept.evidence.reason} (what the last one's console"
                     f" said is in '{store.folder / name}')"
                 )

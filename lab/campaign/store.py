@@ -59,6 +59,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     :param command: the words of the command line
     :param trials_asked: over all mechanisms
     :param scenario: what all trials share; its mechanism is one of those asked for
+    :param images: of each kernel that was booted
     :param host: facts about the host by name, such as ``cores`` and ``qemu``
     :param finished: the run came to its own end
     :param exit_status: with which it ended, None before
@@ -70,7 +71,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     mechanisms: tuple[MechanismAsked, ...]
     trials_asked: int
     scenario: Scenario
-    images: Images | None
+    images: tuple[Images, ...]
     host: dict[str, str]
     finished: bool = False
     exit_status: int | None = None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps one warm guest at hand, and replaces it when it can serve no more.
+"""Keeps a warm guest of each kernel at hand, and replaces one when it can serve no more.
 
 Between trials its vCPUs are halted: it holds a share of the host's vCPU budget only while it boots or serves a trial.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Final
 
@@ -15,6 +15,7 @@ from lab.errors import GuestError
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
+from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
@@ -90,6 +91,43 @@ class WarmGuest:
         if kept.evidence.ending is not Ending.COMPLETE or not session.usable:
             self.retire()
         return kept
+
+
+class WarmGuests:
+    """Serves trials of mechanisms of several bases, with one warm guest per base. A context manager.
+
+    :param images: by base
+    :param kernels: by base
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, ImageSet],
+        kernels: Mapping[str, Kernel],
+        topology: Topology,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._guests = {base: WarmGuest(images[base], kernels[base], base, topology, progress) for base in images}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "WarmGuests":
+        for guest in self._guests.values():
+            self._stack.enter_context(guest)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def failed_boots(self) -> int:
+        """How many trials in a row got no guest, of the kernel with which that happened most often."""
+        return max(guest.failed_boots for guest in self._guests.values())
+
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+        """Run one trial on the guest of its mechanism's base; raises as :meth:`WarmGuest.run_trial` does."""
+        return self._guests[find_mechanism(scenario.mechanism).base].run_trial(scenario, plan, keep_files)
 
 
 def _explain_no_guest(scenario: Scenario, plan: Plan, reason: str) -> Evidence:

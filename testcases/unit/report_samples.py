@@ -334,7 +334,7 @@ def make_info(**changes: object) -> RunInfo:
         ),
         trials_asked=60,
         scenario=make_scenario("stop-machine"),
-        images=IMAGES,
+        images=(IMAGES,),
         host={"cores": "2", "qemu": "QEMU emulator version 7.2.17 (Debian 1:7.2+dfsg-7)", "cpu": "x86_64, AVX2"},
         finished=True,
         exit_status=0,

@@ -58,6 +58,10 @@ REFUSED = {
     "no output folder": (("trial", "--mechanism", "nmi-self"), "--out"),
     "unknown command": (("trail",), "No such command 'trail'"),
     "unknown recipe": (("build", "kernels"), "'kernels' cannot be built: there are kernel, initramfs, oracle, all"),
+    "unknown kernel": (
+        ("build", "kernel", "--base", "linux-5.0"),
+        "'linux-5.0' is unknown: there are linux-6.1, linux-6.12",
+    ),
     "folder to judge that is none": (("judge", "{out}"), "is not a folder: an evidence folder is needed"),
     "folder to report that is none": (("report", "{out}"), "is not a folder: that of a run is needed"),
 }
@@ -156,13 +160,13 @@ class Guest:
             os.kill(os.getpid(), number)
         return Kept(make_evidence(scenario.mechanism), {})
 
-def build_images(tell):
+def build_images(tell, base):
     if step == "build":
         os.kill(os.getpid(), number)
     return Images()
 
 cli.require_qemu = lambda: "7.2"
-cli.build_images, cli.read_kernel, cli.WarmGuest = build_images, lambda _: None, Guest
+cli.build_images, cli.read_kernel, cli.WarmGuests = build_images, lambda _: None, Guest
 cli.main()
 """
 

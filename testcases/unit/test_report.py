@@ -208,7 +208,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
 
 
 def test_a_run_without_records_has_a_page(tmp_path: Path) -> None:
-    text = words(read_page(write_run(tmp_path, [], images=None)))
+    text = words(read_page(write_run(tmp_path, [], images=())))
     assert "0 of 60 trials" in text
     assert "no trial was run" in text
 

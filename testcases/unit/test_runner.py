@@ -25,7 +25,7 @@ from lab.spec.topology import Topology
 from lab.spec.verdict import Outcome, TrialRecord
 from lab.trial import pool
 from lab.trial.folder import read_evidence
-from lab.trial.pool import WarmGuest
+from lab.trial.pool import WarmGuest, WarmGuests
 from lab.trial.session import Kept
 
 SCENARIOS = vary(Scenario(mechanism="nmi-self"), ("nmi-self", "stop-machine"))
@@ -65,14 +65,14 @@ def boot(monkeypatch: pytest.MonkeyPatch, boots: str) -> None:
 
 
 def campaign(folder: Path, trials: int, told: list[str] | None = None) -> tuple[Ran, list[TrialRecord]]:
-    info = describe_run(("lab", "run"), SCENARIOS, trials, 7, IMAGES)
+    info = describe_run(("lab", "run"), SCENARIOS, trials, 7, (IMAGES,))
     seen: list[TrialRecord] = []
     tell = (told if told is not None else []).append
     with (
         RunStore(folder, info) as store,
-        WarmGuest(NO_IMAGES, NO_IMAGES, DEFAULT_BASE, Topology(1, 2, 2), tell) as guest,
+        WarmGuests({DEFAULT_BASE: NO_IMAGES}, {DEFAULT_BASE: NO_IMAGES}, Topology(1, 2, 2), tell) as guests,
     ):
-        ran = run_trials(guest, store, SCENARIOS, trials, 7, seen.append)
+        ran = run_trials(guests, store, SCENARIOS, trials, 7, seen.append)
         store.finish(ran.exit_status)
     return ran, seen
 
