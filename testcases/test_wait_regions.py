@@ -2,10 +2,13 @@
 """The wait regions as compiled: a thread that stays in one executes no instruction an update may be patching."""
 
 import pytest
+from capstone import CsInsn
 
-from lab.spec.mechanism import MECHANISMS, Mechanism
+from conftest import find_kernel
+from lab.spec.mechanism import MECHANISMS, Mechanism, find_mechanism
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks
+from lab.witness.places import find_stretch
 
 pytestmark = pytest.mark.e2e
 
@@ -17,44 +20,77 @@ HAZARDS = {
 #: A parked thread executes nothing behind the instruction that parks it.
 PARKS_BY = {"park-hlt": {"hlt"}}
 
+#: What code of a wait region may call that is none of it.
+LEAVES = {
+    # after its release, or when its time is up
+    "panic", "_printk", "apply_microcode_local", "mclab_record_release", "mclab_apply",
+    # before its call-in
+    "_find_first_bit", "mclab_record_arrival", "mclab_record_wait",
+    # the primary, around its update
+    "mclab_record_update_begin", "mclab_record_update_end",
+    # where the rendezvous uses no NMIs, as on AMD
+    "touch_softlockup_watchdog",
+}  # fmt: skip
+
+
+def list_instructions(kernel: Kernel, mechanism: Mechanism) -> list[tuple[str, CsInsn]]:
+    """Return the instructions of a wait region, each with the name of its function, and check that they are all."""
+    found = []
+    for stretch in mechanism.landmarks.wait_region:
+        for start, end in find_stretch(kernel, stretch):
+            function = kernel.find_at(start)
+            assert function is not None
+            inside = [each for each in kernel.disassemble(function) if start <= each.address < end]
+            assert inside[0].address == start, function.name
+            # Padding behind the last instruction is no code; what the disassembler could not read would end it early.
+            assert end - (inside[-1].address + inside[-1].size) < 16
+            found += [(function.name, each) for each in inside]
+    return found
+
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism.name)
-def test_a_wait_region_holds_no_hazard(kernel: Kernel, mechanism: Mechanism) -> None:
-    for name in mechanism.landmarks.wait_region:
-        instructions = kernel.disassemble(kernel.find(name))
-        assert instructions, name
-        last = instructions[-1]
-        # Padding behind the last instruction is no code; what the disassembler could not read would end it early.
-        assert kernel.find(name).end - (last.address + last.size) < 16
+def test_a_wait_region_holds_no_hazard(mechanism: Mechanism) -> None:
+    for name, each in list_instructions(find_kernel(mechanism.base), mechanism):
         hazards = HAZARDS - PARKS_BY.get(mechanism.name, set())
-        found = [f"{name}: {each.mnemonic} {each.op_str}" for each in instructions if each.mnemonic in hazards]
-        found += [
-            f"{name}: {each.mnemonic} {each.op_str}"
-            for each in instructions
-            if each.mnemonic == "mov" and any(f"{register}" in each.op_str.split(", ") for register in ("cr3", "dr7"))
-        ]
-        assert not found
+        assert each.mnemonic not in hazards, f"{name}: {each.mnemonic} {each.op_str}"
+        if each.mnemonic == "mov":
+            assert not {"cr3", "dr7"} & set(each.op_str.split(", ")), f"{name}: {each.mnemonic} {each.op_str}"
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism.name)
-def test_a_wait_region_calls_nothing_outside_but_on_its_way_out(kernel: Kernel, mechanism: Mechanism) -> None:
-    region = set(mechanism.landmarks.wait_region)
-    leaves = {
-        # after its release, or when its time is up
-        "panic", "_printk", "apply_microcode_local", "mclab_record_release", "mclab_apply",
-        # before its call-in
-        "_find_first_bit", "mclab_record_arrival", "mclab_record_wait",
-        # the primary, around its update
-        "mclab_record_update_begin", "mclab_record_update_end",
-    }  # fmt: skip
-    for name in region:
-        for each in kernel.disassemble(kernel.find(name)):
-            if each.mnemonic == "call" and each.op_str.startswith("0x"):
-                target = kernel.symbolise(int(each.op_str, 16)).split("+")[0]
-                assert target in region | leaves, f"{name} calls {target}"
+def test_a_wait_region_calls_nothing_outside_but_on_its_way_out(mechanism: Mechanism) -> None:
+    kernel = find_kernel(mechanism.base)
+    instructions = list_instructions(kernel, mechanism)
+    region = {name for name, _ in instructions}
+    for name, each in instructions:
+        if each.mnemonic == "call" and each.op_str.startswith("0x"):
+            target = kernel.symbolise(int(each.op_str, 16)).split("+")[0]
+            assert target in region | LEAVES, f"{name} calls {target}"
 
 
-def test_every_update_site_is_a_landmark(kernel: Kernel) -> None:
-    marks = find_landmarks(kernel, MECHANISMS)
+@pytest.mark.parametrize(
+    ("base", "functions"),
+    [
+        ("linux-6.1", {"apply_microcode_early", "apply_microcode_intel"}),
+        ("linux-6.12", {"__apply_microcode", "load_ucode_intel_ap"}),
+    ],
+)
+def test_every_update_site_is_a_landmark(base: str, functions: set[str]) -> None:
+    kernel = find_kernel(base)
+    marks = find_landmarks(kernel, [mechanism for mechanism in MECHANISMS if mechanism.base == base])
     sites = [kernel.symbolise(point.address).split("+")[0] for point in marks.points if point.kind == "wrmsr79"]
-    assert {site.split(".")[0] for site in sites} == {"apply_microcode_early", "apply_microcode_intel"}
+    assert {site.split(".")[0] for site in sites} == functions
+
+
+def test_the_wait_of_mainline_ends_where_its_release_is_reported() -> None:
+    """The region holds neither what a sibling does when its time is up, nor anything behind its release test."""
+    kernel = find_kernel("linux-6.12")
+    mechanism = find_mechanism("upstream")
+    marks = find_landmarks(kernel, [mechanism])
+    releases = [point.address for point in marks.points if point.kind == "release"]
+    assert len(releases) == 2
+    between = [stretch for stretch in mechanism.landmarks.wait_region if not isinstance(stretch, str)]
+    for start, end in find_stretch(kernel, between[0]):
+        assert not any(start <= address < end for address in releases)
+    # A block that crosses the last range's end would count as outside: the release is the next instruction.
+    assert find_stretch(kernel, between[0])[-1][1] in releases

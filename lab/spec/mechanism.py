@@ -115,6 +115,11 @@ _NMI_REGION = ("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_fo
 
 _STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus", *_DELAY)
 
+#: Where 6.12's code may have been compiled into, the innermost first.
+_LOAD_612 = ("load_late_stop_cpus", "load_late_locked", "reload_store")
+_PRIMARY_612 = ("__load_primary", "load_primary", "microcode_update_handler", "microcode_nmi_handler")
+_SIBLING_612 = ("load_secondary_wait", "load_secondary", "microcode_update_handler", "microcode_nmi_handler")
+
 MECHANISMS = (
     Mechanism(
         name="stop-machine",
@@ -234,6 +239,29 @@ MECHANISMS = (
             ipi_nmi_to=Threads.SIBLINGS,
             lint1_masked_by=Threads.SIBLINGS,
             primary_call_in="mclab_park_wait_siblings",
+        ),
+    ),
+    Mechanism(
+        name="upstream",
+        summary="mainline since 6.7: rendezvous and update inside the NMI handler, unmodified but for the engine",
+        base="linux-6.12",
+        bit=0,
+        expectation=Expectation.CLEAN,
+        landmarks=Landmarks(
+            load_begin="load_late_stop_cpus",
+            load_end=Return(Call("stop_machine_cpuslocked", _LOAD_612)),
+            call_in="wait_for_cpus",
+            release=Return(Call("wait_for_ctrl", _SIBLING_612)),
+            # It goes on when the update is done: the only call through a pointer is apply_microcode().
+            primary_release=Return(Call("", _PRIMARY_612)),
+            self_nmi=Call("", ("load_cpus_stopped",)),
+            wait_loop="wait_for_ctrl",
+            wait_region=(
+                "wait_for_cpus",
+                Path(Return(Call("wait_for_cpus", _SIBLING_612)), Call("wait_for_ctrl", _SIBLING_612)),
+                "wait_for_ctrl",
+            ),
+            self_nmi_by=Threads.ALL,
         ),
     ),
 )
