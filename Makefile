@@ -17,6 +17,7 @@ run: ## Set up, build all images, run a first campaign and write its report belo
 test: ## Set up and run all tests
 	@images/host/setup
 	.venv/bin/lab build all
+	.venv/bin/lab build kernel --base linux-6.12
 	.venv/bin/pytest -n auto
 
 bench: ## Set up and measure boot, trial and report times

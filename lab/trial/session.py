@@ -53,8 +53,8 @@ BOOT_S: Final = 90.0
 TRIAL_S: Final = 30.0
 #: What a load takes beside its longest window, before any has been seen.
 FIRST_OVERHEAD_US: Final = 30_000
-#: An NMI that is pending enters at the vCPU's next block; quiet for as long as this means that none is.
-SETTLED_S: Final = 0.01
+#: An NMI that is pending enters at the vCPU's next block; quiet for longer than a time slice of the host means none is.
+SETTLED_S: Final = 0.03
 SETTLE_STEP_S: Final = 0.001
 SETTLE_BOUND_S: Final = 1.0
 CONSOLE_TAIL_LINES: Final = 60
