@@ -111,14 +111,30 @@ class Mechanism(msgspec.Struct, frozen=True):
 #: ndelay(), touch_nmi_watchdog() and what they call on these kernels.
 _DELAY = ("__ndelay", "__const_udelay", "__delay", "delay_tsc", "touch_softlockup_watchdog")
 
-_NMI_REGION = ("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary")
-
 _STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus", *_DELAY)
 
 #: Where 6.12's code may have been compiled into, the innermost first.
 _LOAD_612 = ("load_late_stop_cpus", "load_late_locked", "reload_store")
 _PRIMARY_612 = ("__load_primary", "load_primary", "microcode_update_handler", "microcode_nmi_handler")
 _SIBLING_612 = ("load_secondary_wait", "load_secondary", "microcode_update_handler", "microcode_nmi_handler")
+
+_STOP_MACHINE = Landmarks(
+    load_begin="microcode_reload_late",
+    load_end="mclab_load_end",
+    call_in="__wait_for_cpus",
+    release="mclab_record_release",
+    self_nmi="",
+    wait_loop="__wait_for_cpus",
+    wait_region=_STOP_MACHINE_REGION,
+)
+
+#: What all rendezvous in the NMI handler have in common; how they get there, each has of its own.
+_IN_NMI = msgspec.structs.replace(
+    _STOP_MACHINE,
+    call_in="mclab_nmi_call_in",
+    wait_loop="mclab_nmi_wait_for_primary",
+    wait_region=("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary"),
+)
 
 MECHANISMS = (
     Mechanism(
@@ -127,15 +143,7 @@ MECHANISMS = (
         base="linux-6.1",
         bit=0,
         expectation=Expectation.CAUGHT,
-        landmarks=Landmarks(
-            load_begin="microcode_reload_late",
-            load_end="mclab_load_end",
-            call_in="__wait_for_cpus",
-            release="mclab_record_release",
-            self_nmi="",
-            wait_loop="__wait_for_cpus",
-            wait_region=_STOP_MACHINE_REGION,
-        ),
+        landmarks=_STOP_MACHINE,
     ),
     Mechanism(
         name="nmi-spin-as-posted",
@@ -143,12 +151,8 @@ MECHANISMS = (
         base="linux-6.1",
         bit=1,
         expectation=Expectation.CAUGHT,
-        landmarks=Landmarks(
-            load_begin="microcode_reload_late",
-            load_end="mclab_load_end",
-            call_in="__wait_for_cpus",
-            release="mclab_record_release",
-            self_nmi="",
+        landmarks=msgspec.structs.replace(
+            _STOP_MACHINE,
             wait_loop="mclab_spin_wait_loop",
             wait_region=(*_STOP_MACHINE_REGION, "mclab_spin_wait_loop"),
         ),
@@ -159,16 +163,7 @@ MECHANISMS = (
         base="linux-6.1",
         bit=2,
         expectation=Expectation.CLEAN,
-        landmarks=Landmarks(
-            load_begin="microcode_reload_late",
-            load_end="mclab_load_end",
-            call_in="mclab_nmi_call_in",
-            release="mclab_record_release",
-            self_nmi="mclab_send_self_nmi",
-            wait_loop="mclab_nmi_wait_for_primary",
-            wait_region=_NMI_REGION,
-            self_nmi_by=Threads.ALL,
-        ),
+        landmarks=msgspec.structs.replace(_IN_NMI, self_nmi="mclab_send_self_nmi", self_nmi_by=Threads.ALL),
     ),
     Mechanism(
         name="nmi-spin",
@@ -176,12 +171,8 @@ MECHANISMS = (
         base="linux-6.1",
         bit=3,
         expectation=Expectation.MEASURED,
-        landmarks=Landmarks(
-            load_begin="microcode_reload_late",
-            load_end="mclab_load_end",
-            call_in="__wait_for_cpus",
-            release="mclab_record_release",
-            self_nmi="",
+        landmarks=msgspec.structs.replace(
+            _STOP_MACHINE,
             wait_loop="mclab_spin_nmi_as_meant",
             wait_region=(*_STOP_MACHINE_REGION, "mclab_spin_nmi_as_meant", "mclab_spin_wait_loop"),
         ),
@@ -192,17 +183,7 @@ MECHANISMS = (
         base="linux-6.1",
         bit=4,
         expectation=Expectation.CLEAN,
-        landmarks=Landmarks(
-            load_begin="microcode_reload_late",
-            load_end="mclab_load_end",
-            call_in="mclab_nmi_call_in",
-            release="mclab_record_release",
-            self_nmi="",
-            wait_loop="mclab_nmi_wait_for_primary",
-            wait_region=_NMI_REGION,
-            ipi_nmi="mclab_send_nmi_to_all",
-            ipi_nmi_to=Threads.ALL,
-        ),
+        landmarks=msgspec.structs.replace(_IN_NMI, ipi_nmi="mclab_send_nmi_to_all", ipi_nmi_to=Threads.ALL),
     ),
     Mechanism(
         name="nmi-siblings",
@@ -210,16 +191,7 @@ MECHANISMS = (
         base="linux-6.1",
         bit=5,
         expectation=Expectation.CLEAN,
-        landmarks=Landmarks(
-            load_begin="microcode_reload_late",
-            load_end="mclab_load_end",
-            call_in="mclab_nmi_call_in",
-            release="mclab_record_release",
-            self_nmi="mclab_send_self_nmi",
-            wait_loop="mclab_nmi_wait_for_primary",
-            wait_region=_NMI_REGION,
-            self_nmi_by=Threads.SIBLINGS,
-        ),
+        landmarks=msgspec.structs.replace(_IN_NMI, self_nmi="mclab_send_self_nmi", self_nmi_by=Threads.SIBLINGS),
     ),
     Mechanism(
         name="park-hlt",
@@ -227,18 +199,15 @@ MECHANISMS = (
         base="linux-6.1",
         bit=6,
         expectation=Expectation.CLEAN,
-        landmarks=Landmarks(
-            load_begin="microcode_reload_late",
-            load_end="mclab_load_end",
+        landmarks=msgspec.structs.replace(
+            _STOP_MACHINE,
             call_in="mclab_park_hlt",
-            release="mclab_record_release",
-            self_nmi="",
+            primary_call_in="mclab_park_wait_siblings",
             wait_loop="mclab_park_hlt",
             wait_region=("mclab_park_hlt",),
             ipi_nmi="mclab_park_wake",
             ipi_nmi_to=Threads.SIBLINGS,
             lint1_masked_by=Threads.SIBLINGS,
-            primary_call_in="mclab_park_wait_siblings",
         ),
     ),
     Mechanism(
