@@ -125,6 +125,20 @@ def find_complaints(lines: Iterable[str], cause: Cause | None = None) -> list[Pr
     return list(islice(found, MAX_PROOFS))
 
 
+def find_earlier_complaints(facts: Facts) -> list[Proof]:
+    """Return what the guest complained of between the last trial and this one.
+
+    A kernel without a ledger complains of each NMI that it does not know, and printk() may be late with what an NMI
+    handler prints: such lines are the last trial's, which accounts for its NMIs by their entries.
+    """
+    guest = facts.evidence.guest
+    lines = guest.dmesg_before if guest is not None else ()
+    if not facts.has(Witness.LEDGER):
+        known = (_UNKNOWN_NMI, _UNKNOWN_NMI_TOO)
+        lines = tuple(line for line in lines if not any(each.search(message_of(line)) for each in known))
+    return find_complaints(lines)
+
+
 def message_of(line: str) -> str:
     """Return a line without level, timestamp and caller."""
     return _PREFIX.sub("", line[:_MAX_LINE], count=1)

@@ -118,8 +118,7 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     log_doubt = nmis.why_log_doubted(facts)
     if log_doubt:
         return clean(log_doubt)
-    inside = facts.evidence.guest
-    complaints = dmesg.find_complaints(inside.dmesg_before) if inside is not None else []
+    complaints = dmesg.find_earlier_complaints(facts)
     if complaints:
         return f"the guest had complained before this load, {complaints[0].text}"
     for one in required:

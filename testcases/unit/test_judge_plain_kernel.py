@@ -154,3 +154,11 @@ def test_a_self_nmi_that_a_real_one_forestalled_is_an_ordinary_one() -> None:
     assert finding(evidence, "nmis-delivered") is Finding.HELD
     assert finding(evidence, "dmesg-clean") is Finding.HELD
     assert judge(evidence).outcome is Outcome.INVALID  # none was pending in a window
+
+
+def test_complaints_of_the_last_trials_nmis_that_come_late_are_not_held_against_this_one() -> None:
+    late = (UHHUH.format(2), DAZED)
+    assert judge(changed(("guest.dmesg_before", late))).outcome is Outcome.PASS
+    real = (*late, "watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [sh:60]")
+    assert judge(changed(("guest.dmesg_before", real))).outcome is Outcome.INVALID
+    assert judge(change(Load().build(), "guest.dmesg_before", late)).outcome is Outcome.INVALID
