@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures for cases on real guests.
 
-``images`` are built once and shared by all workers and checkouts, ``guest`` is a warm guest of the worker's own,
+``images`` are built once and shared by all workers and checkouts, ``guest`` is a warm guest of the worker's own (and
+``guests`` gives one of each kernel),
 ``trial`` runs one late load in it, judges it and keeps the evidence. Workers may be many: guests run only as the host's
 vCPU budget admits them (lab.host.admission).
 """
@@ -73,6 +74,12 @@ def guests() -> Iterator[Callable[[str], WarmGuest]]:
             return warm[base]
 
         yield find
+
+
+@pytest.fixture(scope="session")
+def guest(guests: Callable[[str], WarmGuest]) -> WarmGuest:
+    """The warm guest of the default kernel."""
+    return guests(DEFAULT_BASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

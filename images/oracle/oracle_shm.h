@@ -181,7 +181,6 @@ struct oracle_sibling {
 	uint64_t outside_blocks;
 	uint64_t first_tsc;
 	uint64_t last_region_tsc;
-	uint32_t halts;	 /* the vCPU's, when the window opened */
 	uint32_t halted; /* when the window closed */
 	uint32_t blocks_lost;
 	uint32_t hazards_lost;

@@ -42,10 +42,9 @@ static void put_event(unsigned int vcpu, const struct core *core, enum oracle_ki
 void sibling_snapshot(unsigned int vcpu, const struct core *core)
 {
 	struct oracle_sibling *sibling = &oracle.siblings[vcpu];
-	uint32_t halts = load_relaxed(&oracle.vcpus[vcpu].halts);
-	uint64_t block = halts & 1 ? 0 : load_relaxed(&oracle.vcpus[vcpu].block);
+	const struct oracle_vcpu *own = &oracle.vcpus[vcpu];
+	uint64_t block = is_halted(own) ? 0 : load_relaxed(&own->block);
 
-	store_relaxed(&sibling->halts, halts);
 	store_relaxed(&sibling->in_flight, block);
 	put_event(vcpu, core, ORACLE_IN_FLIGHT, pc_of(block), HAZARD_NONE);
 }

@@ -2,7 +2,7 @@
 """The patched kernel's own account, ``/sys/kernel/debug/microcode_lab/``: parsed, never trusted."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lab.errors import EvidenceError
 from lab.spec.evidence import CpuLedger, CpuState, RendezvousState
@@ -34,6 +34,16 @@ def _split(text: str, cpus: int, heads: int, what: str) -> list[str]:
     return lines[: heads + cpus]
 
 
+def _read_cpus(lines: list[str], what: str, first: int) -> Iterator[tuple[int, Mapping[str, str], str]]:
+    """Yield each CPU's number, its pairs, and what to call its line; ``first`` is the number of the first line."""
+    for number, line in enumerate(lines):
+        name = f"{what} line {number + first}"
+        pairs = _read_pairs(line, name)
+        if _number(pairs, "cpu", name) != number:
+            raise EvidenceError(f"{name} is not of CPU {number}")
+        yield number, pairs, name
+
+
 def parse_state(text: str, cpus: int) -> RendezvousState:
     """Parse ``state``.
 
@@ -49,11 +59,7 @@ def parse_state(text: str, cpus: int) -> RendezvousState:
     head, *lines = _split(text, cpus, 1, "state")
     first = _read_pairs(head, "state line 1")
     states = []
-    for number, line in enumerate(lines):
-        what = f"state line {number + 2}"
-        pairs = _read_pairs(line, what)
-        if _number(pairs, "cpu", what) != number:
-            raise EvidenceError(f"{what} is not of CPU {number}")
+    for number, pairs, what in _read_cpus(lines, "state", 2):
         states.append(
             CpuState(
                 cpu=number,
@@ -87,11 +93,7 @@ def parse_ledger(text: str, cpus: int) -> tuple[CpuLedger, ...]:
     :raise EvidenceError: it is of another form
     """
     ledgers = []
-    for number, line in enumerate(_split(text, cpus, 0, "ledger")):
-        what = f"ledger line {number + 1}"
-        pairs = _read_pairs(line, what)
-        if _number(pairs, "cpu", what) != number:
-            raise EvidenceError(f"{what} is not of CPU {number}")
+    for number, pairs, what in _read_cpus(_split(text, cpus, 0, "ledger"), "ledger", 1):
         ledgers.append(
             CpuLedger(
                 cpu=number,

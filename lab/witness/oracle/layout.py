@@ -175,7 +175,6 @@ class Sibling(ctypes.Structure):
         ("outside_blocks", c_uint64),
         ("first_tsc", c_uint64),
         ("last_region_tsc", c_uint64),
-        ("halts", c_uint32),
         ("halted", c_uint32),
         ("blocks_lost", c_uint32),
         ("hazards_lost", c_uint32),
