@@ -13,6 +13,7 @@ import pytest
 from conftest import Trial
 from lab.build.images import ImageSet
 from lab.build.kernel import DEFAULT_BASE
+from lab.errors import DeadlineError
 from lab.guest.machine import Machine
 from lab.guest.nmi import BroadcastInjector
 from lab.host.admission import admit
@@ -31,6 +32,9 @@ PTRACE_SEIZE = 0x4206
 PTRACE_INTERRUPT = 0x4207
 PTRACE_DETACH = 17
 WAIT_FOR_ALL = 0x40000000
+
+STOP_TRIES = 20
+ANSWER_S = 0.05
 
 SHAPE = Topology(1, 1, 2)
 
@@ -92,6 +96,7 @@ class _Starver:
 
     def __init__(self, machine: Machine, thread_id: int, stop_s: float) -> None:
         self._inner = machine.broadcast
+        self._qmp = machine.qmp
         self._thread_id = thread_id
         self._stop_s = stop_s
         self._stopped = threading.Event()
@@ -107,13 +112,28 @@ class _Starver:
     def join(self) -> None:
         self._thread.join(10)
 
+    def _qemu_answers(self) -> bool:
+        """A vCPU that spins takes QEMU's lock at each PAUSE; stopped with it, it keeps all of QEMU from the NMI."""
+        try:
+            self._qmp.execute("query-status", deadline=Deadline.after(ANSWER_S))
+        except DeadlineError:
+            return False
+        return True
+
     def _stop(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
-        for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
-            if libc.ptrace(request, self._thread_id, None, None) != 0:
-                self.problem = os.strerror(ctypes.get_errno())
-                return
-        os.waitpid(self._thread_id, WAIT_FOR_ALL)
+        for _ in range(STOP_TRIES):
+            for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
+                if libc.ptrace(request, self._thread_id, None, None) != 0:
+                    self.problem = os.strerror(ctypes.get_errno())
+                    return
+            os.waitpid(self._thread_id, WAIT_FOR_ALL)
+            if self._qemu_answers():
+                break
+            libc.ptrace(PTRACE_DETACH, self._thread_id, None, None)
+        else:
+            self.problem = "the vCPU held QEMU's lock each time"
+            return
         self._stopped.set()
         threading.Event().wait(self._stop_s)
         libc.ptrace(PTRACE_DETACH, self._thread_id, None, None)
