@@ -69,9 +69,11 @@ def test_mainline_without_its_nmis_is_caught() -> None:
         open_session(find_images(BASE), find_kernel(BASE), SHAPE, BASE) as session,
     ):
         _clear_use_nmi(session.machine)
-        verdicts = [judge(session.run_trial(scenario, draw_plan(scenario, seed)).evidence) for seed in range(5)]
+        verdicts = [judge(session.run_trial(scenario, draw_plan(scenario, seed)).evidence) for seed in range(8)]
+    # On a busy host some show nothing; none may call it good.
     caught = [verdict for verdict in verdicts if verdict.outcome is Outcome.FAIL]
     assert len(caught) >= 4, [verdict.reason for verdict in verdicts]
+    assert Outcome.PASS not in {verdict.outcome for verdict in verdicts}
     left = 0
     for verdict in caught:
         found = {one.name: one for one in verdict.invariants}
