@@ -2,7 +2,7 @@
 """Fixtures for cases on real guests.
 
 ``images`` are built once and shared by all workers and checkouts, ``guest`` is a warm guest of the worker's own (and
-``guests`` gives one of each kernel),
+``guests`` gives one of each machine),
 ``trial`` runs one late load in it, judges it and keeps the evidence. Workers may be many: guests run only as the host's
 vCPU budget admits them (lab.host.admission).
 """
@@ -19,8 +19,8 @@ import pytest
 
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import DEFAULT_BASE
+from lab.spec.boot import Boot
 from lab.spec.evidence import Evidence
-from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
@@ -62,24 +62,24 @@ def kernel() -> Kernel:
 
 
 @pytest.fixture(scope="session")
-def guests() -> Iterator[Callable[[str], WarmGuest]]:
-    """A warm guest of two cores with two threads each, by base, made when it is asked for."""
+def guests() -> Iterator[Callable[[Boot], WarmGuest]]:
+    """A warm guest of each machine, made when it is asked for."""
     with contextlib.ExitStack() as stack:
-        warm: dict[str, WarmGuest] = {}
+        warm: dict[Boot, WarmGuest] = {}
 
-        def find(base: str) -> WarmGuest:
-            if base not in warm:
-                made = WarmGuest(find_images(base), find_kernel(base), base, Topology(1, 2, 2), print)
-                warm[base] = stack.enter_context(made)
-            return warm[base]
+        def find(boot: Boot) -> WarmGuest:
+            if boot not in warm:
+                made = WarmGuest(find_images(boot.base), find_kernel(boot.base), boot, print)
+                warm[boot] = stack.enter_context(made)
+            return warm[boot]
 
         yield find
 
 
 @pytest.fixture(scope="session")
-def guest(guests: Callable[[str], WarmGuest]) -> WarmGuest:
-    """The warm guest of the default kernel."""
-    return guests(DEFAULT_BASE)
+def guest(guests: Callable[[Boot], WarmGuest]) -> WarmGuest:
+    """The warm guest of the default kernel, with two cores of two threads each."""
+    return guests(Boot(base=DEFAULT_BASE, topology=Topology(1, 2, 2)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ Trial = Callable[..., Tried]
 
 
 @pytest.fixture
-def trial(guests: Callable[[str], WarmGuest], tmp_path: Path, request: pytest.FixtureRequest) -> Trial:
+def trial(guests: Callable[[Boot], WarmGuest], tmp_path: Path, request: pytest.FixtureRequest) -> Trial:
     """Run one trial: ``trial("nmi-self", seed=3, nmis=8)``; further names are fields of lab.spec.scenario.Scenario."""
     folders: list[Path] = []
     request.node.stash[_EVIDENCE] = folders
@@ -108,8 +108,7 @@ def trial(guests: Callable[[str], WarmGuest], tmp_path: Path, request: pytest.Fi
     def run(mechanism: str, *, seed: int = 1, **fields: Any) -> Tried:
         scenario = Scenario(mechanism=mechanism, **fields)
         scenario.check()
-        guest = guests(find_mechanism(mechanism).base)
-        kept = guest.run_trial(scenario, draw_plan(scenario, seed), keep_files=True)
+        kept = guests(scenario.boot).run_trial(scenario, draw_plan(scenario, seed), keep_files=True)
         folder = tmp_path / f"trial-{len(folders):03}"
         folders.append(folder)
         verdict, record = keep_trial(folder, kept, len(folders), str(folder))

@@ -180,7 +180,7 @@ def trial(
     try:
         with open_progress() as progress:
             images, kernels = _build_bases((scenario,), progress)
-            with WarmGuests(images, kernels, scenario.topology, progress.tell) as guests:
+            with WarmGuests(images, kernels, progress.tell) as guests:
                 kept = guests.run_trial(scenario, plan, keep)
     except KeyboardInterrupt:
         raise _Interrupted("no guest is left, and nothing of this trial is kept") from None
@@ -246,7 +246,7 @@ def run(
         booted = tuple(each.describe(qemu_version) for each in images.values())
         info = describe_run(command, scenarios, trials, run_seed, booted)
         with RunStore(folder, info, replace) as store, _page_of_what_ends(folder):
-            with WarmGuests(images, kernels, scenarios[0].topology, progress.tell) as guests:
+            with WarmGuests(images, kernels, progress.tell) as guests:
                 ran = run_trials(guests, store, scenarios, trials, run_seed, progress.advance)
             store.finish(ran.exit_status)
             page = write_report(folder)

@@ -19,6 +19,7 @@ from lab.guest.nmi import BroadcastInjector
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.judge import judge
+from lab.spec.boot import Boot
 from lab.spec.plan import Injection, Plan, draw_plan
 from lab.spec.scenario import Aim, Scenario
 from lab.spec.topology import Topology
@@ -43,7 +44,7 @@ SHAPE = Topology(1, 1, 2)
 def own_session(images: ImageSet, kernel: Kernel, **oracle: int) -> Iterator[Session]:
     with (
         admit(SHAPE.vcpus, Deadline.after(600)),
-        open_session(images, kernel, SHAPE, DEFAULT_BASE, **oracle) as session,
+        open_session(images, kernel, Boot(base=DEFAULT_BASE, topology=SHAPE), **oracle) as session,
     ):
         yield session
 

@@ -10,6 +10,7 @@ from lab.guest.machine import Machine
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.judge import judge
+from lab.spec.boot import Boot
 from lab.spec.evidence import EventKind
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Aim, Scenario
@@ -66,7 +67,7 @@ def test_mainline_without_its_nmis_is_caught() -> None:
     scenario = Scenario(mechanism="upstream", topology=SHAPE)
     with (
         admit(SHAPE.vcpus, Deadline.after(600)),
-        open_session(find_images(BASE), find_kernel(BASE), SHAPE, BASE) as session,
+        open_session(find_images(BASE), find_kernel(BASE), Boot(base=BASE, topology=SHAPE)) as session,
     ):
         _clear_use_nmi(session.machine)
         verdicts = [judge(session.run_trial(scenario, draw_plan(scenario, seed)).evidence) for seed in range(8)]

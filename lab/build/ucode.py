@@ -56,13 +56,21 @@ def make_update(
     revision: int,
     data_size: int = DEFAULT_DATA_SIZE,
     date_bcd: int = DEFAULT_DATE_BCD,
+    min_req_ver: int = 0,
 ) -> bytes:
     """Return an update file that the kernel accepts for CPUs of that signature.
 
     :param data_size: in bytes; 48 more must be a multiple of 1024
+    :param min_req_ver: least revision it may be loaded over, 0 when unstated
     :raise UsageError: a field does not fit
     """
-    fields = {"signature": signature, "platform_mask": platform_mask, "revision": revision, "date_bcd": date_bcd}
+    fields = {
+        "signature": signature,
+        "platform_mask": platform_mask,
+        "revision": revision,
+        "date_bcd": date_bcd,
+        "min_req_ver": min_req_ver,
+    }
     for name, value in fields.items():
         if not 0 <= value < _WORD_LIMIT:
             raise UsageError(f"microcode {name} is {value:#x}: allowed is 0 to {_WORD_LIMIT - 1:#x}")
@@ -78,7 +86,7 @@ def make_update(
     def pack(checksum: int) -> bytes:
         return _HEADER.pack(
             *(_VERSION, revision, date_bcd, signature, checksum, _VERSION, platform_mask),
-            *(data_size, total_size, 0, 0, 0),
+            *(data_size, total_size, 0, min_req_ver, 0),
         )
 
     return pack(-sum_words(pack(0) + data) % _WORD_LIMIT) + data

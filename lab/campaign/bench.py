@@ -21,6 +21,7 @@ from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
 from lab.spec.base import find_base
+from lab.spec.boot import Boot
 from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
@@ -156,7 +157,7 @@ def _measure_oracle(images: ImageSet, runs: int, progress: Progress) -> tuple[Fi
 
 def _open(stack: contextlib.ExitStack, images: ImageSet) -> Session:
     kernel = read_kernel(images.vmlinux)
-    return stack.enter_context(open_session(images, kernel, TOPOLOGY, DEFAULT_BASE))
+    return stack.enter_context(open_session(images, kernel, Boot(base=DEFAULT_BASE, topology=TOPOLOGY)))
 
 
 def _measure_trials(images: ImageSet, runs: int, progress: Progress) -> tuple[Figure, ...]:

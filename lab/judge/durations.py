@@ -45,8 +45,8 @@ def _between(first: OracleEvent | None, last: OracleEvent | None) -> float | Non
 
 
 def _find_rendezvous(facts: Facts) -> float | None:
-    call_ins = [call_in for vcpu in facts.vcpus if (call_in := facts.call_in(vcpu)) is not None]
-    if len(call_ins) != len(facts.vcpus):
+    call_ins = [call_in for vcpu in facts.online if (call_in := facts.call_in(vcpu)) is not None]
+    if len(call_ins) != len(facts.online):
         return None
     return _between(facts.begin, max(call_ins, key=lambda event: event.seq))
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 from lab.judge.finding import clean
 from lab.spec.base import Base, Witness, find_base
 from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
-from lab.spec.mechanism import Mechanism, Threads
+from lab.spec.mechanism import Mechanism, Threads, is_play_dead
+from lab.spec.scenario import Parking
 from lab.spec.topology import Topology
 
 NS_PER_US = 1_000
@@ -54,6 +55,7 @@ class Facts:
     """What the judge's rules look things up in.
 
     :param base: the kernel that has the mechanism
+    :param offline: threads that were booted once and are offline during the load
     :param every_event: the oracle's records by sequence number, each once
     :param events: those before a second load
     :param windows: those whose edges no record contradicts: of another, nobody knows what happened in it
@@ -67,6 +69,7 @@ class Facts:
     topology: Topology
     mechanism: Mechanism
     base: Base
+    offline: frozenset[int]
     every_event: tuple[OracleEvent, ...]
     events: tuple[OracleEvent, ...]
     windows: tuple[Window, ...]
@@ -94,6 +97,27 @@ class Facts:
         """Say whether the kernel has a witness of ours."""
         return witness in self.base.witnesses
 
+    @property
+    def online(self) -> tuple[int, ...]:
+        """The vCPUs that were online during the load."""
+        return tuple(vcpu for vcpu in self.vcpus if vcpu not in self.offline)
+
+    def has_landmarks(self, vcpu: int) -> bool:
+        """Say whether the landmarks are known to be those of the kernel that a vCPU runs.
+
+        A mechanism may leave offline threads alone; then the call-in of their core's primary says it.
+        """
+        primary = self.topology.primary_of(self.topology.core_of(vcpu))
+        return self.call_in(vcpu) is not None or (vcpu in self.offline and self.call_in(primary) is not None)
+
+    def parks_at(self, vcpu: int, symbol: str) -> bool:
+        """Say whether a place is where an offline thread waits in MWAIT.
+
+        Hardware sleeps there. An emulator of several CPUs executes it as PAUSE, again and again: what is seen there
+        is the emulator's doing, and what the thread would have done is not seen.
+        """
+        return vcpu in self.offline and self.evidence.scenario.parking is Parking.MWAIT and is_play_dead(symbol)
+
     def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
         """Return the records of one kind, in order, of one vCPU or of all."""
         return _of_kind(self.events, kind, vcpu)
@@ -107,8 +131,12 @@ class Facts:
         return next((event for event in self.of_kind(EventKind.CALL_IN, vcpu) if self._in_load(event)), None)
 
     def releases(self, vcpu: int) -> tuple[OracleEvent, ...]:
-        """Return when a vCPU was let go in the load, in order."""
-        return tuple(event for event in self.of_kind(EventKind.RELEASE, vcpu) if self._in_load(event))
+        """Return when a vCPU was let go in the load, in order; an offline one only after it had called in."""
+        releases = (event for event in self.of_kind(EventKind.RELEASE, vcpu) if self._in_load(event))
+        if vcpu not in self.offline:
+            return tuple(releases)
+        call_in = self.call_in(vcpu)
+        return tuple(event for event in releases if call_in is not None and event.seq > call_in.seq)
 
     def consumed(self, vcpu: int) -> tuple[OracleEvent, ...]:
         """Return the NMI entries after which the vCPU's next landmark was the mechanism's own."""
@@ -149,12 +177,18 @@ class Facts:
     def ipis_to(self, vcpu: int) -> tuple[OracleEvent, ...]:
         """Return the records of NMIs that other threads, or the mechanism for all, sent to a vCPU."""
         reach = self.mechanism.landmarks.ipi_nmi_to
+        if reach is Threads.OFFLINE:
+            return self._first_ipis() if vcpu in self.offline else ()
         core = self.topology.threads_of(self.topology.core_of(vcpu))
         return tuple(
             event
             for event in self.every_of_kind(EventKind.IPI_NMI)
             if reach is Threads.ALL or (reach is Threads.SIBLINGS and event.vcpu in core and event.vcpu != vcpu)
         )
+
+    def _first_ipis(self) -> tuple[OracleEvent, ...]:
+        first = {event.load: event for event in reversed(self.every_of_kind(EventKind.IPI_NMI))}
+        return tuple(sorted(first.values(), key=lambda event: event.seq))
 
     def _threads(self, which: Threads, vcpus: Iterable[int]) -> tuple[int, ...]:
         if which is Threads.NONE:
@@ -167,7 +201,9 @@ class Facts:
         return tuple(sent for sent in self.planned_to(vcpu) if not self.perhaps_masked(sent, vcpu))
 
     def perhaps_masked(self, sent: Sent, vcpu: int) -> bool:
-        """Say whether a broadcast may have met a masked LINT1: the mechanism masks it at some time in the load."""
+        """Say whether a broadcast may have met a masked LINT1: an offline thread's, or one that the mechanism masks."""
+        if sent.vcpu == -1 and vcpu in self.offline:
+            return True
         maskers = self._threads(self.mechanism.landmarks.lint1_masked_by, self.vcpus)
         if sent.vcpu != -1 or vcpu not in maskers or self.begin is None:
             return False
@@ -177,7 +213,9 @@ class Facts:
         return sent.send_ns <= end_ns and (not sent.reply_ns or sent.reply_ns >= self.begin.mono_ns)
 
     def surely_masked(self, sent: Sent, vcpu: int) -> bool:
-        """Say whether a broadcast met a masked LINT1: sent and acknowledged between call-in and release."""
+        """Say whether a broadcast met a masked LINT1: sent to an offline thread, or between call-in and release."""
+        if sent.vcpu == -1 and vcpu in self.offline:
+            return True
         call_in, releases = self.call_in(vcpu), self.releases(vcpu)
         if not self.perhaps_masked(sent, vcpu) or call_in is None or not releases or not sent.reply_ns:
             return False
@@ -238,6 +276,7 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
         topology=topology,
         mechanism=mechanism,
         base=find_base(mechanism.base),
+        offline=frozenset(evidence.scenario.offline_threads),
         every_event=every_event,
         events=events,
         windows=windows,

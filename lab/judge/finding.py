@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from lab.spec.base import Base, Witness
 from lab.spec.verdict import Finding, Invariant, Proof
 
-#: Reported for every trial, needed by none: mainline itself does not hold the first and the last,
-#: and no scenario yet takes a sibling offline.
-REPORTED_ONLY = frozenset({"still", "offline-siblings-return", "nmis-serviced"})
+#: Reported for every trial, needed by none: mainline itself does not hold them.
+REPORTED_ONLY = frozenset({"still", "nmis-serviced"})
+
+#: What can only be seen where siblings are offline.
+OF_OFFLINE = frozenset({"offline-siblings-return"})
 
 #: What only a witness of ours can show: on a kernel without it nobody can see it, so no PASS needs it.
 SHOWN_BY = {"counters-settled": Witness.STATE}
@@ -20,10 +22,12 @@ MAX_PROOFS = 20
 MAX_TEXT = 200
 
 
-def is_required(name: str, base: Base) -> bool:
-    """Say whether a PASS on a kernel needs an invariant."""
+def is_required(name: str, base: Base, some_offline: bool) -> bool:
+    """Say whether a PASS on a kernel, with siblings offline or not, needs an invariant."""
     witness = SHOWN_BY.get(name)
-    return name not in REPORTED_ONLY and (witness is None or witness in base.witnesses)
+    if name in REPORTED_ONLY or (name in OF_OFFLINE and not some_offline):
+        return False
+    return witness is None or witness in base.witnesses
 
 
 def clean(text: str) -> str:

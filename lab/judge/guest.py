@@ -65,12 +65,13 @@ def judge_revisions(facts: Facts) -> Invariant:
     target = guest.target_revision
     if len(guest.revisions_after) != len(facts.vcpus) or len(guest.revisions_before) != len(facts.vcpus):
         return unseen(name, f"sysfs gave the revisions of {len(guest.revisions_after)} of {len(facts.vcpus)} CPUs")
-    if any(revision >= target for revision in guest.revisions_before):
-        return unseen(name, f"a CPU had {max(guest.revisions_before):#x} before, which is not older than {target:#x}")
+    before = [guest.revisions_before[cpu] for cpu in facts.online]
+    if any(not 0 <= revision < target for revision in before):
+        return unseen(name, f"sysfs shows {max(before):#x} and {min(before):#x} before, not older than {target:#x}")
     inside = {state.cpu: state.revision for state in guest.state.cpus} if guest.state is not None else {}
     doubts = []
     proofs = []
-    for cpu in facts.vcpus:
+    for cpu in facts.online:
         after = guest.revisions_after[cpu]
         if not facts.has(Witness.STATE):
             pass
@@ -83,4 +84,6 @@ def judge_revisions(facts: Facts) -> Invariant:
             proofs.append(Proof(text=f"CPU {cpu} ended with revision {after:#x} instead of {target:#x}", vcpu=cpu))
     if proofs:
         return broken_unless(name, proofs, why_starved(facts))
-    return unseen(name, doubts[0]) if doubts else held(name, f"all {len(facts.vcpus)} CPUs ended with {target:#x}")
+    return (
+        unseen(name, doubts[0]) if doubts else held(name, f"all {len(facts.online)} online CPUs ended with {target:#x}")
+    )

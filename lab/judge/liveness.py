@@ -79,6 +79,9 @@ def count_proven(facts: Facts) -> Proven:
 
 
 def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:
+    places = (view.in_flight_symbol, *(block.symbol for block in view.blocks))
+    if any(facts.parks_at(view.vcpu, place) for place in places):
+        return "was parked in MWAIT, which the emulator executes again and again where hardware sleeps,"
     if not view.halted_at_close and view.region_blocks < MIN_REGION_BLOCKS:
         return f"ran {view.region_blocks} blocks of its wait region, less than {MIN_REGION_BLOCKS},"
     for sent in facts.reaching(view.vcpu):

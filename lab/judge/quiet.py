@@ -53,17 +53,18 @@ def find_noise(facts: Facts, window: Window) -> list[Proof]:
     """Return what siblings were seen to execute outside the wait region in a window.
 
     Only a sibling whose call-in was seen is accused: where that landmark is not hit, the addresses of the wait region
-    are not known to be this kernel's.
+    are not known to be this kernel's. One that was left offline has none.
     """
     proofs = []
     for vcpu in window.siblings:
-        if facts.call_in(vcpu) is None:
+        if not facts.has_landmarks(vcpu):
             continue
-        seen = [event for event in facts.of_kind(EventKind.OUTSIDE, vcpu) if window.holds(event)]
+        outside = [event for event in facts.of_kind(EventKind.OUTSIDE, vcpu) if window.holds(event)]
+        seen = [event for event in outside if not facts.parks_at(vcpu, event.symbol)]
         proofs += [_proof(facts, window, event, f"vCPU {vcpu} entered {facts.where(event)}") for event in seen]
         view = window.view_of(vcpu)
         if view is not None:
-            proofs += _noise_in_view(window, view, listed={event.pc for event in seen})
+            proofs += _noise_in_view(facts, window, view, listed={event.pc for event in seen})
     return proofs
 
 
@@ -73,7 +74,7 @@ def why_not_quiet(facts: Facts, window: Window) -> str:
     if doubt:
         return doubt
     for vcpu in window.siblings:
-        if facts.call_in(vcpu) is None:
+        if not facts.has_landmarks(vcpu):
             return f"the call-in of vCPU {vcpu} was not seen"
     return _why_not_listed(window) or _why_on_edge(facts, window, EventKind.OUTSIDE)
 
@@ -106,21 +107,23 @@ def _why_on_edge(facts: Facts, window: Window, kind: EventKind) -> str:
     return ""
 
 
-def _noise_in_view(window: Window, view: SiblingView, listed: set[int]) -> list[Proof]:
+def _noise_in_view(facts: Facts, window: Window, view: SiblingView, listed: set[int]) -> list[Proof]:
     core = window.seen.core
     proofs = []
-    if view.in_flight_pc and not view.in_flight_region:
+    in_flight_parked = facts.parks_at(view.vcpu, view.in_flight_symbol)
+    if view.in_flight_pc and not view.in_flight_region and not in_flight_parked:
         symbol = clean(view.in_flight_symbol) or f"{view.in_flight_pc:#x}"
         text = f"vCPU {view.vcpu} was in {symbol} when core {core}'s window opened"
         seq = window.seen.open_seq
         proofs.append(Proof(text=text, seq=seq, vcpu=view.vcpu, core=core, at_us=0.0, symbol=symbol))
-    strays = [block for block in view.blocks if not block.in_region and block.count > 0]
+    outside = [block for block in view.blocks if not block.in_region and block.count > 0]
+    strays = [block for block in outside if not facts.parks_at(view.vcpu, block.symbol)]
     for block in strays:
         if block.pc not in listed:
             symbol = _symbol(block)
             text = f"vCPU {view.vcpu} executed {symbol} {block.count} times in core {core}'s window"
             proofs.append(Proof(text=text, seq=block.first_seq, vcpu=view.vcpu, core=core, symbol=symbol))
-    if view.outside_blocks > 0 and not (strays or listed):
+    if view.outside_blocks > 0 and not (outside or listed):
         text = f"vCPU {view.vcpu} executed {view.outside_blocks} blocks outside its wait region in core {core}'s window"
         proofs.append(Proof(text=text, vcpu=view.vcpu, core=core))
     return proofs
@@ -150,6 +153,7 @@ def _find_hazards(facts: Facts, window: Window) -> list[Proof]:
     return [
         _proof(facts, window, event, f"vCPU {vcpu} executed {event.hazard.value} at {facts.where(event)}")
         for vcpu, event in _hazards(facts, window, nasty=True)
+        if not (event.hazard is Hazard.MWAIT and facts.parks_at(vcpu, event.symbol))
     ]
 
 

@@ -20,7 +20,9 @@ def judge_all_waiting(facts: Facts) -> Invariant:
     for window in facts.windows:
         for vcpu in _threads(facts, window):
             call_in = facts.call_in(vcpu)
-            if call_in is None:
+            if call_in is None and vcpu in facts.offline and facts.has_landmarks(vcpu) and not facts.lost:
+                proofs.append(_proof_of_left_alone(window, vcpu))
+            elif call_in is None:
                 doubts.append(f"the call-in of vCPU {vcpu} was not seen")
             # 6.1 leaves through the function it called in by: with records lost this may be the way out.
             elif call_in.seq > window.seen.open_seq and not facts.lost:
@@ -44,6 +46,9 @@ def judge_released_after(facts: Facts) -> Invariant:
         if not window.seen.close_seq:
             doubts.append(f"core {window.seen.core}'s window never closed")
         for vcpu in _threads(facts, window):
+            if vcpu in facts.offline and facts.call_in(vcpu) is None:
+                # Nobody held it, so nobody can let it go: that is all-waiting-before-update.
+                continue
             inside = [event for event in facts.releases(vcpu) if window.holds(event)]
             proofs += [_proof(facts, window, event, f"vCPU {vcpu} was let go") for event in inside]
             if not any(event.seq > window.end_seq for event in facts.releases(vcpu)):
@@ -124,11 +129,6 @@ def judge_counters(facts: Facts) -> Invariant:
     return held(name, "the mechanism's counters hold no caller after the load")
 
 
-def judge_offline_siblings(_facts: Facts) -> Invariant:
-    """Say that nothing is known: no scenario takes a sibling offline yet."""
-    return unseen("offline-siblings-return", "no sibling was offline in this scenario")
-
-
 def _judge_second_load(facts: Facts, name: str, begin: OracleEvent) -> Invariant:
     updates = (EventKind.WINDOW_OPEN, EventKind.RETRY)
     proofs = [_plain_proof(facts, begin, "the second write to reload began a second late load")]
@@ -163,6 +163,12 @@ def _seen_on_all_cores(facts: Facts, name: str, doubts: list[str], held_text: st
 
 def _has_window(facts: Facts, core: int) -> bool:
     return any(window.seen.core == core for window in facts.windows)
+
+
+def _proof_of_left_alone(window: Window, vcpu: int) -> Proof:
+    core = window.seen.core
+    text = f"vCPU {vcpu} was offline and had not called in when core {core}'s window opened"
+    return Proof(text=text, seq=window.seen.open_seq, vcpu=vcpu, core=core, at_us=0.0)
 
 
 def _proof(facts: Facts, window: Window, event: OracleEvent, text: str) -> Proof:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from lab.errors import UsageError
-from lab.judge import dmesg, guest, nmis, quiet, rendezvous, witnesses
+from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, witnesses
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
 from lab.judge.finding import clean, is_required, unseen
@@ -28,7 +28,7 @@ INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
     "one-update-per-core": rendezvous.judge_one_update,
     "new-revision-everywhere": guest.judge_revisions,
     "counters-settled": rendezvous.judge_counters,
-    "offline-siblings-return": rendezvous.judge_offline_siblings,
+    "offline-siblings-return": offline.judge_offline_siblings,
     "load-repeatable": rendezvous.judge_repeatable,
     "dmesg-clean": dmesg.judge_dmesg,
     "errno-and-messages": dmesg.judge_errno_and_messages,
@@ -75,7 +75,7 @@ def judge(evidence: Evidence) -> Verdict:
 def _require(facts: Facts, invariant: Invariant) -> Invariant:
     """Require of a mechanism only what it promises and its kernel can show; all else is reported all the same."""
     unpromised = facts.mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
-    if unpromised or not is_required(invariant.name, facts.base):
+    if unpromised or not is_required(invariant.name, facts.base, bool(facts.offline)):
         return msgspec.structs.replace(invariant, required=False)
     return invariant
 
@@ -93,9 +93,11 @@ def _conclude(
     objection = _find_objection(facts, required, counted)
     if objection:
         return Outcome.INVALID, objection
+    held = f"all {len(required)} required invariants held over {len(facts.windows)} windows"
+    if not facts.evidence.scenario.nmis:
+        return Outcome.PASS, f"{held}, without NMIs, as asked"
     return Outcome.PASS, (
-        f"all {len(required)} required invariants held over {len(facts.windows)} windows,"
-        f" {proven.total} of {counted.sent} NMIs proven in a window: {proven.siblings} pending on a sibling,"
+        f"{held}, {proven.total} of {counted.sent} NMIs proven in a window: {proven.siblings} pending on a sibling,"
         f" {proven.primaries} at the primary" + (f", {proven.masked} met a masked LINT1" if proven.masked else "")
     )
 
@@ -124,7 +126,7 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     for one in required:
         if one.finding is not Finding.HELD:
             return f"{one.name} unseen: {one.reason}"
-    if counted.proven_in_window < MIN_PROVEN_NMIS:
+    if facts.evidence.scenario.nmis and counted.proven_in_window < MIN_PROVEN_NMIS:
         return "no NMI was proven sent and pending within a window"
     return ""
 
@@ -146,7 +148,7 @@ def _why_foreign(evidence: Evidence) -> str:
     state = evidence.guest.state if evidence.guest is not None else None
     if state is not None and state.mechanism != evidence.scenario.mechanism:
         return f"the guest ran mechanism '{clean(state.mechanism)}' instead of '{evidence.scenario.mechanism}'"
-    return _why_other_kernel(evidence) or _why_not_one_load(evidence)
+    return _why_other_kernel(evidence) or _why_other_siblings(evidence) or _why_not_one_load(evidence)
 
 
 def _why_other_kernel(evidence: Evidence) -> str:
@@ -155,6 +157,16 @@ def _why_other_kernel(evidence: Evidence) -> str:
     if release.split(".")[:2] == base.version.split("."):
         return ""
     return f"the guest ran Linux {clean(release)} instead of {base.name}"
+
+
+def _why_other_siblings(evidence: Evidence) -> str:
+    if evidence.guest is None:
+        return ""
+    scenario = evidence.scenario
+    wanted = tuple(vcpu for vcpu in range(scenario.topology.vcpus) if vcpu not in scenario.offline_threads)
+    if evidence.guest.online == wanted:
+        return ""
+    return f"CPUs {list(evidence.guest.online[:20])} of the guest were online instead of {list(wanted)}"
 
 
 def _why_not_one_load(evidence: Evidence) -> str:

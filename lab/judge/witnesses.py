@@ -6,6 +6,7 @@ from lab.judge.facts import Facts
 from lab.judge.finding import broken, held, unseen
 from lab.spec.base import Witness
 from lab.spec.evidence import CpuState, EventKind, GuestEvidence
+from lab.spec.mechanism import Threads
 from lab.spec.verdict import Invariant, Proof
 
 
@@ -20,7 +21,7 @@ def judge_agreement(facts: Facts) -> Invariant:
         return unseen(name, "the guest's evidence is missing")
     doubts: list[str] = []
     has_state = facts.has(Witness.STATE)
-    proofs = _compare_revisions(guest, doubts) + _compare_clocks(facts, doubts) if has_state else []
+    proofs = _compare_revisions(facts, guest, doubts) + _compare_clocks(facts, doubts) if has_state else []
     if facts.lost:
         doubts.append(facts.lost)
     else:
@@ -58,14 +59,17 @@ def find_missing_landmarks(facts: Facts) -> list[str]:
     The load's end, the releases and the self-NMIs are owed only by a trial that ran to its end.
     """
     missing = [] if facts.begin is not None else ["the load's begin"]
-    missing += [f"the call-in of vCPU {vcpu}" for vcpu in facts.vcpus if facts.call_in(vcpu) is None]
+    # That an offline thread never called in is a finding: all-waiting-before-update.
+    missing += [f"the call-in of vCPU {vcpu}" for vcpu in facts.online if facts.call_in(vcpu) is None]
     opened = {facts.topology.core_of(event.vcpu) for event in facts.of_kind(EventKind.WINDOW_OPEN)}
     missing += [f"WRMSR 0x79 on core {core}" for core in facts.cores if core not in opened]
     if facts.complete:
-        missing += [f"the release of vCPU {vcpu}" for vcpu in facts.vcpus if not facts.releases(vcpu)]
+        called_in = [vcpu for vcpu in facts.vcpus if vcpu in facts.online or facts.call_in(vcpu) is not None]
+        missing += [f"the release of vCPU {vcpu}" for vcpu in called_in if not facts.releases(vcpu)]
         silent = [vcpu for vcpu in facts.self_senders if not facts.of_kind(EventKind.SELF_NMI, vcpu)]
         missing += [f"the self-NMI of vCPU {vcpu}" for vcpu in silent]
-        if facts.mechanism.landmarks.ipi_nmi and not facts.of_kind(EventKind.IPI_NMI):
+        reaches_some = facts.mechanism.landmarks.ipi_nmi_to is not Threads.OFFLINE or facts.offline
+        if facts.mechanism.landmarks.ipi_nmi and reaches_some and not facts.of_kind(EventKind.IPI_NMI):
             missing.append("the NMI IPI")
         missing += [] if facts.end is not None else ["the load's end"]
     return missing
@@ -73,7 +77,7 @@ def find_missing_landmarks(facts: Facts) -> list[str]:
 
 def _compare_counts(facts: Facts, guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
     proofs = []
-    for cpu in facts.vcpus:
+    for cpu in facts.online:
         entries = len(facts.every_of_kind(EventKind.NMI_ENTRY, cpu))
         self_sent = len(facts.every_of_kind(EventKind.SELF_NMI, cpu))
         delta = facts.ledger_delta(cpu)
@@ -97,12 +101,14 @@ def _differ(cpu: int, inside: str, inside_count: int, outside: str, outside_coun
     return [Proof(text=text, vcpu=cpu)]
 
 
-def _compare_revisions(guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
+def _compare_revisions(facts: Facts, guest: GuestEvidence, doubts: list[str]) -> list[Proof]:
     if guest.state is None:
         doubts.append("the rendezvous state is missing")
         return []
     proofs = []
     for state in guest.state.cpus:
+        if state.cpu in facts.offline:
+            continue
         if not 0 <= state.cpu < len(guest.revisions_after):
             doubts.append(f"sysfs gave no revision of CPU {state.cpu}")
         elif guest.revisions_after[state.cpu] != state.revision:
@@ -138,7 +144,8 @@ def _compare_clocks(facts: Facts, doubts: list[str]) -> list[Proof]:
     if named != list(facts.vcpus):
         doubts.append(f"the rendezvous state names CPUs {named[:20]} instead of {len(facts.vcpus)}")
     primaries = {window.seen.primary for window in facts.windows}
-    blank = [state.cpu for state in states if _has_no_stamps(state, is_primary=state.cpu in primaries)]
+    taking_part = [state for state in states if state.cpu not in facts.offline]
+    blank = [state.cpu for state in taking_part if _has_no_stamps(state, is_primary=state.cpu in primaries)]
     doubts += [f"CPU {cpu} left no times in the rendezvous state" for cpu in blank]
     offset = find_offset(facts)
     if offset is None or find_cycles_per_us(facts) is None:

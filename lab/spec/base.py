@@ -22,12 +22,14 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     :param witnesses: what it has of ours; all else it has as every kernel does
     :param several: it holds several mechanisms, and is told in ``microcode_lab/mechanism`` which to use
     :param repeat_errno: what a write to ``reload`` returns when there is nothing newer to load
+    :param has_min_revision: it can be told to refuse updates that name no least revision (``force_minrev``)
     """
 
     name: str
     witnesses: tuple[Witness, ...]
     several: bool
     repeat_errno: int
+    has_min_revision: bool = False
 
     @property
     def version(self) -> str:
@@ -37,7 +39,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 
 BASES = (
     Base(name="linux-6.1", witnesses=(Witness.STATE, Witness.LEDGER), several=True, repeat_errno=0),
-    Base(name="linux-6.12", witnesses=(), several=False, repeat_errno=errno.ENOENT),
+    Base(name="linux-6.12", witnesses=(), several=False, repeat_errno=errno.ENOENT, has_min_revision=True),
 )
 
 _BY_NAME = {base.name: base for base in BASES}

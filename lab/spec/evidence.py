@@ -13,7 +13,7 @@ from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
 
 #: Raised whenever a field changes its meaning; a folder of another version is not judged.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class EventKind(enum.Enum):
@@ -140,12 +140,23 @@ class WindowSeen(msgspec.Struct, frozen=True, kw_only=True):
     siblings: tuple[SiblingView, ...]
 
 
+class Resting(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one vCPU was found after the load; ``pc`` is the last block that it began."""
+
+    vcpu: int
+    halted: bool
+    pc: int
+    symbol: str
+
+
 class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """What the TCG plugin saw between arming and disarming.
 
     :param records_lost: records that the ring no longer held when it was read
     :param gaps_ns: per vCPU, its longest time between two callbacks in the load while it was neither halted nor held
     :param windows_lost: windows for which no place was left
+    :param resting: every vCPU's place once the guest had come to rest, while offline siblings were still offline; empty
+        when nobody looked
     """
 
     events: tuple[OracleEvent, ...]
@@ -153,6 +164,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     records_lost: int
     windows_lost: int
     gaps_ns: tuple[int, ...]
+    resting: tuple[Resting, ...] = ()
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,13 +239,28 @@ class CpuLedger(msgspec.Struct, frozen=True, kw_only=True):
     self_sent: int
 
 
+class Returned(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of bringing the offline siblings back after the load.
+
+    :param failed: the write that was to bring them back failed
+    :param online: the CPUs that are online now
+    :param revisions: per CPU, from sysfs; -1 where it shows none
+    """
+
+    failed: bool
+    online: tuple[int, ...]
+    revisions: tuple[int, ...]
+
+
 class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """What the inside of the guest told over SSH.
 
     :param load_errno: what the write to ``reload`` returned, 0 for success, -1 when it did not return
     :param repeat_errno: the same for a second write with nothing newer to load
-    :param revisions_before: per CPU, from ``microcode/version`` in sysfs
-    :param nmis_before: per CPU, from ``/proc/interrupts``
+    :param online: the CPUs that were online at the load
+    :param revisions_before: per CPU, from ``microcode/version`` in sysfs; -1 where it shows none, as of offline CPUs
+    :param nmis_before: per CPU, from ``/proc/interrupts``; -1 where it shows none, as of offline CPUs
+    :param returned: None when no sibling was to be brought back
     :param dmesg: of this trial alone, control characters stripped
     :param dmesg_before: what came between the last trial's and this one's
     """
@@ -241,6 +268,7 @@ class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
     target_revision: int
     load_errno: int
     repeat_errno: int
+    online: tuple[int, ...]
     state: RendezvousState | None
     ledger_before: tuple[CpuLedger, ...]
     ledger_after: tuple[CpuLedger, ...]
@@ -250,6 +278,7 @@ class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
     nmis_after: tuple[int, ...]
     dmesg: tuple[str, ...]
     dmesg_before: tuple[str, ...] = ()
+    returned: Returned | None = None
 
 
 class Ending(enum.Enum):

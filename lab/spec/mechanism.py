@@ -25,6 +25,8 @@ class Threads(enum.Enum):
     NONE = "none"
     ALL = "all"
     SIBLINGS = "siblings"
+    #: Those that are soft-offlined.
+    OFFLINE = "offline"
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -44,6 +46,24 @@ class Return(msgspec.Struct, frozen=True):
     call: Call
 
 
+class Locked(msgspec.Struct, frozen=True):
+    """The only instruction of a function that has a LOCK prefix: what other CPUs are told by.
+
+    :param within: the function
+    """
+
+    within: str
+
+
+class Exits(msgspec.Struct, frozen=True):
+    """All instructions by which a function returns.
+
+    :param within: the function
+    """
+
+    within: str
+
+
 class Path(msgspec.Struct, frozen=True):
     """All instructions of one function that lie on a way from the return of one call to another call, that included."""
 
@@ -52,7 +72,7 @@ class Path(msgspec.Struct, frozen=True):
 
 
 #: A place in the kernel's code; a name alone stands for the function's entry.
-Place = str | Call | Return
+Place = str | Call | Return | Locked | Exits
 #: Where a thread may be; a name alone stands for the whole function.
 Stretch = str | Path
 
@@ -71,9 +91,12 @@ class Landmarks(msgspec.Struct, frozen=True):
     :param self_nmi: reached just before a thread sends itself an NMI, or empty where the mechanism sends none
     :param self_nmi_by: which threads send one to themselves in each load
     :param ipi_nmi: reached just before a thread sends NMIs to others, or empty where the mechanism sends none
-    :param ipi_nmi_to: whom they reach: all threads of the machine, or the siblings of the sender
+    :param ipi_nmi_to: whom they reach: all threads of the machine, the siblings of the sender, or all offline threads,
+        each once from the first time in a load on
     :param lint1_masked_by: which threads mask LINT1 before their call-in and unmask it after their release, so that
         ``inject-nmi`` does not reach them meanwhile
+    :param offline_call_in: reached by a soft-offlined sibling that announces that it waits, or empty where the
+        mechanism leaves those alone
     :param wait_loop: reached by a thread that starts to wait; optional, a broken mechanism may never get there
     :param wait_region: all code that a thread may execute between its call-in and its release test
     """
@@ -91,6 +114,7 @@ class Landmarks(msgspec.Struct, frozen=True):
     lint1_masked_by: Threads = Threads.NONE
     primary_call_in: Place = ""
     primary_release: Place = ""
+    offline_call_in: Place = ""
 
 
 class Mechanism(msgspec.Struct, frozen=True):
@@ -115,8 +139,9 @@ _STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus", *_DELAY)
 
 #: Where 6.12's code may have been compiled into, the innermost first.
 _LOAD_612 = ("load_late_stop_cpus", "load_late_locked", "reload_store")
-_PRIMARY_612 = ("__load_primary", "load_primary", "microcode_update_handler", "microcode_nmi_handler")
-_SIBLING_612 = ("load_secondary_wait", "load_secondary", "microcode_update_handler", "microcode_nmi_handler")
+_HANDLER_612 = ("microcode_update_handler", "microcode_nmi_handler")
+_PRIMARY_612 = ("__load_primary", "load_primary", *_HANDLER_612)
+_SIBLING_612 = ("load_secondary_wait", "load_secondary", *_HANDLER_612)
 
 _STOP_MACHINE = Landmarks(
     load_begin="microcode_reload_late",
@@ -220,12 +245,16 @@ MECHANISMS = (
             load_begin="load_late_stop_cpus",
             load_end=Return(Call("stop_machine_cpuslocked", _LOAD_612)),
             call_in="wait_for_cpus",
-            release=Return(Call("wait_for_ctrl", _SIBLING_612)),
+            release=Exits("wait_for_ctrl"),
             # It goes on when the update is done: the only call through a pointer is apply_microcode().
             primary_release=Return(Call("", _PRIMARY_612)),
             self_nmi=Call("", ("load_cpus_stopped",)),
+            offline_call_in=Locked("microcode_offline_nmi_handler"),
+            ipi_nmi=Call("apic_send_nmi_to_offline_cpu", ("kick_offline_cpus", "load_primary", *_HANDLER_612)),
+            ipi_nmi_to=Threads.OFFLINE,
             wait_loop="wait_for_ctrl",
             wait_region=(
+                "microcode_offline_nmi_handler",
                 "wait_for_cpus",
                 Path(Return(Call("wait_for_cpus", _SIBLING_612)), Call("wait_for_ctrl", _SIBLING_612)),
                 "wait_for_ctrl",
@@ -237,6 +266,10 @@ MECHANISMS = (
 
 #: What ``make run`` shows: two negative controls, and the mechanism that mainline chose in the end.
 FIRST_CAMPAIGN = ("stop-machine", "nmi-spin-as-posted", "nmi-self")
+
+#: Where a soft-offlined thread waits, on every kernel there is (arch/x86/kernel/smpboot.c): the first two may have been
+#: compiled into the third.
+_PLAY_DEAD = ("hlt_play_dead", "mwait_play_dead", "native_play_dead")
 
 _BY_NAME = {mechanism.name: mechanism for mechanism in MECHANISMS}
 
@@ -250,3 +283,8 @@ def find_mechanism(name: str) -> Mechanism:
         return _BY_NAME[name]
     except KeyError:
         raise UsageError(f"mechanism '{name}' is unknown: there are {', '.join(_BY_NAME)}") from None
+
+
+def is_play_dead(symbol: str) -> bool:
+    """Say whether ``symbol+0x..`` is where a soft-offlined thread waits to be brought up again."""
+    return symbol.partition("+")[0].partition(".")[0] in _PLAY_DEAD

@@ -6,7 +6,7 @@ import random
 import msgspec
 
 from lab.errors import UsageError
-from lab.spec.scenario import Aim, Scenario
+from lab.spec.scenario import FAR_APART_US, Aim, Scenario
 
 MAX_SEED = 2**64 - 1
 
@@ -51,10 +51,7 @@ def draw_plan(scenario: Scenario, seed: int) -> Plan:
         raise UsageError(f"seed is {seed}: allowed is 0 to {MAX_SEED}")
     source = random.Random(seed)
     topology = scenario.topology
-    low_us, high_us = scenario.stretch_us
-    stretch_us = scenario.stretch_per_core_us or tuple(
-        low_us + int(source.random() * (high_us - low_us + 1)) for _ in range(topology.total_cores)
-    )
+    stretch_us = scenario.stretch_per_core_us or _draw_stretch(scenario, source)
     injections = []
     for at_ppm in sorted(int(source.random() * PPM) for _ in range(scenario.nmis)):
         core = int(source.random() * topology.total_cores)
@@ -62,6 +59,19 @@ def draw_plan(scenario: Scenario, seed: int) -> Plan:
         vcpu = {Aim.BROADCAST: -1, Aim.SIBLING: sibling, Aim.PRIMARY: topology.primary_of(core)}[scenario.aim]
         injections.append(Injection(at_ppm=at_ppm, aim=scenario.aim, vcpu=vcpu))
     return Plan(seed=seed, stretch_us=stretch_us, injections=tuple(injections))
+
+
+def _draw_stretch(scenario: Scenario, source: random.Random) -> tuple[int, ...]:
+    cores = range(scenario.topology.total_cores)
+    if scenario.far_apart:
+        drawn = [int(source.random() * 2) for _ in cores]
+        # One core that differs from another is what the scenario is about.
+        odd = int(source.random() * len(drawn))
+        if len(set(drawn)) == 1:
+            drawn[odd] = 1 - drawn[odd]
+        return tuple(FAR_APART_US[each] for each in drawn)
+    low_us, high_us = scenario.stretch_us
+    return tuple(low_us + int(source.random() * (high_us - low_us + 1)) for _ in cores)
 
 
 def derive_seed(campaign_seed: int, stream: str, index: int) -> int:

@@ -6,6 +6,9 @@ import enum
 import msgspec
 
 from lab.errors import UsageError
+from lab.spec.base import find_base
+from lab.spec.boot import Boot
+from lab.spec.mechanism import find_mechanism
 from lab.spec.topology import Topology
 
 
@@ -20,10 +23,29 @@ class Aim(enum.Enum):
     PRIMARY = "primary"
 
 
+class Siblings(enum.Enum):
+    """Where the siblings are while their cores are updated."""
+
+    ONLINE = "online"
+    #: Taken offline before the load (SMT control off): they have been booted, and still react to NMIs.
+    OFFLINE = "offline"
+    #: The same, and brought back online after the load.
+    RETURNING = "returning"
+
+
+class Parking(enum.Enum):
+    """What an offline thread waits in."""
+
+    HLT = "hlt"
+    MWAIT = "mwait"
+
+
 #: 6.1 panics when a thread waits a second; the rest is left to the rendezvous itself and to a slow host.
 MAX_STRETCH_US = 800_000
 #: Wide enough for an inject-nmi (0.7 ms median, 14 ms worst) to begin and end within a window.
 DEFAULT_STRETCH_US = (10_000, 50_000)
+#: What ``far_apart`` draws from: some cores are done long before the others.
+FAR_APART_US = (1_000, 50_000)
 MAX_NMIS = 1_000
 DEFAULT_NMIS = 12
 
@@ -34,7 +56,12 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     :param mechanism: name of a :class:`lab.spec.mechanism.Mechanism`
     :param stretch_us: range (low, high) each core's window is drawn from, in microseconds; equal ends fix it
     :param stretch_per_core_us: exact window of each core instead, in microseconds, or empty
-    :param nmis: how many NMIs a plan sends
+    :param far_apart: each core's window is drawn as one of FAR_APART_US instead, and both come up
+    :param nmis: how many NMIs a plan sends; with 0 a PASS needs none
+    :param fsgsbase: whether the kernel may use RDGSBASE and WRGSBASE
+    :param parking: what offline threads wait in
+    :param min_revision: the kernel is told to refuse updates that do not name a revision they may be loaded over, and
+        is given one that does
     """
 
     mechanism: str
@@ -43,6 +70,28 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     nmis: int = DEFAULT_NMIS
     stretch_us: tuple[int, int] = DEFAULT_STRETCH_US
     stretch_per_core_us: tuple[int, ...] = ()
+    far_apart: bool = False
+    siblings: Siblings = Siblings.ONLINE
+    fsgsbase: bool = True
+    parking: Parking = Parking.HLT
+    min_revision: bool = False
+
+    @property
+    def boot(self) -> Boot:
+        """The machine it needs."""
+        return Boot(
+            base=find_mechanism(self.mechanism).base,
+            topology=self.topology,
+            fsgsbase=self.fsgsbase,
+            monitor=self.parking is Parking.MWAIT,
+        )
+
+    @property
+    def offline_threads(self) -> tuple[int, ...]:
+        """The vCPUs that are offline while their cores are updated."""
+        if self.siblings is Siblings.ONLINE:
+            return ()
+        return tuple(vcpu for core in range(self.topology.total_cores) for vcpu in self.topology.siblings_of(core))
 
     def check(self) -> None:
         """Refuse what cannot be run.
@@ -64,4 +113,16 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(
                 f"stretch names {len(self.stretch_per_core_us)} cores:"
                 f" topology {self.topology} has {self.topology.total_cores}"
+            )
+        self._check_axes()
+
+    def _check_axes(self) -> None:
+        mechanism = find_mechanism(self.mechanism)
+        if self.far_apart and self.stretch_per_core_us:
+            raise UsageError("far_apart draws each core's stretch: it cannot be given with a stretch of its own")
+        if self.far_apart and self.topology.total_cores == 1:
+            raise UsageError(f"far_apart needs two cores: topology {self.topology} has one")
+        if self.min_revision and not find_base(mechanism.base).has_min_revision:
+            raise UsageError(
+                f"min_revision is true: mechanism '{self.mechanism}' is of {mechanism.base}, which has none"
             )

@@ -12,14 +12,17 @@ from lab.guest.shell import GuestShell
 from lab.guest.text import clean_lines
 from lab.host.deadline import Deadline
 from lab.spec.base import Base, Witness
-from lab.spec.evidence import CpuLedger, RendezvousState
+from lab.spec.evidence import CpuLedger, RendezvousState, Returned
 from lab.spec.mechanism import Mechanism
 from lab.spec.topology import Topology
-from lab.witness.debugfs import parse_ledger, parse_nmi_row, parse_revisions, parse_state
+from lab.witness.debugfs import parse_cpu_list, parse_ledger, parse_nmi_row, parse_revisions, parse_state
 
 DEBUGFS: Final = "/sys/kernel/debug/microcode_lab"
-RELOAD: Final = "/sys/devices/system/cpu/microcode/reload"
+CPUS: Final = "/sys/devices/system/cpu"
+RELOAD: Final = f"{CPUS}/microcode/reload"
 FIRMWARE: Final = "/lib/firmware/intel-ucode"
+SMT_CONTROL: Final = f"{CPUS}/smt/control"
+FORCE_MINREV: Final = "/sys/module/microcode/parameters/force_minrev"
 
 #: The kernel complains of NMI handlers that take longer than 1 ms. Under an emulator that is the host's scheduling, and
 #: a mechanism may spin in one for as long as a window lasts; what really hangs still takes longer than this.
@@ -38,10 +41,12 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """What is read before and after a load alike.
 
     :param ledger: empty on a kernel without one
+    :param online: the CPUs that are online
     :param raw: the files as the guest showed them, by name
     """
 
     ledger: tuple[CpuLedger, ...]
+    online: tuple[int, ...]
     revisions: tuple[int, ...]
     nmis: tuple[int, ...]
     raw: dict[str, bytes]
@@ -52,9 +57,7 @@ def prepare_guest(shell: GuestShell, topology: Topology, base: Base, deadline: D
 
     :raise GuestError: it is not
     """
-    siblings = "; ".join(
-        f"cat /sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in range(topology.vcpus)
-    )
+    siblings = "; ".join(f"cat {CPUS}/cpu{cpu}/topology/thread_siblings_list" for cpu in range(topology.vcpus))
     wanted = []
     for cpu in range(topology.vcpus):
         threads = topology.threads_of(topology.core_of(cpu))
@@ -96,6 +99,42 @@ def read_signature(shell: GuestShell, deadline: Deadline) -> tuple[int, int]:
     )
 
 
+def set_siblings(shell: GuestShell, topology: Topology, online: bool, deadline: Deadline) -> None:
+    """Take all siblings offline, or bring them back, and see that they are.
+
+    :raise GuestError: the guest does not do it
+    """
+    wanted = range(topology.vcpus) if online else [topology.primary_of(core) for core in range(topology.total_cores)]
+    what = "bring its siblings back" if online else "take its siblings offline"
+    script = f"echo {'on' if online else 'off'} >{SMT_CONTROL} && cat {CPUS}/online"
+    text = _ask(shell, script, deadline, f"the guest does not {what}").decode(errors="replace")
+    if parse_cpu_list(text, topology.vcpus) != tuple(wanted):
+        raise GuestError(f"the guest did not {what}: CPUs {text.strip()[:80]} are online")
+
+
+def return_siblings(shell: GuestShell, topology: Topology, deadline: Deadline) -> Returned:
+    """Bring the offline siblings back, and say what came of it.
+
+    :raise EvidenceError: the guest shows something else than a list of CPUs and revisions
+    """
+    result = shell.run(f"echo on >{SMT_CONTROL}", deadline)
+    online, revisions = _read_sections(shell, (f"cat {CPUS}/online", _versions(topology)), deadline)
+    return Returned(
+        failed=result.status != 0,
+        online=parse_cpu_list(_text(online), topology.vcpus),
+        revisions=parse_revisions(_text(revisions), topology.vcpus),
+    )
+
+
+def set_min_revision(shell: GuestShell, forced: bool, deadline: Deadline) -> None:
+    """Have the kernel refuse updates that do not name a revision they may be loaded over, or not.
+
+    :raise GuestError: the kernel cannot be told
+    """
+    problem = "the guest's kernel cannot be told to look at least revisions"
+    _ask(shell, f"echo {'Y' if forced else 'N'} >{FORCE_MINREV}", deadline, problem)
+
+
 def choose_mechanism(shell: GuestShell, mechanism: Mechanism, base: Base, deadline: Deadline) -> tuple[str, ...]:
     """Have the next load use a mechanism, and begin it with an empty dmesg; returns what was in it.
 
@@ -114,12 +153,17 @@ def take_readings(shell: GuestShell, topology: Topology, base: Base, deadline: D
 
     :raise EvidenceError: the guest shows something else
     """
-    scripts = {"revisions.txt": _versions(topology), "interrupts.txt": "grep NMI: /proc/interrupts"}
+    scripts = {
+        "online.txt": f"cat {CPUS}/online",
+        "revisions.txt": _versions(topology),
+        "interrupts.txt": "grep -E 'CPU|NMI:' /proc/interrupts",
+    }
     if Witness.LEDGER in base.witnesses:
         scripts["ledger.txt"] = f"cat {DEBUGFS}/ledger"
     raw = dict(zip(scripts, _read_sections(shell, tuple(scripts.values()), deadline), strict=True))
     return Readings(
         ledger=parse_ledger(_text(raw["ledger.txt"]), topology.vcpus) if "ledger.txt" in raw else (),
+        online=parse_cpu_list(_text(raw["online.txt"]), topology.vcpus),
         revisions=parse_revisions(_text(raw["revisions.txt"]), topology.vcpus),
         nmis=parse_nmi_row(_text(raw["interrupts.txt"]), topology.vcpus),
         raw=raw,
@@ -161,7 +205,9 @@ def _read_errno(lines: tuple[str, ...]) -> int:
 
 
 def _versions(topology: Topology) -> str:
-    return " && ".join(f"cat /sys/devices/system/cpu/cpu{cpu}/microcode/version" for cpu in range(topology.vcpus))
+    # The file is there for online CPUs only.
+    files = (f"{CPUS}/cpu{cpu}/microcode/version" for cpu in range(topology.vcpus))
+    return "; ".join(f"if [ -e {path} ]; then cat {path}; else echo -1; fi" for path in files)
 
 
 def _text(raw: bytes) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps a warm guest of each kernel at hand, and replaces one when it can serve no more.
+"""Keeps a warm guest of each machine at hand, and replaces one when it can serve no more.
 
 Between trials its vCPUs are halted: it holds a share of the host's vCPU budget only while it boots or serves a trial.
 """
@@ -14,11 +14,10 @@ from lab.build.images import ImageSet
 from lab.errors import GuestError
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
+from lab.spec.boot import Boot
 from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
-from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
 from lab.trial.session import Kept, Session, open_session
 from lab.witness.kernel import Kernel
 
@@ -27,19 +26,17 @@ ADMISSION_S: Final = 3600.0
 
 
 class WarmGuest:
-    """Serves trials on one topology, booting a guest when there is none. A context manager.
+    """Serves trials on one machine, booting a guest when there is none. A context manager.
 
+    :param images: of the machine's base
     :param progress: told, in a few words, what is being waited for
     :ivar failed_boots: how many trials in a row, the last one included, got no guest
     """
 
-    def __init__(
-        self, images: ImageSet, kernel: Kernel, base: str, topology: Topology, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, images: ImageSet, kernel: Kernel, boot: Boot, progress: Callable[[str], None]) -> None:
         self._images = images
         self._kernel = kernel
-        self._base = base
-        self._topology = topology
+        self._boot = boot
         self._progress = progress
         self._stack = contextlib.ExitStack()
         self._session: Session | None = None
@@ -61,10 +58,8 @@ class WarmGuest:
     def _find_session(self) -> Session:
         if self._session is None:
             try:
-                self._progress("booting a guest")
-                self._session = self._stack.enter_context(
-                    open_session(self._images, self._kernel, self._topology, self._base)
-                )
+                self._progress(f"booting a guest: {self._boot}")
+                self._session = self._stack.enter_context(open_session(self._images, self._kernel, self._boot))
             except BaseException:
                 self.retire()
                 raise
@@ -81,7 +76,7 @@ class WarmGuest:
         with contextlib.ExitStack() as share:
             try:
                 deadline = Deadline.after(ADMISSION_S)
-                share.enter_context(admit(self._topology.vcpus, deadline, tell=self._progress))
+                share.enter_context(admit(self._boot.topology.vcpus, deadline, tell=self._progress))
                 session = self._find_session()
             except GuestError as error:
                 self.failed_boots += 1
@@ -94,25 +89,22 @@ class WarmGuest:
 
 
 class WarmGuests:
-    """Serves trials of mechanisms of several bases, with one warm guest per base. A context manager.
+    """Serves trials of any scenario, with one warm guest per machine that was asked for. A context manager.
 
     :param images: by base
     :param kernels: by base
     """
 
     def __init__(
-        self,
-        images: Mapping[str, ImageSet],
-        kernels: Mapping[str, Kernel],
-        topology: Topology,
-        progress: Callable[[str], None],
+        self, images: Mapping[str, ImageSet], kernels: Mapping[str, Kernel], progress: Callable[[str], None]
     ) -> None:
-        self._guests = {base: WarmGuest(images[base], kernels[base], base, topology, progress) for base in images}
+        self._images = images
+        self._kernels = kernels
+        self._progress = progress
+        self._guests: dict[Boot, WarmGuest] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "WarmGuests":
-        for guest in self._guests.values():
-            self._stack.enter_context(guest)
         return self
 
     def __exit__(
@@ -122,12 +114,19 @@ class WarmGuests:
 
     @property
     def failed_boots(self) -> int:
-        """How many trials in a row got no guest, of the kernel with which that happened most often."""
-        return max(guest.failed_boots for guest in self._guests.values())
+        """How many trials in a row got no guest, of the machine with which that happened most often."""
+        return max((guest.failed_boots for guest in self._guests.values()), default=0)
+
+    def find(self, boot: Boot) -> WarmGuest:
+        """Return the guest that serves a machine's trials."""
+        if boot not in self._guests:
+            made = WarmGuest(self._images[boot.base], self._kernels[boot.base], boot, self._progress)
+            self._guests[boot] = self._stack.enter_context(made)
+        return self._guests[boot]
 
     def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
-        """Run one trial on the guest of its mechanism's base; raises as :meth:`WarmGuest.run_trial` does."""
-        return self._guests[find_mechanism(scenario.mechanism).base].run_trial(scenario, plan, keep_files)
+        """Run one trial on the machine it needs; raises as :meth:`WarmGuest.run_trial` does."""
+        return self.find(scenario.boot).run_trial(scenario, plan, keep_files)
 
 
 def _explain_no_guest(scenario: Scenario, plan: Plan, reason: str) -> Evidence:

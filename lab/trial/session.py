@@ -3,7 +3,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -14,12 +14,13 @@ from lab.build.images import ImageSet
 from lab.build.ucode import firmware_name, make_update
 from lab.errors import DeadlineError, EvidenceError, GuestError, GuestGone, HostError
 from lab.guest.machine import Machine, start_guest
-from lab.guest.spec import GuestSpec
+from lab.guest.spec import DEFAULT_CPU, GuestSpec
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.run_dir import make_run_dir
 from lab.judge import judge
-from lab.spec.base import Base, Witness, find_base
+from lab.spec.base import Witness, find_base
+from lab.spec.boot import Boot
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -29,14 +30,14 @@ from lab.spec.evidence import (
     InjectionLog,
     OracleEvidence,
     RendezvousState,
+    Returned,
     Sent,
     Timings,
     VcpuRunning,
 )
-from lab.spec.mechanism import MECHANISMS, find_mechanism
+from lab.spec.mechanism import MECHANISMS, find_mechanism, is_play_dead
 from lab.spec.plan import Plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
+from lab.spec.scenario import Parking, Scenario, Siblings
 from lab.spec.verdict import Outcome
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread
@@ -83,21 +84,21 @@ class Session:
         *,
         images: ImageSet,
         kernel: Kernel,
-        base: Base,
-        topology: Topology,
+        boot: Boot,
         machine: Machine,
         link: OracleLink,
         deadline: Deadline,
     ) -> None:
-        self.topology = topology
+        self.topology = boot.topology
         self.machine = machine
-        self._base = base
+        self._base = find_base(boot.base)
+        self._online = True
         self._images = images.describe(machine.qemu_version)
         self._kernel = kernel
         self._link = link
         self._trials = 0
-        self._overhead_us: dict[str, int] = {}
-        guest_side.prepare_guest(machine.shell, topology, base, deadline)
+        self._overhead_us: dict[tuple[str, Siblings], int] = {}
+        guest_side.prepare_guest(machine.shell, boot.topology, self._base, deadline)
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
         self._threads = machine.vcpu_threads(deadline)
 
@@ -106,15 +107,20 @@ class Session:
         """Whether the guest can serve another trial."""
         return self.machine.ending is None
 
+    def all_play_dead(self, places: Iterable[int]) -> bool:
+        """Say whether all of some addresses are where offline threads wait."""
+        return all(is_play_dead(self._kernel.symbolise(pc)) for pc in places)
+
     def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
         """Do one late load under one plan, and return what all witnesses saw; how it ended is part of that.
 
         :param keep_files: add the files of the guest's run folder, since its boot
         """
-        if scenario.mechanism not in self._overhead_us:
-            # The first load of a mechanism runs code that QEMU has never translated, and takes many times as long: a
+        kind = (scenario.mechanism, scenario.siblings)
+        if kind not in self._overhead_us:
+            # The first load of its kind runs code that QEMU has never translated, and takes many times as long: a
             # plan's times would miss it. One that is broken without any NMI is the trial's evidence all the same.
-            self._overhead_us[scenario.mechanism] = FIRST_OVERHEAD_US
+            self._overhead_us[kind] = FIRST_OVERHEAD_US
             still = Plan(seed=plan.seed, stretch_us=(0,) * self.topology.total_cores, injections=())
             first = self._run_load(scenario, still)
             ended_well = first.evidence.ending is Ending.COMPLETE
@@ -171,11 +177,10 @@ class _Trial:
     def run(self) -> None:
         """Do the load and ask the guest about it."""
         session, topology = self.session, self.session.topology
+        self._set_siblings()
         before = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
         target = max(before.revisions) + 1
-        update = make_update(session._signature, session._platform, target)
-        path = f"{guest_side.FIRMWARE}/{firmware_name(session._signature)}"
-        self.shell.put(path, update, self.deadline)
+        self._put_update(target, max(before.revisions))
         mechanism = find_mechanism(self.scenario.mechanism)
         dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session._base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
@@ -187,6 +192,8 @@ class _Trial:
             self._send_sentinels()
             repeat_errno = guest_side.load_late(self.shell, self.deadline)
             after = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
+            self._wait_for_rest()
+            returned = self._return_siblings()
         finally:
             self.link.disarm()
             self._read_running()
@@ -201,6 +208,7 @@ class _Trial:
             target_revision=target,
             load_errno=load_errno,
             repeat_errno=repeat_errno,
+            online=before.online,
             state=state,
             ledger_before=before.ledger,
             ledger_after=after.ledger,
@@ -210,7 +218,47 @@ class _Trial:
             nmis_after=after.nmis,
             dmesg=dmesg,
             dmesg_before=dmesg_before,
+            returned=returned,
         )
+
+    def _set_siblings(self) -> None:
+        online = not self.scenario.offline_threads
+        if online is not self.session._online:
+            guest_side.set_siblings(self.shell, self.session.topology, online, self.deadline)
+            self.session._online = online
+
+    def _put_update(self, target: int, least: int) -> None:
+        """Give the guest an update from one revision to the next."""
+        session, scenario = self.session, self.scenario
+        if session._base.has_min_revision:
+            guest_side.set_min_revision(self.shell, scenario.min_revision, self.deadline)
+        update = make_update(
+            session._signature, session._platform, target, min_req_ver=least if scenario.min_revision else 0
+        )
+        path = f"{guest_side.FIRMWARE}/{firmware_name(session._signature)}"
+        self.shell.put(path, update, self.deadline)
+
+    def _wait_for_rest(self) -> None:
+        """See that each offline sibling is back where it waits to be brought up again; the judge says whether it is."""
+        offline = self.scenario.offline_threads
+        bound = self.deadline.within(SETTLE_BOUND_S)
+        while offline:
+            found = self.link.look_at_rest()
+            if all(found[vcpu][0] for vcpu in offline) or bound.expired:
+                return
+            # One that parks in MWAIT never halts under an emulator of several CPUs.
+            if self.scenario.parking is Parking.MWAIT and self.session.all_play_dead(
+                found[vcpu][1] for vcpu in offline
+            ):
+                return
+            time.sleep(SETTLE_STEP_S)
+
+    def _return_siblings(self) -> Returned | None:
+        if self.scenario.siblings is not Siblings.RETURNING:
+            return None
+        returned = guest_side.return_siblings(self.shell, self.session.topology, self.deadline)
+        self.session._online = len(returned.online) == self.session.topology.vcpus
+        return returned
 
     def _read_running(self) -> None:
         """Note what the host gave each vCPU; a trial that ended badly needs it most, as long as QEMU is there."""
@@ -221,9 +269,9 @@ class _Trial:
             )
 
     def _load(self) -> int:
-        mechanism = self.scenario.mechanism
+        kind = (self.scenario.mechanism, self.scenario.siblings)
         longest_us = max(self.plan.stretch_us)
-        overhead_us = self.session._overhead_us.get(mechanism, FIRST_OVERHEAD_US)
+        overhead_us = self.session._overhead_us.get(kind, FIRST_OVERHEAD_US)
         thread = InjectionThread(self.machine, self.link, self.plan, overhead_us, self.deadline)
         try:
             with thread:
@@ -233,10 +281,10 @@ class _Trial:
         finally:
             self.injections = thread.log
         thread.check()
-        self._learn(thread.log.begin_ns, mechanism, longest_us)
+        self._learn(thread.log.begin_ns, kind, longest_us)
         return load_errno
 
-    def _learn(self, begin_ns: int, mechanism: str, longest_us: int) -> None:
+    def _learn(self, begin_ns: int, kind: tuple[str, Siblings], longest_us: int) -> None:
         """Let the next plan's span follow what this load took."""
         if not begin_ns:
             return
@@ -244,8 +292,8 @@ class _Trial:
             end = self.link.wait_for(EventKind.LOAD_END, self.deadline.within(SETTLE_BOUND_S))
             took_us = (end.mono_ns - begin_ns) // _NS_PER_US
             overhead_us = max(0, took_us - longest_us)
-            known = self.session._overhead_us.get(mechanism, overhead_us)
-            self.session._overhead_us[mechanism] = (3 * known + overhead_us) // 4
+            known = self.session._overhead_us.get(kind, overhead_us)
+            self.session._overhead_us[kind] = (3 * known + overhead_us) // 4
 
     def _send_sentinels(self) -> None:
         """Send each vCPU one more NMI, and wait until all have been entered: then nothing older is pending any more."""
@@ -314,13 +362,11 @@ def _steal_ppm(before: object) -> int:
 
 
 @contextlib.contextmanager
-def open_session(
-    images: ImageSet, kernel: Kernel, topology: Topology, base: str, ring_records: int = RING_RECORDS
-) -> Iterator[Session]:
+def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int = RING_RECORDS) -> Iterator[Session]:
     """Boot a guest with an oracle, ready for trials, and leave nothing of it behind.
 
     :param kernel: read from the images' vmlinux
-    :param base: whose mechanisms the kernel holds
+    :param boot: what to boot it with; the images are of its base
     :param ring_records: how many events of a trial the oracle can keep
     :raise GuestGone: it did not boot, or is not the machine that was asked for
     :raise HostError: the host could not start it
@@ -328,29 +374,22 @@ def open_session(
     deadline = Deadline.after(BOOT_S)
     with contextlib.ExitStack() as stack:
         run_dir = stack.enter_context(make_run_dir())
-        link = stack.enter_context(OracleLink.create(run_dir, topology, ring_records))
+        link = stack.enter_context(OracleLink.create(run_dir, boot.topology, ring_records))
         landmarks = run_dir / "landmarks"
-        here = tuple(mechanism for mechanism in MECHANISMS if mechanism.base == base)
+        here = tuple(mechanism for mechanism in MECHANISMS if mechanism.base == boot.base)
         write_whole(landmarks, find_landmarks(kernel, here).to_text().encode())
         spec = GuestSpec(
-            topology=topology,
+            topology=boot.topology,
             kernel=images.kernel,
             initrd=images.initramfs,
-            kernel_args=(ENGINE_ARG,),
+            cpu=DEFAULT_CPU + (",+monitor" if boot.monitor else ""),
+            kernel_args=(ENGINE_ARG, *boot.kernel_args),
             plugin=link.plugin_arguments(images.oracle, landmarks),
         )
         machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd))
         link.close_child_end()
         try:
-            session = Session(
-                images=images,
-                kernel=kernel,
-                base=find_base(base),
-                topology=topology,
-                machine=machine,
-                link=link,
-                deadline=deadline,
-            )
+            session = Session(images=images, kernel=kernel, boot=boot, machine=machine, link=link, deadline=deadline)
         except EvidenceError as error:
             raise GuestGone(f"the guest cannot serve trials: {error}") from error
         yield session

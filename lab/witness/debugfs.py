@@ -10,6 +10,9 @@ from lab.spec.topology import MAX_VCPUS
 
 _PAIR = re.compile(r"([a-z_]{1,32})=(\S{1,64})", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,20}|0x[0-9a-f]{1,16}", re.ASCII)
+_CPU = re.compile(r"CPU[0-9]{1,5}", re.ASCII)
+_COUNT = re.compile(r"[0-9]{1,20}", re.ASCII)
+_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 
 
 def _read_pairs(line: str, what: str) -> Mapping[str, str]:
@@ -106,19 +109,27 @@ def parse_ledger(text: str, cpus: int) -> tuple[CpuLedger, ...]:
 
 
 def parse_nmi_row(text: str, cpus: int) -> tuple[int, ...]:
-    """Parse the NMI row of ``/proc/interrupts``: ``NMI:  5  5  4  5   Non-maskable interrupts``.
+    """Parse head and NMI row of ``/proc/interrupts``, which shows online CPUs only; -1 for each that it does not show.
 
-    :raise EvidenceError: there is no such row with a count for each CPU
+    Accepted format::
+
+                   CPU0       CPU2
+        NMI:          5          4   Non-maskable interrupts
+
+    :raise EvidenceError: there are no such lines, or the row has too few counts
     """
-    for line in text.splitlines():
-        words = line.split()
-        if words[:1] == ["NMI:"] and len(words) > cpus and all(word.isdecimal() for word in words[1 : cpus + 1]):
-            return tuple(int(word) for word in words[1 : cpus + 1])
-    raise EvidenceError(f"/proc/interrupts has no row NMI with {cpus} counts")
+    lines = [line.split() for line in text.splitlines()]
+    head = next((words for words in lines if words and all(_CPU.fullmatch(word) for word in words)), [])
+    row = next((words[1:] for words in lines if words[:1] == ["NMI:"]), [])
+    counts = row[: len(head)]
+    if not head or len(counts) < len(head) or not all(_COUNT.fullmatch(word) for word in counts):
+        raise EvidenceError("/proc/interrupts has no row NMI with a count for each CPU of its head")
+    shown = {int(name.removeprefix("CPU")): int(count) for name, count in zip(head, counts, strict=True)}
+    return tuple(shown.get(cpu, -1) for cpu in range(cpus))
 
 
 def parse_revisions(text: str, cpus: int) -> tuple[int, ...]:
-    """Parse ``cpu*/microcode/version``, one ``0x2`` per line in order of CPUs.
+    """Parse ``cpu*/microcode/version``, one ``0x2`` per line in order of CPUs, -1 for one that sysfs does not show.
 
     :raise EvidenceError: it is of another form
     """
@@ -126,3 +137,21 @@ def parse_revisions(text: str, cpus: int) -> tuple[int, ...]:
     if len(lines) < cpus or any(_NUMBER.fullmatch(line) is None for line in lines[:cpus]):
         raise EvidenceError(f"microcode revisions are not {cpus} numbers")
     return tuple(int(line, 0) for line in lines[:cpus])
+
+
+def parse_cpu_list(text: str, cpus: int) -> tuple[int, ...]:
+    """Parse a list of CPUs as sysfs shows it, such as ``0-2,5``.
+
+    :raise EvidenceError: it is of another form, or names a CPU that the guest cannot have
+    """
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        match = _RANGE.fullmatch(part)
+        if match is None:
+            raise EvidenceError("a list of CPUs is not of the form 0-2,5")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if not first <= last < cpus:
+            raise EvidenceError(f"a list of CPUs names {first} to {last}: the guest has {cpus}")
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))

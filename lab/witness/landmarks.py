@@ -10,7 +10,7 @@ import msgspec
 from lab.errors import UsageError
 from lab.spec.mechanism import Landmarks, Mechanism, Place
 from lab.witness.kernel import Kernel
-from lab.witness.places import find_place, find_stretch
+from lab.witness.places import find_places, find_stretch
 
 #: Where every NMI enters a 64-bit kernel (arch/x86/entry/entry_64.S).
 NMI_ENTRY: Final = "asm_exc_nmi"
@@ -58,7 +58,8 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
         bit = 1 << mechanism.bit
         for kind, place in _list_places(mechanism.landmarks):
             try:
-                masks[kind, find_place(kernel, place)] |= bit
+                for address in find_places(kernel, place):
+                    masks[kind, address] |= bit
             except UsageError as error:
                 raise UsageError(f"mechanism '{mechanism.name}', landmark {kind}: {error}") from error
         for stretch in mechanism.landmarks.wait_region:
@@ -86,6 +87,7 @@ def _list_places(marks: Landmarks) -> tuple[tuple[str, Place], ...]:
         ("load-end", marks.load_end),
         ("call-in", marks.call_in),
         ("call-in", marks.primary_call_in),
+        ("call-in", marks.offline_call_in),
         ("release", marks.release),
         ("release", marks.primary_release),
         ("self-nmi", marks.self_nmi),

@@ -6,32 +6,39 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import capstone
+import capstone.x86
 
 from lab.errors import UsageError
-from lab.spec.mechanism import Call, Path, Place, Return, Stretch
+from lab.spec.mechanism import Call, Exits, Locked, Path, Place, Return, Stretch
 from lab.witness.kernel import Function, Kernel
 
 #: Behind a call to one of these there is other code, or none.
 _NEVER_RETURN: Final = ("panic", "__stack_chk_fail")
 #: What a call through a pointer becomes under CONFIG_MITIGATION_RETPOLINE.
 _THUNK: Final = "__x86_indirect_thunk_"
+#: What a return becomes under CONFIG_MITIGATION_RETHUNK.
+_RETURN_THUNK: Final = "__x86_return_thunk"
 #: capstone gives operands as signed numbers, and addresses as unsigned ones.
 _ADDRESS: Final = 2**64 - 1
 _ENDS: Final = (capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
 
 
-def find_place(kernel: Kernel, place: Place) -> int:
-    """Return the address of a place.
+def find_places(kernel: Kernel, place: Place) -> tuple[int, ...]:
+    """Return the addresses of a place: several only where a function may return in several ways.
 
     :raise UsageError: it is not in this kernel, or more than once
     """
     match place:
         case Call():
-            return int(_find_call(kernel, place)[1].address)
+            return (int(_find_call(kernel, place)[1].address),)
         case Return():
-            return _find_return(kernel, place)
+            return (_find_return(kernel, place),)
+        case Locked():
+            return (_find_locked(kernel, place),)
+        case Exits():
+            return _find_exits(kernel, place)
         case _:
-            return kernel.find(place).start
+            return (kernel.find(place).start,)
 
 
 def find_stretch(kernel: Kernel, stretch: Stretch) -> tuple[tuple[int, int], ...]:
@@ -83,6 +90,33 @@ def _find_return(kernel: Kernel, place: Return) -> int:
     if not call.group(capstone.CS_GRP_CALL) or behind >= function.end:
         raise UsageError(f"the call to '{place.call.callee}' does not return to '{function.name}'")
     return behind
+
+
+def _find_locked(kernel: Kernel, place: Locked) -> int:
+    locked = [
+        int(each.address)
+        for each in kernel.disassemble(kernel.find(place.within))
+        if each.prefix[0] == capstone.x86.X86_PREFIX_LOCK
+    ]
+    if len(locked) != 1:
+        raise UsageError(f"'{place.within}' has {len(locked)} instructions with a LOCK prefix: one was looked for")
+    return locked[0]
+
+
+def _find_exits(kernel: Kernel, place: Exits) -> tuple[int, ...]:
+    function = kernel.find(place.within)
+    exits = tuple(int(each.address) for each in kernel.disassemble(function) if _is_exit(kernel, each))
+    if not exits:
+        raise UsageError(f"'{place.within}' never returns")
+    return exits
+
+
+def _is_exit(kernel: Kernel, instruction: capstone.CsInsn) -> bool:
+    if instruction.group(capstone.CS_GRP_RET):
+        return True
+    target = _target_of(instruction) if instruction.mnemonic == "jmp" else None
+    callee = kernel.find_at(target) if target is not None else None
+    return callee is not None and callee.name == _RETURN_THUNK
 
 
 def _find_path(kernel: Kernel, path: Path) -> tuple[tuple[int, int], ...]:

@@ -114,6 +114,8 @@ class Load:
     steps: list[Step] = field(default_factory=list)
     ending: Ending = Ending.COMPLETE
     sentinels: list[tuple[int, int, int]] = field(default_factory=list)
+    #: How many NMIs the scenario asks for, 0 for as many as are sent.
+    asked: int = 0
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -170,7 +172,7 @@ class Load:
         return Evidence(
             schema_version=SCHEMA_VERSION,
             lab_version="0",
-            scenario=Scenario(mechanism=self.mechanism, topology=self.topology, nmis=len(self.sends)),
+            scenario=Scenario(mechanism=self.mechanism, topology=self.topology, nmis=self.asked or len(self.sends)),
             plan=Plan(
                 seed=1,
                 stretch_us=(10_000,) * self.topology.total_cores,
@@ -288,6 +290,7 @@ class Load:
             target_revision=2,
             load_errno=0,
             repeat_errno=0,
+            online=tuple(vcpus),
             state=RendezvousState(
                 load=FIRST_LOAD,
                 mechanism=self.mechanism,
@@ -324,6 +327,7 @@ class Load:
             target_revision=2,
             load_errno=0,
             repeat_errno=self.base.repeat_errno,
+            online=tuple(range(count)),
             state=None,
             ledger_before=(),
             ledger_after=(),

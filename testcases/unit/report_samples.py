@@ -210,6 +210,7 @@ def _guest(mechanism: str) -> GuestEvidence:
         target_revision=0x2007006,
         load_errno=0,
         repeat_errno=0,
+        online=(0, 1, 2, 3),
         state=RendezvousState(
             load=1,
             mechanism=mechanism,

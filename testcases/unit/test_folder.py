@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from report_samples import make_evidence, make_verdict
 
 from lab.errors import EvidenceError, UsageError
-from lab.spec.evidence import Ending, Evidence
+from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
 from lab.trial import folder as folder_module
 from lab.trial.folder import claim_trial_output, read_evidence, read_verdict, write_evidence, write_verdict
 
@@ -121,7 +121,7 @@ def test_a_required_witness_cannot_be_left_out_of_the_manifest(saved: Path) -> N
 
 def test_another_schema_is_named(saved: Path) -> None:
     rewrite_manifest(saved, schema_version=7, files="unknown to us")
-    with pytest.raises(EvidenceError, match="schema version 7: this lab reads 1"):
+    with pytest.raises(EvidenceError, match=f"schema version 7: this lab reads {SCHEMA_VERSION}"):
         read_evidence(saved)
 
 

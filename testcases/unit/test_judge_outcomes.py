@@ -242,7 +242,7 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("not-all-sent", lambda: changed(("injections.problem", "the deadline came")), "not every planned NMI was sent"),
     ("log-cut", lambda: changed(("injections.sent", lambda old: old[:1])), "do not match the 2 planned"),
     ("never-acknowledged", lambda: changed(("injections.sent.1.reply_ns", 0)), "never acknowledged"),
-    ("no-nmis", lambda: Load(sends=[]).build(), "no NMI was proven"),
+    ("no-nmis", lambda: Load(sends=[], asked=2).build(), "no NMI was proven"),
     ("sent-before", lambda: Load(sends=[(-1, WINDOW_AT_NS - 10, WINDOW_AT_NS + MS)]).build(), "no NMI was proven"),
     (
         "acknowledged-after",
@@ -271,6 +271,13 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("panic-without-oracle", lambda: change(crash(), "oracle", None), "missing: the oracle"),
     ("panic-before-the-load", lambda: change(crash(), "oracle.events", ()), "missing"),
 ]
+
+
+def test_a_scenario_without_nmis_needs_none() -> None:
+    verdict = judge(Load(sends=[]).build())
+
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert "without NMIs, as asked" in verdict.reason
 
 
 @pytest.mark.parametrize(("build", "reason"), [row[1:] for row in DOUBTING], ids=[row[0] for row in DOUBTING])

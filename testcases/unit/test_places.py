@@ -9,7 +9,7 @@ from lab.errors import UsageError
 from lab.spec.mechanism import MECHANISMS, Call, Landmarks, Mechanism, Path, Return
 from lab.witness.kernel import Function, Kernel
 from lab.witness.landmarks import find_landmarks
-from lab.witness.places import find_place, find_stretch
+from lab.witness.places import find_places, find_stretch
 
 BASE = 0xFFFFFFFF81000000
 RET = b"\xc3"
@@ -79,13 +79,13 @@ def test_calls_and_their_returns_are_found_also_of_clones_and_through_pointers()
     code, at = make_outer()
     kernel = make_kernel(outer=code)
 
-    assert find_place(kernel, "outer") == start_of("outer")
-    assert find_place(kernel, "wait") == start_of("wait.constprop.0")
-    assert find_place(kernel, Call("wait", ("inlined_away", "outer"))) == at["wait"]
-    assert find_place(kernel, Return(Call("wait", ("outer",)))) == at["waited"]
-    assert find_place(kernel, Call("", ("outer",))) == at["pointer"]
-    assert find_place(kernel, Return(Call("", ("outer",)))) == at["released"]
-    assert find_place(kernel, Return(Call("check", ("outer",)))) == at["checked"]
+    assert find_places(kernel, "outer") == (start_of("outer"),)
+    assert find_places(kernel, "wait") == (start_of("wait.constprop.0"),)
+    assert find_places(kernel, Call("wait", ("inlined_away", "outer"))) == (at["wait"],)
+    assert find_places(kernel, Return(Call("wait", ("outer",)))) == (at["waited"],)
+    assert find_places(kernel, Call("", ("outer",))) == (at["pointer"],)
+    assert find_places(kernel, Return(Call("", ("outer",)))) == (at["released"],)
+    assert find_places(kernel, Return(Call("check", ("outer",)))) == (at["checked"],)
 
 
 def test_a_path_holds_what_leads_to_its_end_and_nothing_else() -> None:
@@ -111,9 +111,9 @@ def test_a_call_as_the_last_thing_is_found_and_has_no_return() -> None:
     at = tail.call("wait.constprop.0", b"\xe9")
     kernel = make_kernel(tail=tail.data)
 
-    assert find_place(kernel, Call("wait", ("tail",))) == at
+    assert find_places(kernel, Call("wait", ("tail",))) == (at,)
     with pytest.raises(UsageError, match="the call to 'wait' does not return to 'tail'"):
-        find_place(kernel, Return(Call("wait", ("tail",))))
+        find_places(kernel, Return(Call("wait", ("tail",))))
 
 
 def test_a_jump_through_a_pointer_is_no_call_and_stops_the_search() -> None:
@@ -124,7 +124,7 @@ def test_a_jump_through_a_pointer_is_no_call_and_stops_the_search() -> None:
     kernel = make_kernel(table=table.data)
 
     with pytest.raises(UsageError, match="'table' has 0 calls through a pointer: one was looked for"):
-        find_place(kernel, Call("", ("table",)))
+        find_places(kernel, Call("", ("table",)))
     with pytest.raises(UsageError, match="'table' jumps through a pointer"):
         find_stretch(kernel, Path(Return(Call("wait", ("table",))), Call("check", ("table",))))
 
@@ -140,7 +140,7 @@ def test_a_jump_through_a_pointer_is_no_call_and_stops_the_search() -> None:
 )
 def test_a_place_that_is_not_there_is_named(place: str | Call, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        find_place(make_kernel(outer=make_outer()[0]), place)
+        find_places(make_kernel(outer=make_outer()[0]), place)
 
 
 def test_two_calls_of_the_same_are_ambiguous() -> None:
@@ -149,7 +149,7 @@ def test_two_calls_of_the_same_are_ambiguous() -> None:
     outer.call("check")
 
     with pytest.raises(UsageError, match="'outer' has 2 calls to 'check': one was looked for"):
-        find_place(make_kernel(outer=outer.data + RET), Call("check", ("outer",)))
+        find_places(make_kernel(outer=outer.data + RET), Call("check", ("outer",)))
 
 
 def make_mechanism(call_in: str) -> Mechanism:

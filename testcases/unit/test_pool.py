@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from lab.spec.boot import Boot
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
 from lab.trial import pool
 
 
@@ -17,8 +17,8 @@ class FakeGuest:
     asked: list[tuple[str, str]]
     retired: list[str]
 
-    def __init__(self, images: Any, kernel: Any, base: str, *_: Any) -> None:
-        self._base = base
+    def __init__(self, images: Any, kernel: Any, boot: Boot, *_: Any) -> None:
+        self._base = base = boot.base
         assert (images, kernel) == (f"images of {base}", f"kernel of {base}")
 
     def __enter__(self) -> "FakeGuest":
@@ -38,7 +38,7 @@ def test_each_mechanism_runs_on_the_guest_of_its_base(monkeypatch: pytest.Monkey
     bases = ("linux-6.1", "linux-6.12")
     images: Any = {base: f"images of {base}" for base in bases}
     kernels: Any = {base: f"kernel of {base}" for base in bases}
-    with pool.WarmGuests(images, kernels, Topology(1, 2, 2), print) as guests:
+    with pool.WarmGuests(images, kernels, print) as guests:
         for name in ("upstream", "nmi-self", "upstream"):
             scenario = Scenario(mechanism=name)
             guests.run_trial(scenario, draw_plan(scenario, 1))

@@ -21,7 +21,6 @@ from lab.host.deadline import Deadline
 from lab.report.page import write_report
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
 from lab.spec.verdict import Outcome, TrialRecord
 from lab.trial import pool
 from lab.trial.folder import read_evidence
@@ -30,6 +29,7 @@ from lab.trial.session import Kept
 
 SCENARIOS = vary(Scenario(mechanism="nmi-self"), ("nmi-self", "stop-machine"))
 NO_IMAGES: Any = None
+MACHINE = SCENARIOS[0].boot
 
 
 class FakeSession:
@@ -70,7 +70,7 @@ def campaign(folder: Path, trials: int, told: list[str] | None = None) -> tuple[
     tell = (told if told is not None else []).append
     with (
         RunStore(folder, info) as store,
-        WarmGuests({DEFAULT_BASE: NO_IMAGES}, {DEFAULT_BASE: NO_IMAGES}, Topology(1, 2, 2), tell) as guests,
+        WarmGuests({DEFAULT_BASE: NO_IMAGES}, {DEFAULT_BASE: NO_IMAGES}, tell) as guests,
     ):
         ran = run_trials(guests, store, SCENARIOS, trials, 7, seen.append)
         store.finish(ran.exit_status)
@@ -124,7 +124,7 @@ def test_a_long_wait_for_vcpus_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
     share = min(4, os.cpu_count() or 1)
     with (
         admit(os.cpu_count() or 1, Deadline.after(5)),
-        WarmGuest(NO_IMAGES, NO_IMAGES, DEFAULT_BASE, Topology(1, 2, 2), told.append) as guest,
+        WarmGuest(NO_IMAGES, NO_IMAGES, MACHINE, told.append) as guest,
     ):
         guest.run_trial(SCENARIOS[0], draw_plan(SCENARIOS[0], 1))
     assert told == [f"waiting for {share} vCPUs of this host"]
@@ -136,9 +136,9 @@ def test_a_short_wait_is_not_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> No
     with contextlib.ExitStack() as others:
         others.enter_context(admit(os.cpu_count() or 1, Deadline.after(5)))
         threading.Timer(0.1, others.close).start()
-        with WarmGuest(NO_IMAGES, NO_IMAGES, DEFAULT_BASE, Topology(1, 2, 2), told.append) as guest:
+        with WarmGuest(NO_IMAGES, NO_IMAGES, MACHINE, told.append) as guest:
             guest.run_trial(SCENARIOS[0], draw_plan(SCENARIOS[0], 1))
-    assert told == ["booting a guest"]
+    assert told == ["booting a guest: linux-6.1 1x2x2"]
 
 
 def test_a_host_that_fails_ends_a_run_with_its_records_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

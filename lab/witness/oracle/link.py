@@ -16,7 +16,7 @@ import msgspec
 
 from lab.errors import DeadlineError, GuestGone, HostError, UsageError
 from lab.host.deadline import Deadline
-from lab.spec.evidence import EventKind, OracleEvidence
+from lab.spec.evidence import EventKind, OracleEvidence, Resting
 from lab.spec.topology import Topology
 from lab.witness.oracle.file import OracleFile
 from lab.witness.oracle.layout import (
@@ -30,6 +30,7 @@ from lab.witness.oracle.layout import (
     Places,
     lay_out,
     make_header,
+    pc_of,
 )
 from lab.witness.oracle.reader import Symbolise, TrialReader
 
@@ -82,6 +83,7 @@ class OracleLink:
         self._first_seq = 1
         self._entries_before = 0
         self._lost_before = 0
+        self._resting: tuple[tuple[bool, int], ...] = ()
 
     @classmethod
     def create(
@@ -176,6 +178,7 @@ class OracleLink:
         self._entries_before = self._header.status.nmi_entries
         self._lost_before = self._header.status.windows_lost
         self._trial = trial
+        self._resting = ()
         self.drain()
         # One aligned store, after all it makes valid: x86 keeps stores in order, and so does this interpreter.
         control.armed_trial = trial
@@ -220,6 +223,11 @@ class OracleLink:
         """Return how many NMI entries were recorded in this trial, over all vCPUs."""
         return int(self._header.status.nmi_entries) - self._entries_before
 
+    def look_at_rest(self) -> tuple[tuple[bool, int], ...]:
+        """Note, as part of the trial, where each vCPU is now: whether it is halted, and the last block it began."""
+        self._resting = tuple((bool(vcpu.halts & 1), pc_of(vcpu.block)) for vcpu in self._file.read_vcpus())
+        return self._resting
+
     def collect(self, symbolise: Symbolise) -> OracleEvidence:
         """Return what the oracle saw of the trial armed last, also once QEMU is dead."""
         reader = TrialReader(
@@ -229,7 +237,11 @@ class OracleLink:
             lost_before=self._lost_before,
             symbolise=symbolise,
         )
-        return reader.read()
+        resting = tuple(
+            Resting(vcpu=vcpu, halted=halted, pc=pc, symbol=symbolise(pc) if pc else "")
+            for vcpu, (halted, pc) in enumerate(self._resting)
+        )
+        return msgspec.structs.replace(reader.read(), resting=resting)
 
     def _hear(self, kind: EventKind, deadline: Deadline) -> None:
         deadline.check(f"the oracle's {kind.value}")

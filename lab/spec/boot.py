@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest has to be booted with: trials that agree in it can be served by one guest."""
+
+import msgspec
+
+from lab.spec.topology import Topology
+
+
+class Boot(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine.
+
+    :param base: name of the :class:`lab.spec.base.Base` whose kernel it runs
+    :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; without them it uses RDMSR and SWAPGS
+    :param monitor: the CPU has MONITOR and MWAIT, in which the kernel then parks offline threads
+    """
+
+    base: str
+    topology: Topology
+    fsgsbase: bool = True
+    monitor: bool = False
+
+    @property
+    def kernel_args(self) -> tuple[str, ...]:
+        """What the kernel is told at boot."""
+        # MWAIT does not sleep under an emulator of several CPUs: an idle guest would take all of the host.
+        return (*(() if self.fsgsbase else ("nofsgsbase",)), *(("idle=halt",) if self.monitor else ()))
+
+    def __str__(self) -> str:
+        parts = (
+            self.base,
+            str(self.topology),
+            "" if self.fsgsbase else "nofsgsbase",
+            "monitor" if self.monitor else "",
+        )
+        return " ".join(part for part in parts if part)
