@@ -131,10 +131,13 @@ class Facts:
         return next((event for event in self.of_kind(EventKind.CALL_IN, vcpu) if self._in_load(event)), None)
 
     def releases(self, vcpu: int) -> tuple[OracleEvent, ...]:
-        """Return when a vCPU was let go in the load, in order; an offline one only after it had called in."""
-        releases = (event for event in self.of_kind(EventKind.RELEASE, vcpu) if self._in_load(event))
+        """Return when a vCPU was let go in the load, in order.
+
+        An offline one only counts after it had called in, and then also behind the load: nobody waits for it to leave.
+        """
+        releases = self.of_kind(EventKind.RELEASE, vcpu)
         if vcpu not in self.offline:
-            return tuple(releases)
+            return tuple(event for event in releases if self._in_load(event))
         call_in = self.call_in(vcpu)
         return tuple(event for event in releases if call_in is not None and event.seq > call_in.seq)
 
@@ -172,7 +175,7 @@ class Facts:
     @property
     def self_senders(self) -> tuple[int, ...]:
         """The vCPUs that send themselves an NMI in each load."""
-        return self._threads(self.mechanism.landmarks.self_nmi_by, self.vcpus)
+        return self._threads(self.mechanism.landmarks.self_nmi_by, self.online)
 
     def ipis_to(self, vcpu: int) -> tuple[OracleEvent, ...]:
         """Return the records of NMIs that other threads, or the mechanism for all, sent to a vCPU."""
