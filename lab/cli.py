@@ -18,6 +18,22 @@ import typer
 from rich.console import Console
 
 from lab import present
+from lab.axes import (
+    AimOption,
+    Axes,
+    FarApartOption,
+    FsgsbaseOption,
+    MinRevisionOption,
+    NmisOption,
+    ParkingOption,
+    ScenarioOption,
+    SiblingsOption,
+    StretchOption,
+    StretchRangeOption,
+    TopologyOption,
+    make_scenario,
+    read_scenario,
+)
 from lab.build.doctor import examine_host, require_qemu
 from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
@@ -25,18 +41,18 @@ from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
 from lab.campaign.bench import measure
 from lab.campaign.expectation import MechanismResult, weigh_run
-from lab.campaign.runner import describe_run, run_trials, vary
+from lab.campaign.runner import describe_run, run_trials
 from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.errors import EvidenceError, HostError, LabError, UsageError
-from lab.host.paths import is_utf8, show_bytes
+from lab.host.paths import SCENARIOS, is_utf8, show_bytes
 from lab.judge import judge as judge_evidence
 from lab.progress import Progress, open_progress
 from lab.report.page import write_report
 from lab.spec.base import BASES, find_base
 from lab.spec.mechanism import FIRST_CAMPAIGN, MECHANISMS, find_mechanism
 from lab.spec.plan import MAX_SEED, draw_plan
-from lab.spec.scenario import DEFAULT_NMIS, Aim, Scenario
-from lab.spec.topology import Topology
+from lab.spec.scenario import Scenario
+from lab.spec.scenario_file import to_words
 from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
 from lab.trial.folder import claim_trial_output, read_evidence
 from lab.trial.kvm import try_kvm
@@ -60,13 +76,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-MechanismOption = Annotated[str, typer.Option(help=f"one of {', '.join(each.name for each in MECHANISMS)}")]
-TopologyOption = Annotated[str, typer.Option(help="SOCKETSxCORESxTHREADS")]
-NmisOption = Annotated[int, typer.Option(help="how many NMIs each trial sends")]
-AimOption = Annotated[Aim, typer.Option(help="whom the NMIs are sent to")]
-StretchOption = Annotated[
-    str, typer.Option(help="hold windows open for this long, one number or one per core (default: drawn per core)")
-]
+MechanismOption = Annotated[str | None, typer.Option(help=f"one of {', '.join(each.name for each in MECHANISMS)}")]
 OutOption = Annotated[Path, typer.Option(help="folder for the results, new or empty")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -83,24 +93,6 @@ def _out() -> Console:
 
 def _print_json(value: object) -> None:
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-
-
-def _make_scenario(mechanism: str, topology: str, nmis: int, aim: Aim, stretch_us: str) -> Scenario:
-    find_mechanism(mechanism)
-    shape = Topology.parse(topology)
-    given = _parse_stretch(stretch_us)
-    if len(given) == 1:
-        given *= shape.total_cores
-    scenario = Scenario(mechanism=mechanism, topology=shape, nmis=nmis, aim=aim, stretch_per_core_us=given)
-    scenario.check()
-    return scenario
-
-
-def _parse_stretch(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise UsageError(f"stretch-us '{text}' is not a whole number of microseconds, or several with commas") from None
 
 
 def _check_seed(seed: int | None) -> int:
@@ -162,18 +154,38 @@ def build(
 
 @app.command()
 def trial(
-    mechanism: MechanismOption,
     out: OutOption,
-    topology: TopologyOption = "1x2x2",
+    mechanism: MechanismOption = None,
+    scenario_file: ScenarioOption = None,
+    topology: TopologyOption = None,
     seed: Annotated[int | None, typer.Option(help="of the plan (default: drawn)")] = None,
-    nmis: NmisOption = DEFAULT_NMIS,
-    aim: AimOption = Aim.BROADCAST,
-    stretch_us: StretchOption = "",
+    nmis: NmisOption = None,
+    aim: AimOption = None,
+    stretch_us: StretchOption = None,
+    stretch_range_us: StretchRangeOption = None,
+    far_apart: FarApartOption = None,
+    siblings: SiblingsOption = None,
+    fsgsbase: FsgsbaseOption = None,
+    parking: ParkingOption = None,
+    min_revision: MinRevisionOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep the guest's own logs and the oracle's ring, too")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run one trial: exit 0 PASS, 1 FAIL, 3 INVALID, 4 ERROR."""
-    scenario = _make_scenario(mechanism, topology, nmis, aim, stretch_us)
+    given = Axes(
+        topology=topology,
+        nmis=nmis,
+        aim=aim,
+        stretch_us=stretch_us,
+        stretch_range_us=stretch_range_us,
+        far_apart=far_apart,
+        siblings=siblings,
+        fsgsbase=fsgsbase,
+        parking=parking,
+        min_revision=min_revision,
+    )
+    scenario = make_scenario(given, mechanism, scenario_file)
+    scenario.check()
     plan = draw_plan(scenario, _check_seed(seed))
     require_qemu()
     folder = claim_trial_output(out)
@@ -222,20 +234,40 @@ def run(
     trials: Annotated[int, typer.Option(help="of each mechanism", min=1)] = DEFAULT_TRIALS,
     mechanism: Annotated[
         list[str] | None,
-        typer.Option(help=f"one of the mechanisms, may be given again, or all (default: {', '.join(FIRST_CAMPAIGN)})"),
+        typer.Option(
+            help="one of the mechanisms, may be given again, or all that the other options allow"
+            f" (default: that of the scenario, or {', '.join(FIRST_CAMPAIGN)})"
+        ),
     ] = None,
-    topology: TopologyOption = "1x2x2",
+    scenario_file: ScenarioOption = None,
+    topology: TopologyOption = None,
     seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
-    nmis: NmisOption = DEFAULT_NMIS,
-    aim: AimOption = Aim.BROADCAST,
-    stretch_us: StretchOption = "",
+    nmis: NmisOption = None,
+    aim: AimOption = None,
+    stretch_us: StretchOption = None,
+    stretch_range_us: StretchRangeOption = None,
+    far_apart: FarApartOption = None,
+    siblings: SiblingsOption = None,
+    fsgsbase: FsgsbaseOption = None,
+    parking: ParkingOption = None,
+    min_revision: MinRevisionOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="remove the run that the folder holds")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the first campaign: exit 0 when every mechanism did what is expected of it, 1 when not."""
-    every = [each.name for each in MECHANISMS]
-    names = tuple(dict.fromkeys(every if mechanism == [ALL] else mechanism or FIRST_CAMPAIGN))
-    scenarios = vary(_make_scenario(names[0], topology, nmis, aim, stretch_us), names)
+    """Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."""
+    given = Axes(
+        topology=topology,
+        nmis=nmis,
+        aim=aim,
+        stretch_us=stretch_us,
+        stretch_range_us=stretch_range_us,
+        far_apart=far_apart,
+        siblings=siblings,
+        fsgsbase=fsgsbase,
+        parking=parking,
+        min_revision=min_revision,
+    )
+    scenarios = _choose_scenarios(given, mechanism or [], scenario_file)
     run_seed = _check_seed(seed)
     qemu_version = require_qemu()
     folder = claim_run_output(out, replace)
@@ -254,6 +286,31 @@ def run(
     if ran.stopped:
         _complain(ran.stopped, ran.exit_status)
     raise typer.Exit(ran.exit_status)
+
+
+def _choose_scenarios(given: Axes, names: list[str], file: Path | None) -> tuple[Scenario, ...]:
+    """Return one scenario for each mechanism that was asked for; of all, those that can be run so."""
+    if names == [ALL]:
+        every = [make_scenario(given, each.name, file) for each in MECHANISMS]
+        possible, refused = [], []
+        for scenario in every:
+            try:
+                scenario.check()
+                possible.append(scenario)
+            except UsageError as error:
+                refused.append((scenario.mechanism, error))
+        if not possible:
+            raise refused[0][1]
+        for name, why in refused:
+            sys.stderr.write(f"lab: leaving out {name}: {why}\n")
+        return tuple(possible)
+    if not names and file is None:
+        names = list(FIRST_CAMPAIGN)
+    asked: list[str | None] = [*dict.fromkeys(names)]
+    scenarios = tuple(make_scenario(given, name, file) for name in asked or [None])
+    for scenario in scenarios:
+        scenario.check()
+    return scenarios
 
 
 def _build_bases(scenarios: Iterable[Scenario], progress: Progress) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
@@ -297,7 +354,7 @@ def report(
 def _tell_run(folder: Path, page: Path, as_json: bool) -> None:
     stored = read_run(folder)
     results: tuple[MechanismResult, ...] = weigh_run(
-        {each.name: each.expectation for each in stored.info.mechanisms}, stored.records
+        {each.name: each.expected for each in stored.info.mechanisms}, stored.records
     )
     if as_json:
         _print_json(present.describe_run(stored, results, page))
@@ -320,6 +377,23 @@ def bench(
         _print_json({"figures": figures})
     else:
         _out().print(present.make_bench_table(figures))
+
+
+@app.command()
+def scenarios(as_json: JsonOption = False) -> None:
+    """List the scenarios of this repository."""
+    found = [read_scenario(path) for path in sorted(SCENARIOS.glob("*.toml"))]
+    if as_json:
+        _print_json(
+            {
+                "scenarios": [
+                    {"name": each.name, "summary": each.summary, "options": to_words(each.scenario)} for each in found
+                ]
+            }
+        )
+        return
+    for each in found:
+        _out().print(f"{each.name:34} {each.summary}")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 
 The rule, the same for every mechanism: no trial ended in ERROR, and at most one in ten is INVALID. On top of it,
 
-- a *control* (``caught``) must be caught: at least one trial FAILs with ``quiet`` broken;
+- a *control* (``caught``) must be caught: at least one trial FAILs with the invariant broken that it is a control of;
 - a mechanism *held to be sound* (``clean``) must not be accused: no trial FAILs, and at least one PASSes;
 - one that is known to let some through (``measured``) promises nothing about its siblings, and the judge requires
   nothing there; all else must hold: no trial FAILs, and at least one PASSes.
@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from lab.spec.expected import QUIET, Expected
 from lab.spec.mechanism import Expectation
 from lab.spec.verdict import Finding, Outcome, TrialRecord
 
-QUIET = "quiet"
 HARMLESS = "harmless"
 
 #: More INVALID trials than one in this many say that the host was not fit to run them.
@@ -69,7 +69,7 @@ class MechanismResult:
     harmless: Tally
 
 
-def weigh_mechanism(name: str, expectation: Expectation, records: Iterable[TrialRecord]) -> MechanismResult:
+def weigh_mechanism(name: str, expected: Expected, records: Iterable[TrialRecord]) -> MechanismResult:
     """Hold one mechanism's records against its expectation; records of others are left out."""
     outcomes: Counter[Outcome] = Counter()
     quiet: Counter[Finding] = Counter()
@@ -82,17 +82,18 @@ def weigh_mechanism(name: str, expectation: Expectation, records: Iterable[Trial
         outcomes[record.outcome] += 1
         quiet[found] += 1
         harmless[record.invariants.get(HARMLESS, Finding.UNSEEN)] += 1
-        caught += record.outcome is Outcome.FAIL and found is Finding.BROKEN
+        broken = any(record.invariants.get(one) is Finding.BROKEN for one in expected.caught_by)
+        caught += record.outcome is Outcome.FAIL and broken
     counts = OutcomeCounts(
         passed=outcomes[Outcome.PASS],
         failed=outcomes[Outcome.FAIL],
         invalid=outcomes[Outcome.INVALID],
         error=outcomes[Outcome.ERROR],
     )
-    met, reason = _weigh(expectation, counts, caught)
+    met, reason = _weigh(expected, counts, caught)
     return MechanismResult(
         name=name,
-        expectation=expectation,
+        expectation=expected.kind,
         met=met,
         reason=reason,
         outcomes=counts,
@@ -101,13 +102,13 @@ def weigh_mechanism(name: str, expectation: Expectation, records: Iterable[Trial
     )
 
 
-def weigh_run(expectations: Mapping[str, Expectation], records: Iterable[TrialRecord]) -> tuple[MechanismResult, ...]:
+def weigh_run(expectations: Mapping[str, Expected], records: Iterable[TrialRecord]) -> tuple[MechanismResult, ...]:
     """Hold every mechanism that was asked for against its expectation, in the order asked."""
     by_name: dict[str, list[TrialRecord]] = {name: [] for name in expectations}
     for record in records:
         if record.mechanism in by_name:
             by_name[record.mechanism].append(record)
-    return tuple(weigh_mechanism(name, expectation, by_name[name]) for name, expectation in expectations.items())
+    return tuple(weigh_mechanism(name, expected, by_name[name]) for name, expected in expectations.items())
 
 
 def run_met(results: Iterable[MechanismResult]) -> bool:
@@ -120,7 +121,7 @@ def _tally(counter: Counter[Finding]) -> Tally:
     return Tally(held=counter[Finding.HELD], broken=counter[Finding.BROKEN], unseen=counter[Finding.UNSEEN])
 
 
-def _weigh(expectation: Expectation, counts: OutcomeCounts, caught: int) -> tuple[bool, str]:
+def _weigh(expected: Expected, counts: OutcomeCounts, caught: int) -> tuple[bool, str]:
     trials = counts.trials
     if trials == 0:
         return False, "no trial was run"
@@ -128,10 +129,12 @@ def _weigh(expectation: Expectation, counts: OutcomeCounts, caught: int) -> tupl
         return False, f"{counts.error} of {trials} trials ended in ERROR: the lab or the host failed"
     if counts.invalid * INVALID_ONE_IN > trials:
         return False, f"{counts.invalid} of {trials} trials are INVALID: more than one in {INVALID_ONE_IN} show nothing"
-    if expectation is Expectation.CAUGHT:
+    because = f": {expected.why}" if expected.why else ""
+    if expected.kind is Expectation.CAUGHT:
+        what = " or ".join(expected.caught_by)
         if not caught:
-            return False, f"not caught: no trial of {trials} failed with {QUIET} broken"
-        return True, f"caught: {QUIET} broken in {caught} failed trials of {trials}"
+            return False, f"not caught: no trial of {trials} failed with {what} broken"
+        return True, f"caught: {what} broken in {caught} failed trials of {trials}{because}"
     if counts.failed:
         return False, f"{counts.failed} of {trials} trials FAIL"
     if not counts.passed:

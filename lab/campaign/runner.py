@@ -3,16 +3,15 @@
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
-
-import msgspec
 
 from lab import __version__
 from lab.campaign.expectation import run_met, weigh_run
 from lab.campaign.store import TRIALS, MechanismAsked, RunInfo, RunStore
 from lab.spec.evidence import Images
+from lab.spec.expected import Expected, expect
 from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import derive_seed, draw_plan
 from lab.spec.scenario import Scenario
@@ -30,18 +29,19 @@ NOT_MET: Final = 1
 class Ran:
     """What came of a run.
 
+    :param expectations: by mechanism, of those asked for
     :param records: of the trials that were run
     :param stopped: why the others were not, in one sentence; empty when all were
     """
 
+    expectations: Mapping[str, Expected]
     records: tuple[TrialRecord, ...]
     stopped: str = ""
 
     @property
     def exit_status(self) -> int:
         """0 when every mechanism asked for did what is expected of it, else 1."""
-        expectations = {each.mechanism: find_mechanism(each.mechanism).expectation for each in self.records}
-        return 0 if not self.stopped and run_met(weigh_run(expectations, self.records)) else NOT_MET
+        return 0 if not self.stopped and run_met(weigh_run(self.expectations, self.records)) else NOT_MET
 
 
 def describe_run(
@@ -53,15 +53,12 @@ def describe_run(
     :param seed: of the whole run
     :param images: of each kernel that the scenarios need
     """
-    asked = tuple(find_mechanism(scenario.mechanism) for scenario in scenarios)
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return RunInfo(
         lab_version=__version__,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
-        mechanisms=tuple(
-            MechanismAsked(name=each.name, summary=each.summary, expectation=each.expectation) for each in asked
-        ),
+        mechanisms=tuple(_ask(scenario) for scenario in scenarios),
         trials_asked=trials * len(scenarios),
         scenario=scenarios[0],
         images=images,
@@ -72,6 +69,17 @@ def describe_run(
             "vCPU budget": str(os.cpu_count() or 0),
             "run seed": str(seed),
         },
+    )
+
+
+def _ask(scenario: Scenario) -> MechanismAsked:
+    mechanism, expected = find_mechanism(scenario.mechanism), expect(scenario)
+    return MechanismAsked(
+        name=mechanism.name,
+        summary=mechanism.summary,
+        expectation=expected.kind,
+        caught_by=expected.caught_by,
+        why=expected.why,
     )
 
 
@@ -96,6 +104,7 @@ def run_trials(
     :param seed: of the whole run; each trial's seed follows from it, its mechanism and its index
     :raise HostError: the host failed; what has been stored stays
     """
+    expectations = {scenario.mechanism: expect(scenario) for scenario in scenarios}
     records = []
     number = 0
     for index in range(trials):
@@ -114,10 +123,5 @@ def run_trials(
                     f" {number} of {trials * len(scenarios)}: {kept.evidence.reason} (what the last one's console"
                     f" said is in '{store.folder / name}')"
                 )
-                return Ran(records=tuple(records), stopped=stopped)
-    return Ran(records=tuple(records))
-
-
-def vary(scenario: Scenario, mechanisms: tuple[str, ...]) -> tuple[Scenario, ...]:
-    """Return the same scenario for each mechanism."""
-    return tuple(msgspec.structs.replace(scenario, mechanism=name) for name in mechanisms)
+                return Ran(expectations=expectations, records=tuple(records), stopped=stopped)
+    return Ran(expectations=expectations, records=tuple(records))

@@ -22,6 +22,7 @@ import msgspec
 from lab.errors import EvidenceError, HostError, LabError, UsageError
 from lab.host.files import write_whole
 from lab.spec.evidence import Images
+from lab.spec.expected import QUIET, Expected
 from lab.spec.mechanism import Expectation
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import TrialRecord
@@ -45,11 +46,22 @@ MAX_RECORD_BYTES = 1024 * 1024
 
 
 class MechanismAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """One mechanism of a run, as it was described when the run began."""
+    """One mechanism of a run, as it was described when the run began.
+
+    :param caught_by: of a control: the invariants of which one must be seen broken
+    :param why: why this is expected of it in the run's scenario, empty where it is in every one
+    """
 
     name: str
     summary: str
     expectation: Expectation
+    caught_by: tuple[str, ...] = (QUIET,)
+    why: str = ""
+
+    @property
+    def expected(self) -> Expected:
+        """What its records are held against."""
+        return Expected(self.expectation, self.caught_by, self.why)
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from lab.errors import HostError
+from lab.errors import HostError, UsageError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -26,6 +26,25 @@ def write_whole(path: Path, data: bytes) -> None:
             if name:
                 Path(name).unlink()
         raise HostError(f"'{path}' could not be written: {error.strerror or error}") from error
+
+
+def read_text(path: Path, max_bytes: int, what: str) -> str:
+    """Return the text of a file that a user named.
+
+    :param what: what it is, for errors
+    :raise UsageError: it cannot be read, is too large, or is no UTF-8
+    """
+    try:
+        with open(path, "rb") as source:
+            data = source.read(max_bytes + 1)
+    except OSError as error:
+        raise UsageError(f"{what} '{path}' cannot be read: {error.strerror or error}") from None
+    if len(data) > max_bytes:
+        raise UsageError(f"{what} '{path}' is too large: allowed are {max_bytes} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{what} '{path}' is not UTF-8 text") from None
 
 
 def hash_file(path: Path) -> str:

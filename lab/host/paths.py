@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lab.errors import HostError
 
-#: The checkout, which holds images/.
+#: The checkout, which holds images/ and testcases/.
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
+SCENARIOS = ROOT / "testcases" / "scenarios"
 
 NAME = "microcode-nmi-lab"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from lab.campaign.expectation import QUIET
 from lab.errors import EvidenceError
 from lab.report.figures import NEVER_REQUIRED
 from lab.report.timeline import Timeline, draw_timeline
+from lab.spec.expected import QUIET
 from lab.spec.verdict import Finding, Invariant, Outcome, TrialRecord, Verdict
 from lab.trial.folder import read_evidence, read_verdict
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import msgspec
 
 from lab import __version__
 from lab.campaign.expectation import MechanismResult, Tally, run_met, weigh_run
@@ -30,6 +31,7 @@ from lab.report.figures import (
 from lab.report.text import finalize, format_count, format_exact_us, format_us
 from lab.spec.mechanism import Expectation
 from lab.spec.scenario import Scenario
+from lab.spec.scenario_file import to_words
 from lab.spec.verdict import Outcome, TrialRecord
 
 PAGE = "index.html"
@@ -98,6 +100,7 @@ def write_report(run_folder: Path) -> Path:
         never_required=NEVER_REQUIRED,
         records_file=RECORDS,
         report_version=__version__,
+        scenario_words=shlex.join(to_words(run.info.scenario)[2:]),
     )  # fmt: skip
     path = run_folder / PAGE
     write_whole(path, page.encode(errors="backslashreplace"))
@@ -109,15 +112,8 @@ def reproduce(record: TrialRecord, scenario: Scenario) -> str:
 
     :param scenario: of the run; what it leaves at its default is left out
     """
-    words = ["lab", "trial", "--mechanism", record.mechanism, "--topology", record.topology]
-    plain = Scenario(mechanism=record.mechanism)
-    if scenario.nmis != plain.nmis:
-        words += ["--nmis", str(scenario.nmis)]
-    if scenario.aim is not plain.aim:
-        words += ["--aim", scenario.aim.value]
-    if scenario.stretch_per_core_us:
-        words += ["--stretch-us", ",".join(map(str, scenario.stretch_per_core_us))]
-    return shlex.join((*words, "--seed", str(record.seed), "--out", "DIR"))
+    asked = to_words(msgspec.structs.replace(scenario, mechanism=record.mechanism))
+    return shlex.join(("lab", "trial", *asked, "--seed", str(record.seed), "--out", "DIR"))
 
 
 def judge_again(evidence: str) -> str:
@@ -141,7 +137,7 @@ def _make_environment() -> jinja2.Environment:
 
 
 def _make_rows(run_folder: Path, run: Run) -> Iterator[Row]:
-    expectations = {asked.name: asked.expectation for asked in run.info.mechanisms}
+    expectations = {asked.name: asked.expected for asked in run.info.mechanisms}
     by_name: dict[str, list[TrialRecord]] = {name: [] for name in expectations}
     for record in run.records:
         by_name[record.mechanism].append(record)

@@ -13,7 +13,7 @@ from evidence_builder import Load
 from report_samples import IMAGES, make_evidence
 
 from lab.build.kernel import DEFAULT_BASE
-from lab.campaign.runner import NOT_MET, Ran, describe_run, run_trials, vary
+from lab.campaign.runner import NOT_MET, Ran, describe_run, run_trials
 from lab.campaign.store import RunStore, read_run
 from lab.errors import DeadlineError, GuestGone, HostError
 from lab.host.admission import admit
@@ -27,7 +27,7 @@ from lab.trial.folder import read_evidence
 from lab.trial.pool import WarmGuest, WarmGuests
 from lab.trial.session import Kept
 
-SCENARIOS = vary(Scenario(mechanism="nmi-self"), ("nmi-self", "stop-machine"))
+SCENARIOS = (Scenario(mechanism="nmi-self"), Scenario(mechanism="stop-machine"))
 NO_IMAGES: Any = None
 MACHINE = SCENARIOS[0].boot
 

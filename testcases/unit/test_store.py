@@ -17,6 +17,7 @@ from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.host.paths import ROOT
 from lab.report import page
+from lab.spec.expected import Expected
 from lab.spec.mechanism import Expectation
 from lab.spec.verdict import Finding, Outcome, TrialRecord
 
@@ -277,7 +278,7 @@ def test_a_damaged_run_is_an_evidence_error(tmp_path: Path, data: bytes) -> None
     ],
 )
 def test_expectations(expectation: Expectation, text: str, met: bool, reason: str) -> None:
-    result = weigh_mechanism(NAME, expectation, records(text))
+    result = weigh_mechanism(NAME, Expected(expectation), records(text))
     assert result.met is met
     assert reason in result.reason
     assert result.outcomes.trials == len(text) == result.quiet.trials == result.harmless.trials
@@ -286,12 +287,12 @@ def test_expectations(expectation: Expectation, text: str, met: bool, reason: st
 def test_a_control_needs_quiet_broken_in_a_trial_that_fails() -> None:
     starved = make_record(1, NAME, Outcome.INVALID, quiet=Finding.BROKEN)
     others = records("PPPPPPPPPP")
-    assert not weigh_mechanism(NAME, Expectation.CAUGHT, [starved, *others]).met
+    assert not weigh_mechanism(NAME, Expected(Expectation.CAUGHT), [starved, *others]).met
 
 
 @given(st.text("PFfIE"), st.sampled_from(Expectation))
 def test_no_met_expectation_hides_an_error_or_rests_on_nothing(text: str, expectation: Expectation) -> None:
-    result = weigh_mechanism(NAME, expectation, records(text))
+    result = weigh_mechanism(NAME, Expected(expectation), records(text))
     if result.met:
         assert "E" not in text
         assert text.count("I") * 10 <= len(text)
@@ -299,7 +300,7 @@ def test_no_met_expectation_hides_an_error_or_rests_on_nothing(text: str, expect
 
 
 def test_a_run_is_met_when_all_its_mechanisms_are() -> None:
-    both = {NAME: Expectation.CAUGHT, "nmi-self": Expectation.CLEAN}
+    both = {NAME: Expected(Expectation.CAUGHT), "nmi-self": Expected(Expectation.CLEAN)}
     clean = make_record(9, "nmi-self", Outcome.PASS)
     assert run_met(weigh_run(both, [*records("F"), clean]))
     assert not run_met(weigh_run(both, records("F")))

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a mechanism must show in one scenario: a sound one is not sound everywhere, nor a control broken everywhere."""
+
+import msgspec
+
+from lab.spec.mechanism import Expectation, Threads, find_mechanism
+from lab.spec.scenario import Aim, Scenario
+
+ALL_WAITING = "all-waiting-before-update"
+QUIET = "quiet"
+NO_NMI_ENTRY = "no-nmi-entry-in-window"
+RELEASED = "released-after-update"
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What a run must show for the lab itself to be trusted.
+
+    :param caught_by: of what must be caught: the invariants of which one must be seen broken
+    :param why: what explains it, in a few words; empty where it is the mechanism's own expectation
+    """
+
+    kind: Expectation
+    caught_by: tuple[str, ...] = (QUIET,)
+    why: str = ""
+
+
+def expect(scenario: Scenario) -> Expected:
+    """Return what is expected of a scenario's mechanism in it. Each exception here was found by the lab itself."""
+    mechanism = find_mechanism(scenario.mechanism)
+    marks = mechanism.landmarks
+    if scenario.offline_threads and not marks.offline_call_in:
+        return Expected(Expectation.CAUGHT, (ALL_WAITING,), "it leaves soft-offlined siblings alone")
+    if scenario.offline_threads and marks.ipi_nmi_to is Threads.OFFLINE and _ends_before_another_core(scenario):
+        why = "CPU 0 lets all offline siblings go when its own core is done (release_offline_cpus())"
+        return Expected(Expectation.CAUGHT, (RELEASED, QUIET), why)
+    if mechanism.expectation is Expectation.CAUGHT and not scenario.nmis:
+        return Expected(Expectation.CLEAN, why="without NMIs nothing takes a sibling out of its wait")
+    if marks.lint1_masked_by is Threads.SIBLINGS and scenario.aim is Aim.SIBLING and scenario.nmis:
+        why = "an NMI sent straight to a CPU gets past its masked local vector table"
+        return Expected(Expectation.CAUGHT, (NO_NMI_ENTRY, QUIET), why)
+    return Expected(mechanism.expectation)
+
+
+def _ends_before_another_core(scenario: Scenario) -> bool:
+    """Say whether the first core's window may end before another one's."""
+    given = scenario.stretch_per_core_us
+    return scenario.topology.total_cores > 1 and not (given and given[0] > max(given[1:]))

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Scenarios as text: TOML in, checked key by key, and the command-line words that ask for the same one."""
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.spec.mechanism import MECHANISMS
+from lab.spec.scenario import MAX_NMIS, MAX_STRETCH_US, Aim, Parking, Scenario, Siblings
+from lab.spec.topology import Topology
+
+#: More than any scenario needs; a file of another kind is not read to its end.
+MAX_FILE_BYTES = 64 * 1024
+
+_STRETCH = f"whole numbers of microseconds from 0 to {MAX_STRETCH_US}"
+
+
+def _names(values: type[Aim | Siblings | Parking]) -> str:
+    return "one of " + ", ".join(f'"{each.value}"' for each in values)
+
+
+#: What each key may be, in words for whoever wrote it wrong.
+ALLOWED: Mapping[str, str] = {
+    "summary": "one line that says what the scenario is for",
+    "mechanism": "one of " + ", ".join(f'"{each.name}"' for each in MECHANISMS),
+    "topology": 'SOCKETSxCORESxTHREADS, such as "1x2x2"',
+    "aim": _names(Aim),
+    "nmis": f"a whole number from 0 to {MAX_NMIS}",
+    "stretch_us": f"a range of two {_STRETCH}, such as [10000, 50000]",
+    "stretch_per_core_us": f"one number for each core: {_STRETCH}",
+    "far_apart": "true or false",
+    "siblings": _names(Siblings),
+    "fsgsbase": "true or false",
+    "parking": _names(Parking),
+    "min_revision": "true or false",
+}
+
+
+class NamedScenario(msgspec.Struct, frozen=True):
+    """A scenario that somebody wrote down.
+
+    :param name: of its file, without the ending
+    :param summary: what it is for
+    """
+
+    name: str
+    summary: str
+    scenario: Scenario
+
+
+def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
+    """Read a scenario; a key that is left out has the default of :class:`lab.spec.scenario.Scenario`.
+
+    :param file: what errors call it
+    :raise UsageError: it is no such text; the error names the file, the key and what is allowed
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"scenario '{file}' is no TOML: {error}") from None
+    for key in table:
+        if key not in ALLOWED:
+            raise UsageError(f"scenario '{file}': key '{key}' is unknown: there are {', '.join(ALLOWED)}")
+    for key in ("summary", "mechanism"):
+        if key not in table:
+            raise UsageError(f"scenario '{file}': key '{key}' is missing: {ALLOWED[key]}")
+    summary = table.pop("summary")
+    if not isinstance(summary, str) or not summary.isprintable():
+        raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")
+    fields = {key: _read_field(file, key, value) for key, value in table.items()}
+    scenario = Scenario(**fields)
+    try:
+        scenario.check()
+    except UsageError as error:
+        raise UsageError(f"scenario '{file}': {error}") from None
+    return NamedScenario(name=name, summary=summary, scenario=scenario)
+
+
+def to_words(scenario: Scenario) -> tuple[str, ...]:
+    """Return the options of ``lab trial`` and ``lab run`` that ask for a scenario, without those of its defaults."""
+    plain = Scenario(mechanism=scenario.mechanism)
+    low_us, high_us = scenario.stretch_us
+    words: dict[str, tuple[str, ...]] = {
+        "nmis": ("--nmis", str(scenario.nmis)),
+        "aim": ("--aim", scenario.aim.value),
+        "stretch_us": ("--stretch-range-us", f"{low_us},{high_us}"),
+        "stretch_per_core_us": ("--stretch-us", ",".join(map(str, scenario.stretch_per_core_us))),
+        "far_apart": ("--far-apart",),
+        "siblings": ("--siblings", scenario.siblings.value),
+        "fsgsbase": ("--no-fsgsbase",),
+        "parking": ("--parking", scenario.parking.value),
+        "min_revision": ("--min-revision",),
+    }
+    changed = [option for name, option in words.items() if getattr(scenario, name) != getattr(plain, name)]
+    return (
+        *("--mechanism", scenario.mechanism, "--topology", str(scenario.topology)),
+        *(word for option in changed for word in option),
+    )
+
+
+def _read_field(file: str, key: str, value: object) -> Any:
+    if key == "topology" and isinstance(value, str):
+        try:
+            return Topology.parse(value)
+        except UsageError as error:
+            raise UsageError(f"scenario '{file}': key 'topology': {error}") from None
+    wanted = {field.name: field.type for field in msgspec.structs.fields(Scenario)}[key]
+    try:
+        found = msgspec.convert(value, wanted, strict=True)
+    except msgspec.ValidationError:
+        found = None
+    known = {each.name for each in MECHANISMS}
+    if found is None or (key == "mechanism" and found not in known):
+        raise UsageError(f"scenario '{file}': key '{key}' is {_show(value)}: allowed is {ALLOWED[key]}")
+    return found
+
+
+def _show(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Scenarios as text and as options: what is refused, and that both ways say the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lab.axes import Axes, make_scenario, read_scenario
+from lab.errors import UsageError
+from lab.host.paths import ROOT, SCENARIOS
+from lab.spec.mechanism import MECHANISMS
+from lab.spec.plan import draw_plan
+from lab.spec.scenario import FAR_APART_US, Aim, Parking, Scenario, Siblings
+from lab.spec.scenario_file import ALLOWED, parse_scenario, to_words
+from lab.spec.topology import Topology
+
+HEAD = 'summary = "s"\nmechanism = "nmi-self"\n'
+FILES = sorted(SCENARIOS.glob("*.toml"))
+
+#: Each changes one field from its default.
+CHANGES: tuple[dict[str, object], ...] = (
+    {"topology": Topology(2, 2, 2)},
+    {"nmis": 0},
+    {"aim": Aim.SIBLING},
+    {"stretch_us": (5_000, 6_000)},
+    {"stretch_per_core_us": (1_000, 50_000)},
+    {"far_apart": True},
+    {"siblings": Siblings.RETURNING},
+    {"fsgsbase": False},
+    {"parking": Parking.MWAIT},
+    {"min_revision": True, "mechanism": "upstream"},
+)
+
+
+def test_there_is_a_case_for_every_field() -> None:
+    assert {name for change in CHANGES for name in change} == set(Scenario.__struct_fields__)
+    assert set(ALLOWED) == {"summary", *Scenario.__struct_fields__}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_scenario_of_the_repository_is_one(path: Path) -> None:
+    named = read_scenario(path)
+    assert named.name == path.stem
+    draw_plan(named.scenario, 1)
+
+
+def test_no_two_scenarios_of_the_repository_are_the_same() -> None:
+    scenarios = [read_scenario(path).scenario for path in FILES]
+    assert len(set(scenarios)) == len(scenarios) > 10
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: "-".join(change))
+def test_a_field_means_the_same_in_a_file_and_as_options(change: dict[str, object]) -> None:
+    scenario = msgspec.structs.replace(Scenario(mechanism="nmi-self"), **change)
+    table = {"summary": "s", **{name: _plain(getattr(scenario, name)) for name in change}}
+    text = "".join(f"{name} = {msgspec.json.encode(value).decode()}\n" for name, value in table.items())
+    if "mechanism" not in change:
+        text += 'mechanism = "nmi-self"\n'
+    assert parse_scenario(text, "f", "f").scenario == scenario
+    assert _from_words(to_words(scenario)) == scenario
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Topology) else value
+
+
+def _from_words(words: tuple[str, ...]) -> Scenario:
+    """Read options as the command line does, in a process of its own that ends before anything is built."""
+    script = (
+        "import sys, msgspec, lab.cli as cli\n"
+        "def show(scenario, seed): print(msgspec.json.encode(scenario).decode()); sys.exit(0)\n"
+        "cli.draw_plan = show\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-c", script, "trial", *words, "--out", "/nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return msgspec.json.decode(done.stdout, type=Scenario)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nmis = ", "scenario 'f' is no TOML"),
+        ('summary = "s"\n', "key 'mechanism' is missing: one of \"stop-machine\""),
+        ('mechanism = "nmi-self"\n', "key 'summary' is missing"),
+        (HEAD + "nmi = 3\n", "key 'nmi' is unknown: there are summary, mechanism"),
+        (HEAD + 'nmis = "3"\n', "key 'nmis' is '3': allowed is a whole number from 0 to 1000"),
+        (HEAD + "nmis = 1001\n", "nmis is 1001: allowed is 0 to 1000"),
+        (HEAD + 'siblings = "off"\n', "key 'siblings' is 'off': allowed is one of \"online\", \"offline\""),
+        (HEAD + 'topology = "1x2"\n', "key 'topology': topology '1x2' is not SOCKETSxCORESxTHREADS"),
+        (HEAD + "topology = 4\n", "key 'topology' is 4: allowed is SOCKETSxCORESxTHREADS"),
+        (HEAD + "fsgsbase = 1\n", "key 'fsgsbase' is 1: allowed is true or false"),
+        (HEAD + "stretch_us = [3]\n", "key 'stretch_us' is [3]: allowed is a range of two"),
+        (HEAD + "stretch_us = [3, 2]\n", "stretch range 3 to 2 us is backwards"),
+        (HEAD + "stretch_per_core_us = [1]\n", "stretch names 1 cores: topology 1x2x2 has 2"),
+        (HEAD + "far_apart = true\nstretch_per_core_us = [1, 2]\n", "far_apart draws each core's stretch"),
+        (HEAD + 'far_apart = true\ntopology = "1x1x2"\n', "far_apart needs two cores"),
+        (HEAD + "min_revision = true\n", "min_revision is true: mechanism 'nmi-self' is of linux-6.1"),
+        ('summary = "s"\nmechanism = "nmi-selb"\n', "key 'mechanism' is 'nmi-selb': allowed is one of"),
+        ('summary = "a\\nb"\nmechanism = "nmi-self"\n', "key 'summary' is not one line"),
+        (HEAD + f'parking = "{"x" * 100}"\n', "xxx...: allowed is"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_sentence_that_names_it(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_scenario(text, "f", "f")
+    assert said in str(caught.value)
+    assert "scenario 'f'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff")
+    (tmp_path / "large").write_bytes(b"#" * 70_000)
+    for name, said in (("absent", "No such file"), ("binary", "not UTF-8"), ("large", "too large"), (".", "directory")):
+        with pytest.raises(UsageError, match=said):
+            read_scenario(tmp_path / name)
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(HEAD + 'nmis = 3\naim = "primary"\nstretch_per_core_us = [1, 2]\n')
+    scenario = make_scenario(Axes(nmis=0, topology="1x4x2", stretch_us="7"), "park-hlt", path)
+    wanted = Scenario(
+        mechanism="park-hlt",
+        topology=Topology(1, 4, 2),
+        nmis=0,
+        aim=Aim.PRIMARY,
+        stretch_per_core_us=(7,) * 4,
+    )
+    assert scenario == wanted
+
+
+@pytest.mark.parametrize("cores", [2, 3, 8])
+def test_far_apart_draws_both_lengths_in_every_plan(cores: int) -> None:
+    scenario = Scenario(mechanism="upstream", topology=Topology(1, cores, 2), far_apart=True)
+    drawn = [draw_plan(scenario, seed).stretch_us for seed in range(200)]
+    assert {frozenset(each) for each in drawn} == {frozenset(FAR_APART_US)}
+    # Any core may be the one that is done first.
+    assert all(len({each[core] for each in drawn}) == 2 for core in range(cores))
+
+
+def test_a_machine_is_shared_by_what_needs_no_other() -> None:
+    machines = {Scenario(mechanism=each.name).boot for each in MECHANISMS if each.base == "linux-6.1"}
+    offline = Scenario(mechanism="nmi-self", siblings=Siblings.OFFLINE, nmis=0)
+    assert offline.boot in machines
+    assert Scenario(mechanism="nmi-self", fsgsbase=False).boot not in machines
+    assert Scenario(mechanism="nmi-self", parking=Parking.MWAIT).boot not in machines
