@@ -13,6 +13,7 @@ from lab.campaign.bench import Figure
 from lab.campaign.expectation import MechanismResult
 from lab.campaign.store import Run
 from lab.report.figures import measure_price
+from lab.report.latency import Added, measure_added
 from lab.report.text import clean, format_us
 from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
 
@@ -109,6 +110,7 @@ def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> di
                 "outcomes": result.outcomes,
                 "quiet": result.quiet,
                 "harmless": result.harmless,
+                "added": measure_added(run.records, result.name),
             }
             for result in results
         ],
@@ -119,7 +121,9 @@ def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> di
 def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableType:
     """Return a run's table for a terminal."""
     outcomes = [outcome.value for outcome in reversed(Outcome)]
-    table = _make_table("mechanism", "expected", "met", "quiet", "harmless", *outcomes, "NMIs", "window", "load")
+    table = _make_table(
+        "mechanism", "expected", "met", "quiet", "harmless", *outcomes, "NMIs", "window", "load", "added"
+    )
     for result in results:
         records = [record for record in run.records if record.mechanism == result.name]
         price = measure_price(records)
@@ -138,8 +142,15 @@ def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableTy
             f"{sent}, {proven} in windows",
             format_us(price.window.p50_us),
             format_us(price.load.p50_us),
+            _format_added(measure_added(run.records, result.name)),
         )
     return table
+
+
+def _format_added(added: Added | None) -> str:
+    if added is None:
+        return ""
+    return f"{format_us(added.median_us)} ({format_us(added.low_us)} to {format_us(added.high_us)})"
 
 
 def make_bench_table(figures: Iterable[Figure]) -> RenderableType:

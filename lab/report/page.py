@@ -28,6 +28,7 @@ from lab.report.figures import (
     tally_invariant,
     total_nmis,
 )
+from lab.report.latency import REFERENCE, Added, measure_added
 from lab.report.text import finalize, format_count, format_exact_us, format_us
 from lab.spec.mechanism import Expectation
 from lab.spec.scenario import Scenario
@@ -51,6 +52,7 @@ class Row:
     :param sentence: the same, with numbers
     :param bound: below how many percent of trials ``quiet`` breaks, where no break was seen
     :param still: whether the sibling stayed in one loop, which no mechanism promises
+    :param added: what it adds to the rendezvous as it was, where that was measured beside it
     :param broken: invariants that broke, and in how many trials
     """
 
@@ -64,6 +66,7 @@ class Row:
     windows_unseen: int
     nmis: NmiTotals
     price: Price
+    added: Added | None
     broken: tuple[tuple[str, int], ...]
     example: Example | None
 
@@ -100,6 +103,7 @@ def write_report(run_folder: Path) -> Path:
         never_required=NEVER_REQUIRED,
         records_file=RECORDS,
         report_version=__version__,
+        reference=REFERENCE,
         scenario_words=shlex.join(to_words(run.info.scenario)[2:]),
     )  # fmt: skip
     path = run_folder / PAGE
@@ -156,6 +160,7 @@ def _make_rows(run_folder: Path, run: Run) -> Iterator[Row]:
             windows_unseen=sum(record.windows_unseen for record in records),
             nmis=total_nmis(records),
             price=measure_price(records),
+            added=measure_added(run.records, result.name),
             broken=count_broken(records),
             example=find_example(run_folder, records),
         )
