@@ -14,7 +14,6 @@ from lab.judge.finding import clean
 from lab.spec.base import Base, Witness, find_base
 from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
 from lab.spec.mechanism import Mechanism, Threads, is_play_dead
-from lab.spec.scenario import Parking
 from lab.spec.topology import Topology
 
 NS_PER_US = 1_000
@@ -116,7 +115,7 @@ class Facts:
         Hardware sleeps there. An emulator of several CPUs executes it as PAUSE, again and again: what is seen there
         is the emulator's doing, and what the thread would have done is not seen.
         """
-        return vcpu in self.offline and self.evidence.scenario.parking is Parking.MWAIT and is_play_dead(symbol)
+        return vcpu in self.offline and self.evidence.scenario.boot.monitor and is_play_dead(symbol)
 
     def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
         """Return the records of one kind, in order, of one vCPU or of all."""
@@ -170,6 +169,7 @@ class Facts:
             ordinary=after[0].ordinary - before[0].ordinary,
             consumed=after[0].consumed - before[0].consumed,
             self_sent=after[0].self_sent - before[0].self_sent,
+            dropped=after[0].dropped - before[0].dropped,
         )
 
     @property
@@ -196,8 +196,11 @@ class Facts:
     def _threads(self, which: Threads, vcpus: Iterable[int]) -> tuple[int, ...]:
         if which is Threads.NONE:
             return ()
-        primaries = [self.topology.primary_of(core) for core in self.cores]
-        return tuple(vcpu for vcpu in vcpus if which is Threads.ALL or vcpu not in primaries)
+        return tuple(vcpu for vcpu in vcpus if which is Threads.ALL or self.is_sibling(vcpu))
+
+    def is_sibling(self, vcpu: int) -> bool:
+        """Say whether a vCPU is one of those that must stay quiet while their primary updates."""
+        return vcpu != self.topology.primary_of(self.topology.core_of(vcpu))
 
     def reaching(self, vcpu: int) -> tuple[Sent, ...]:
         """Return the lab's NMIs that surely reach a vCPU, in order: not those that may have met a masked LINT1."""

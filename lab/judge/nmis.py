@@ -155,8 +155,10 @@ def judge_serviced(facts: Facts) -> Invariant:
         delta = facts.ledger_delta(vcpu)
         entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
         consumed = facts.consumed(vcpu)
-        if delta is None or delta.ordinary + delta.consumed != len(entries):
+        if delta is None or delta.total != len(entries):
             return unseen(name, f"the ledger of CPU {vcpu} is missing or does not fit the oracle")
+        if delta.dropped:
+            return unseen(name, f"which {delta.dropped} of vCPU {vcpu}'s entries met it offline cannot be told")
         if delta.consumed and delta.consumed != len(consumed):
             return unseen(name, f"which {delta.consumed} of vCPU {vcpu}'s entries the mechanism took cannot be told")
         # From the sentinel's sending on, what was taken may be the sentinel, or both.
@@ -339,9 +341,8 @@ def _why_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
     delta = facts.ledger_delta(nmis.vcpu)
     if delta is None:
         return f"the ledger of CPU {nmis.vcpu} is missing"
-    if delta.ordinary + delta.consumed != nmis.entries:
-        counted = delta.ordinary + delta.consumed
-        return f"the ledger counts {counted} NMIs on CPU {nmis.vcpu}, the oracle {nmis.entries}"
+    if delta.total != nmis.entries:
+        return f"the ledger counts {delta.total} NMIs on CPU {nmis.vcpu}, the oracle {nmis.entries}"
     return ""
 
 

@@ -153,8 +153,14 @@ def _find_hazards(facts: Facts, window: Window) -> list[Proof]:
     return [
         _proof(facts, window, event, f"vCPU {vcpu} executed {event.hazard.value} at {facts.where(event)}")
         for vcpu, event in _hazards(facts, window, nasty=True)
-        if not (event.hazard is Hazard.MWAIT and facts.parks_at(vcpu, event.symbol))
+        if not (facts.parks_at(vcpu, event.symbol) and event.hazard is Hazard.MWAIT) and not _is_parking(facts, event)
     ]
+
+
+def _is_parking(facts: Facts, event: OracleEvent) -> bool:
+    """Say whether a hazard is the MONITOR or MWAIT that the mechanism itself parks by; see :meth:`Facts.parks_at`."""
+    function = event.symbol.partition("+")[0]
+    return event.hazard is Hazard.MWAIT and function in facts.mechanism.landmarks.parking
 
 
 def _why_not_harmless(facts: Facts, window: Window) -> str:
@@ -164,6 +170,12 @@ def _why_not_harmless(facts: Facts, window: Window) -> str:
     core = window.seen.core
     if any(event.hazard is Hazard.NONE for _, event in _hazards(facts, window, nasty=False)):
         return f"a hazard without a class was recorded in core {core}'s window"
+    for vcpu, event in _hazards(facts, window, nasty=True):
+        if _is_parking(facts, event):
+            return (
+                f"vCPU {vcpu} executed {event.hazard.value} at {facts.where(event)} in core {core}'s window, which is"
+                " the emulator's: its MWAIT does not wait"
+            )
     for vcpu in window.siblings:
         view = window.view_of(vcpu)
         # The snapshot names the block, not how far into it the sibling was: its hazards may lie on either side.

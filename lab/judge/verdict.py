@@ -74,8 +74,10 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _require(facts: Facts, invariant: Invariant) -> Invariant:
     """Require of a mechanism only what it promises and its kernel can show; all else is reported all the same."""
-    unpromised = facts.mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
-    if unpromised or not is_required(invariant.name, facts.base, bool(facts.offline)):
+    mechanism = facts.mechanism
+    disturbed = mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
+    unshown = invariant.finding is Finding.UNSEEN and invariant.name in mechanism.unshown
+    if disturbed or unshown or not is_required(invariant.name, facts.base, bool(facts.offline)):
         return msgspec.structs.replace(invariant, required=False)
     return invariant
 

@@ -186,7 +186,7 @@ class InjectionLog(msgspec.Struct, frozen=True, kw_only=True):
     """The lab's own account of what it injected.
 
     :param begin_ns: when the lab learned that the load had begun, 0 when it never did
-    :param span_ns: the span that the plan's ppm were taken of
+    :param span_ns: how long the load was thought to take; where in it the plan's ppm lie, see lab/trial/injection.py
     :param problem: why injections of the plan were not sent, empty when all were
     :param sentinels: one NMI to each vCPU after the load, with index -1: what was still pending shows itself by then
     """
@@ -231,12 +231,20 @@ class CpuLedger(msgspec.Struct, frozen=True, kw_only=True):
     :param ordinary: taken by the ledger as NMIs of unknown source, the lab's
     :param consumed: taken by the mechanism
     :param self_sent: sent by the mechanism to this CPU
+    :param dropped: entered while the CPU was offline, as on its way down or up: exc_nmi() returns at once, and counts
+        them nowhere else
     """
 
     cpu: int
     ordinary: int
     consumed: int
     self_sent: int
+    dropped: int = 0
+
+    @property
+    def total(self) -> int:
+        """All NMIs that the CPU entered."""
+        return self.ordinary + self.consumed + self.dropped
 
 
 class Returned(msgspec.Struct, frozen=True, kw_only=True):

@@ -99,6 +99,8 @@ class Landmarks(msgspec.Struct, frozen=True):
         mechanism leaves those alone
     :param wait_loop: reached by a thread that starts to wait; optional, a broken mechanism may never get there
     :param wait_region: all code that a thread may execute between its call-in and its release test
+    :param parking: functions of the wait region that park a thread by MONITOR and MWAIT: an emulator whose MWAIT does
+        not wait executes them over and over
     """
 
     load_begin: Place
@@ -115,6 +117,7 @@ class Landmarks(msgspec.Struct, frozen=True):
     primary_call_in: Place = ""
     primary_release: Place = ""
     offline_call_in: Place = ""
+    parking: tuple[str, ...] = ()
 
 
 class Mechanism(msgspec.Struct, frozen=True):
@@ -122,6 +125,11 @@ class Mechanism(msgspec.Struct, frozen=True):
 
     :param base: name of the :class:`lab.spec.base.Base` that has it
     :param bit: index of its wait region in the oracle's landmark file, 0 to 15
+    :param siblings_absent: it takes its siblings offline in the load: the rendezvous state has no times of theirs
+    :param unaimable: why no plan may aim NMIs at a sibling of it, empty where one may
+    :param needs_monitor: it works on CPUs with MONITOR and MWAIT only
+    :param unshown: names of invariants that an emulator cannot show to hold: not required where unseen, but seen broken
+        they accuse it like any other
     """
 
     name: str
@@ -130,6 +138,10 @@ class Mechanism(msgspec.Struct, frozen=True):
     bit: int
     expectation: Expectation
     landmarks: Landmarks
+    needs_monitor: bool = False
+    unshown: tuple[str, ...] = ()
+    siblings_absent: bool = False
+    unaimable: str = ""
 
 
 #: ndelay(), touch_nmi_watchdog() and what they call on these kernels.
@@ -234,6 +246,47 @@ MECHANISMS = (
             ipi_nmi_to=Threads.SIBLINGS,
             lint1_masked_by=Threads.SIBLINGS,
         ),
+    ),
+    Mechanism(
+        name="park-mwait",
+        summary="sibling in MWAIT with its NMI sources shut (local vector table masked), woken by a write to its line",
+        base="linux-6.1",
+        bit=7,
+        expectation=Expectation.CLEAN,
+        landmarks=msgspec.structs.replace(
+            _STOP_MACHINE,
+            call_in="mclab_park_mwait",
+            primary_call_in="mclab_park_wait_siblings",
+            wait_loop="mclab_park_mwait",
+            wait_region=("mclab_park_mwait",),
+            lint1_masked_by=Threads.SIBLINGS,
+            parking=("mclab_park_mwait",),
+        ),
+        needs_monitor=True,
+        # With more than one vCPU QEMU's MWAIT is a PAUSE: what hardware would execute in a window cannot be seen.
+        unshown=("harmless",),
+    ),
+    Mechanism(
+        name="init-sipi",
+        summary="sibling taken offline and held in wait-for-SIPI by an INIT, then brought back by INIT SIPI SIPI",
+        base="linux-6.1",
+        bit=8,
+        expectation=Expectation.CLEAN,
+        landmarks=msgspec.structs.replace(
+            _STOP_MACHINE,
+            load_begin="mclab_init_prepare",
+            load_end="mclab_init_finished",
+            call_in="mclab_init_park",
+            primary_call_in="mclab_init_reset_siblings",
+            release="start_secondary",
+            primary_release="mclab_record_release",
+            wait_loop="mclab_init_park",
+            wait_region=("mclab_init_park",),
+            lint1_masked_by=Threads.SIBLINGS,
+            parking=("mclab_init_park",),
+        ),
+        siblings_absent=True,
+        unaimable="an NMI to a thread that waits for a SIPI resets an emulated machine",
     ),
     Mechanism(
         name="upstream",

@@ -59,7 +59,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     :param far_apart: each core's window is drawn as one of FAR_APART_US instead, and both come up
     :param nmis: how many NMIs a plan sends; with 0 a PASS needs none
     :param fsgsbase: whether the kernel may use RDGSBASE and WRGSBASE
-    :param parking: what offline threads wait in
+    :param parking: what offline threads wait in; with a mechanism that needs MONITOR and MWAIT always those
     :param min_revision: the kernel is told to refuse updates that do not name a revision they may be loaded over, and
         is given one that does
     """
@@ -79,11 +79,12 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def boot(self) -> Boot:
         """The machine it needs."""
+        mechanism = find_mechanism(self.mechanism)
         return Boot(
-            base=find_mechanism(self.mechanism).base,
+            base=mechanism.base,
             topology=self.topology,
             fsgsbase=self.fsgsbase,
-            monitor=self.parking is Parking.MWAIT,
+            monitor=self.parking is Parking.MWAIT or mechanism.needs_monitor,
         )
 
     @property
@@ -122,6 +123,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("far_apart draws each core's stretch: it cannot be given with a stretch of its own")
         if self.far_apart and self.topology.total_cores == 1:
             raise UsageError(f"far_apart needs two cores: topology {self.topology} has one")
+        if self.aim is Aim.SIBLING and mechanism.unaimable:
+            raise UsageError(f"aim is sibling: not with mechanism '{self.mechanism}', {mechanism.unaimable}")
+        if self.siblings is not Siblings.ONLINE and mechanism.siblings_absent:
+            raise UsageError(
+                f"siblings is {self.siblings.value}: mechanism '{self.mechanism}' takes them offline by itself,"
+                " and of one that is offline already no call-in could be seen"
+            )
         if self.min_revision and not find_base(mechanism.base).has_min_revision:
             raise UsageError(
                 f"min_revision is true: mechanism '{self.mechanism}' is of {mechanism.base}, which has none"

@@ -91,7 +91,7 @@ def parse_state(text: str, cpus: int) -> RendezvousState:
 
 
 def parse_ledger(text: str, cpus: int) -> tuple[CpuLedger, ...]:
-    """Parse ``ledger``: per CPU ``cpu=0 nmi_ordinary=5 nmi_consumed=1 nmi_self_sent=1``.
+    """Parse ``ledger``: per CPU ``cpu=0 nmi_ordinary=5 nmi_consumed=1 nmi_self_sent=1 nmi_dropped=0``.
 
     :raise EvidenceError: it is of another form
     """
@@ -103,6 +103,7 @@ def parse_ledger(text: str, cpus: int) -> tuple[CpuLedger, ...]:
                 ordinary=_number(pairs, "nmi_ordinary", what),
                 consumed=_number(pairs, "nmi_consumed", what),
                 self_sent=_number(pairs, "nmi_self_sent", what),
+                dropped=_number(pairs, "nmi_dropped", what),
             )
         )
     return tuple(ledgers)
