@@ -5,6 +5,8 @@ import threading
 import time
 from types import TracebackType
 
+import msgspec
+
 from lab.errors import DeadlineError, GuestError, HostError
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
@@ -17,8 +19,44 @@ from lab.witness.oracle.link import OracleLink
 JOIN_S = 10.0
 #: How long to listen for the load at a time, before asking whether one can still come.
 LISTEN_S = 0.5
+#: The least share of a plan's NMIs that is sent while windows are open.
+MIN_WINDOW_PPM = 500_000
 _NS_PER_US = 1_000
 _NS_PER_S = 1_000_000_000
+
+
+class Overhead(msgspec.Struct, frozen=True):
+    """What a load is thought to take beside its longest window: until the first one opens, and after the longest."""
+
+    before_us: int
+    after_us: int = 0
+
+    @property
+    def total_us(self) -> int:
+        """Both together."""
+        return self.before_us + self.after_us
+
+
+def place(at_ppm: int, overhead: Overhead, window_us: int) -> tuple[int, bool]:
+    """Return when an NMI is due, in nanoseconds, and whether since the first window opened instead of the load's begin.
+
+    A load has three parts, and each gets NMIs by its length; but the windows at least MIN_WINDOW_PPM of them: where a
+    mechanism takes CPUs down and brings them up again, they are a small part of the load, and the one that matters.
+
+    :param at_ppm: when, in parts per million of the load
+    :param window_us: how long the longest window is to last
+    """
+    before_ppm, window_ppm = 0, PPM
+    if overhead.total_us:
+        share_ppm = window_us * PPM // (overhead.total_us + window_us)
+        window_ppm = max(share_ppm, MIN_WINDOW_PPM) if window_us else 0
+        before_ppm = (PPM - window_ppm) * overhead.before_us // overhead.total_us
+    if at_ppm < before_ppm:
+        return at_ppm * overhead.before_us * _NS_PER_US // before_ppm, False
+    if at_ppm < before_ppm + window_ppm:
+        return (at_ppm - before_ppm) * window_us * _NS_PER_US // window_ppm, True
+    into_ppm, after_ppm = at_ppm - before_ppm - window_ppm, PPM - before_ppm - window_ppm
+    return (window_us + into_ppm * overhead.after_us // after_ppm) * _NS_PER_US, True
 
 
 class InjectionThread:
@@ -26,21 +64,20 @@ class InjectionThread:
 
     It has the oracle's link for itself until then.
 
-    A load has two parts: how long its rendezvous takes depends on the host, how long its windows last on the plan.
-    Times that a plan draws for the second part are counted from the first window's opening, not from what the
-    rendezvous was thought to take: else a slow host shifts them all before the windows, a quick one behind them.
-
-    :param overhead_us: how long the rendezvous is thought to take; the longest window follows it
+    How long a load's rendezvous takes depends on the host, how long its windows last on the plan. Times that a plan
+    draws for the windows and what follows are counted from the first window's opening, not from what the rendezvous
+    was thought to take: else a slow host shifts them all before the windows, a quick one behind them.
     """
 
-    def __init__(self, machine: Machine, link: OracleLink, plan: Plan, overhead_us: int, deadline: Deadline) -> None:
+    def __init__(self, machine: Machine, link: OracleLink, plan: Plan, overhead: Overhead, deadline: Deadline) -> None:
         self._machine = machine
         self._link = link
         self._plan = plan
-        self._overhead_ns = overhead_us * _NS_PER_US
-        self._span_ns = self._overhead_ns + max(plan.stretch_us) * _NS_PER_US
+        self._overhead = overhead
+        self._window_us = max(plan.stretch_us)
         self._deadline = deadline
         self._begin_ns = 0
+        self._opened_ns = 0
         self._sent: list[Sent] = []
         self._problem = ""
         self._defect: Exception | None = None
@@ -69,20 +106,22 @@ class InjectionThread:
     @property
     def log(self) -> InjectionLog:
         """What was sent."""
-        return InjectionLog(
-            begin_ns=self._begin_ns, span_ns=self._span_ns, sent=tuple(self._sent), problem=self._problem
-        )
+        span_ns = (self._overhead.total_us + self._window_us) * _NS_PER_US
+        return InjectionLog(begin_ns=self._begin_ns, span_ns=span_ns, sent=tuple(self._sent), problem=self._problem)
+
+    @property
+    def opened_ns(self) -> int:
+        """When the first window opened; 0 when no NMI had to wait for that."""
+        return self._opened_ns
 
     def _run(self) -> None:
         try:
             self._begin_ns = self._wait_for(EventKind.LOAD_BEGIN)
-            opened_ns = 0
             for index, injection in enumerate(self._plan.injections):
-                after_ns = injection.at_ppm * self._span_ns // PPM
-                if after_ns >= self._overhead_ns and not opened_ns:
-                    opened_ns = self._wait_for(EventKind.WINDOW_OPEN)
-                in_window_ns = opened_ns - self._overhead_ns + after_ns
-                self._wait_until(in_window_ns if opened_ns else self._begin_ns + after_ns)
+                after_ns, from_opening = place(injection.at_ppm, self._overhead, self._window_us)
+                if from_opening and not self._opened_ns:
+                    self._opened_ns = self._wait_for(EventKind.WINDOW_OPEN)
+                self._wait_until((self._opened_ns if from_opening else self._begin_ns) + after_ns)
                 self._send(index, injection)
         except GuestError as error:
             self._problem = f"{len(self._sent)} of {len(self._plan.injections)} NMIs were sent: {error}"

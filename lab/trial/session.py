@@ -37,10 +37,10 @@ from lab.spec.evidence import (
 )
 from lab.spec.mechanism import MECHANISMS, find_mechanism, is_play_dead
 from lab.spec.plan import Plan
-from lab.spec.scenario import Parking, Scenario, Siblings
+from lab.spec.scenario import Scenario, Siblings
 from lab.spec.verdict import Outcome
 from lab.trial import guest_side
-from lab.trial.injection import InjectionThread
+from lab.trial.injection import InjectionThread, Overhead
 from lab.trial.keys import make_guest_keys
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks
@@ -53,7 +53,7 @@ BOOT_S: Final = 90.0
 #: A load takes a tenth of a second; the kernel's own limits end one that hangs after a few.
 TRIAL_S: Final = 30.0
 #: What a load takes beside its longest window, before any has been seen.
-FIRST_OVERHEAD_US: Final = 30_000
+FIRST_OVERHEAD: Final = Overhead(before_us=30_000)
 #: An NMI that is pending enters at the vCPU's next block; quiet for longer than a time slice of the host means none is.
 SETTLED_S: Final = 0.03
 SETTLE_STEP_S: Final = 0.001
@@ -97,7 +97,7 @@ class Session:
         self._kernel = kernel
         self._link = link
         self._trials = 0
-        self._overhead_us: dict[tuple[str, Siblings], int] = {}
+        self._overhead: dict[tuple[str, Siblings], Overhead] = {}
         guest_side.prepare_guest(machine.shell, boot.topology, self._base, deadline)
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
         self._threads = machine.vcpu_threads(deadline)
@@ -117,10 +117,10 @@ class Session:
         :param keep_files: add the files of the guest's run folder, since its boot
         """
         kind = (scenario.mechanism, scenario.siblings)
-        if kind not in self._overhead_us:
+        if kind not in self._overhead:
             # The first load of its kind runs code that QEMU has never translated, and takes many times as long: a
             # plan's times would miss it. One that is broken without any NMI is the trial's evidence all the same.
-            self._overhead_us[kind] = FIRST_OVERHEAD_US
+            self._overhead[kind] = FIRST_OVERHEAD
             still = Plan(seed=plan.seed, stretch_us=(0,) * self.topology.total_cores, injections=())
             first = self._run_load(scenario, still)
             ended_well = first.evidence.ending is Ending.COMPLETE
@@ -247,9 +247,7 @@ class _Trial:
             if all(found[vcpu][0] for vcpu in offline) or bound.expired:
                 return
             # One that parks in MWAIT never halts under an emulator of several CPUs.
-            if self.scenario.parking is Parking.MWAIT and self.session.all_play_dead(
-                found[vcpu][1] for vcpu in offline
-            ):
+            if self.scenario.boot.monitor and self.session.all_play_dead(found[vcpu][1] for vcpu in offline):
                 return
             time.sleep(SETTLE_STEP_S)
 
@@ -271,8 +269,8 @@ class _Trial:
     def _load(self) -> int:
         kind = (self.scenario.mechanism, self.scenario.siblings)
         longest_us = max(self.plan.stretch_us)
-        overhead_us = self.session._overhead_us.get(kind, FIRST_OVERHEAD_US)
-        thread = InjectionThread(self.machine, self.link, self.plan, overhead_us, self.deadline)
+        overhead = self.session._overhead.get(kind, FIRST_OVERHEAD)
+        thread = InjectionThread(self.machine, self.link, self.plan, overhead, self.deadline)
         try:
             with thread:
                 self.command_ns = time.monotonic_ns()
@@ -281,19 +279,24 @@ class _Trial:
         finally:
             self.injections = thread.log
         thread.check()
-        self._learn(thread.log.begin_ns, kind, longest_us)
+        self._learn(thread, kind, longest_us)
         return load_errno
 
-    def _learn(self, begin_ns: int, kind: tuple[str, Siblings], longest_us: int) -> None:
-        """Let the next plan's span follow what this load took."""
+    def _learn(self, thread: InjectionThread, kind: tuple[str, Siblings], longest_us: int) -> None:
+        """Let the next plan's times follow what this load took."""
+        begin_ns = thread.log.begin_ns
         if not begin_ns:
             return
+        bound = self.deadline.within(SETTLE_BOUND_S)
         with contextlib.suppress(DeadlineError):
-            end = self.link.wait_for(EventKind.LOAD_END, self.deadline.within(SETTLE_BOUND_S))
-            took_us = (end.mono_ns - begin_ns) // _NS_PER_US
-            overhead_us = max(0, took_us - longest_us)
-            known = self.session._overhead_us.get(kind, overhead_us)
-            self.session._overhead_us[kind] = (3 * known + overhead_us) // 4
+            end_ns = self.link.wait_for(EventKind.LOAD_END, bound).mono_ns
+            opened_ns = thread.opened_ns or self.link.wait_for(EventKind.WINDOW_OPEN, bound).mono_ns
+            before_us = (opened_ns - begin_ns) // _NS_PER_US
+            after_us = max(0, (end_ns - opened_ns) // _NS_PER_US - longest_us)
+            known = self.session._overhead.get(kind, Overhead(before_us, after_us))
+            self.session._overhead[kind] = Overhead(
+                before_us=(3 * known.before_us + before_us) // 4, after_us=(3 * known.after_us + after_us) // 4
+            )
 
     def _send_sentinels(self) -> None:
         """Send each vCPU one more NMI, and wait until all have been entered: then nothing older is pending any more."""
