@@ -65,7 +65,7 @@ def test_the_window_of_each_core_lasts_as_long_as_asked(trial: Trial) -> None:
     assert lasted_ns[1] >= 60_000_000
 
 
-@pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast", "park-hlt"])
+@pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast", "park-hlt", "park-mwait", "init-sipi"])
 def test_other_ways_to_keep_siblings_quiet_are_not_accused(trial: Trial, mechanism: str) -> None:
     tries = [trial(mechanism, seed=seed) for seed in range(10)]
     outcomes = [each.record.outcome for each in tries]
@@ -84,8 +84,41 @@ def test_spinning_in_the_handler_keeps_the_iret_out_of_most_windows(trial: Trial
     assert all(each.record.outcome is not Outcome.FAIL for each in tries), [each.verdict.reason for each in tries]
 
 
-def test_an_aimed_nmi_gets_past_the_masked_vectors_of_a_parked_sibling(trial: Trial) -> None:
-    tries = [trial("park-hlt", seed=seed, aim=Aim.SIBLING) for seed in range(5)]
+@pytest.mark.parametrize("mechanism", ["park-hlt", "park-mwait"])
+def test_an_aimed_nmi_gets_past_the_masked_vectors_of_a_parked_sibling(trial: Trial, mechanism: str) -> None:
+    tries = [trial(mechanism, seed=seed, aim=Aim.SIBLING) for seed in range(5)]
     woken = [each for each in tries if each.finding("no-nmi-entry-in-window") is Finding.BROKEN]
     assert len(woken) >= 3
     assert all(each.record.outcome is Outcome.FAIL for each in woken)
+
+
+def test_the_mwait_that_parks_a_sibling_is_unseen_and_nothing_else_is(trial: Trial) -> None:
+    tries = [trial("park-mwait", seed=seed) for seed in range(3)]
+    passed = [each for each in tries if each.record.outcome is Outcome.PASS]
+    assert len(passed) >= 2, [each.verdict.reason for each in tries]
+    for each in passed:
+        unseen = {name for name, finding in each.record.invariants.items() if finding is Finding.UNSEEN}
+        assert unseen == {"harmless", "offline-siblings-return"}
+
+
+def test_a_sibling_that_was_reset_is_halted_all_through_the_window(trial: Trial) -> None:
+    tries = [trial("init-sipi", seed=seed) for seed in range(3)]
+    passed = [each for each in tries if each.record.outcome is Outcome.PASS]
+    assert len(passed) >= 2, [each.verdict.reason for each in tries]
+    for each in passed:
+        assert each.evidence.oracle is not None
+        views = [view for window in each.evidence.oracle.windows for view in window.siblings]
+        assert [view.vcpu for view in sorted(views, key=lambda view: view.vcpu)] == [1, 3]
+        for view in views:
+            assert view.halted_at_close
+            assert view.region_blocks == view.outside_blocks == 0
+
+
+def test_siblings_that_a_load_took_offline_are_back_after_it(trial: Trial) -> None:
+    """Also when nothing hits the load: what then goes wrong is the mechanism's own doing."""
+    tried = trial("init-sipi", seed=3, nmis=0)
+    guest = tried.evidence.guest
+    assert guest is not None
+    assert guest.online == (0, 1, 2, 3)
+    assert guest.revisions_after == (guest.target_revision,) * 4
+    assert tried.record.outcome is Outcome.PASS, tried.verdict.reason

@@ -18,7 +18,7 @@ HAZARDS = {
 }  # fmt: skip
 
 #: A parked thread executes nothing behind the instruction that parks it.
-PARKS_BY = {"park-hlt": {"hlt"}}
+PARKS_IN_HLT = {"mclab_park_hlt", "mclab_init_park"}
 
 #: What code of a wait region may call that is none of it.
 LEAVES = {
@@ -51,7 +51,9 @@ def list_instructions(kernel: Kernel, mechanism: Mechanism) -> list[tuple[str, C
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism.name)
 def test_a_wait_region_holds_no_hazard(mechanism: Mechanism) -> None:
     for name, each in list_instructions(find_kernel(mechanism.base), mechanism):
-        hazards = HAZARDS - PARKS_BY.get(mechanism.name, set())
+        halts = {"hlt"} if name in PARKS_IN_HLT else set()
+        waits = {"monitor", "mwait"} if name in mechanism.landmarks.parking else set()
+        hazards = HAZARDS - halts - waits
         assert each.mnemonic not in hazards, f"{name}: {each.mnemonic} {each.op_str}"
         if each.mnemonic == "mov":
             assert not {"cr3", "dr7"} & set(each.op_str.split(", ")), f"{name}: {each.mnemonic} {each.op_str}"
@@ -66,6 +68,23 @@ def test_a_wait_region_calls_nothing_outside_but_on_its_way_out(mechanism: Mecha
         if each.mnemonic == "call" and each.op_str.startswith("0x"):
             target = kernel.symbolise(int(each.op_str, 16)).split("+")[0]
             assert target in region | LEAVES, f"{name} calls {target}"
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism.name)
+def test_what_is_called_parking_parks(mechanism: Mechanism) -> None:
+    instructions = list_instructions(find_kernel(mechanism.base), mechanism)
+    for parking in mechanism.landmarks.parking:
+        assert {"monitor", "mwait"} <= {each.mnemonic for name, each in instructions if name == parking}
+
+
+def test_a_sibling_counts_in_the_block_that_halts_it() -> None:
+    """Else INIT could meet it after the count and before the HLT, and the NMI behind it would reset the machine."""
+    instructions = [each for _, each in list_instructions(find_kernel("linux-6.1"), find_mechanism("init-sipi"))]
+    at = [each.mnemonic for each in instructions].index("hlt")
+    count, halt = instructions[at - 1 : at + 1]
+    assert count.mnemonic == "inc"
+    # QEMU ends a block where a page ends.
+    assert count.address // 4096 == (halt.address + halt.size - 1) // 4096
 
 
 @pytest.mark.parametrize(
