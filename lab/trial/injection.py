@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The injector: sends a plan's NMIs from the moment the oracle sees the load begin, and keeps the log."""
 
+import contextlib
 import threading
 import time
 from types import TracebackType
@@ -66,7 +67,8 @@ class InjectionThread:
 
     How long a load's rendezvous takes depends on the host, how long its windows last on the plan. Times that a plan
     draws for the windows and what follows are counted from the first window's opening, not from what the rendezvous
-    was thought to take: else a slow host shifts them all before the windows, a quick one behind them.
+    was thought to take: else a slow host shifts them all before the windows, a quick one behind them. What is left for
+    the rendezvous when the first window opens is sent at once.
     """
 
     def __init__(self, machine: Machine, link: OracleLink, plan: Plan, overhead: Overhead, deadline: Deadline) -> None:
@@ -119,9 +121,11 @@ class InjectionThread:
             self._begin_ns = self._wait_for(EventKind.LOAD_BEGIN)
             for index, injection in enumerate(self._plan.injections):
                 after_ns, from_opening = place(injection.at_ppm, self._overhead, self._window_us)
-                if from_opening and not self._opened_ns:
-                    self._opened_ns = self._wait_for(EventKind.WINDOW_OPEN)
-                self._wait_until((self._opened_ns if from_opening else self._begin_ns) + after_ns)
+                if not from_opening:
+                    self._wait_before_opening(self._begin_ns + after_ns)
+                else:
+                    self._opened_ns = self._opened_ns or self._wait_for(EventKind.WINDOW_OPEN)
+                    self._wait_until(self._opened_ns + after_ns)
                 self._send(index, injection)
         except GuestError as error:
             self._problem = f"{len(self._sent)} of {len(self._plan.injections)} NMIs were sent: {error}"
@@ -137,6 +141,14 @@ class InjectionThread:
                 # The command that was to load has ended: what the thread waits for cannot come any more.
                 if over or self._deadline.expired:
                     raise
+
+    def _wait_before_opening(self, at_ns: int) -> None:
+        """Wait for a time, but not beyond the first window's opening: else what is due in it would come too late."""
+        self._deadline.check("the time of the next NMI")
+        delay_s = (at_ns - time.monotonic_ns()) / _NS_PER_S
+        if delay_s > 0 and not self._opened_ns:
+            with contextlib.suppress(DeadlineError):
+                self._opened_ns = self._link.wait_for(EventKind.WINDOW_OPEN, self._deadline.within(delay_s)).mono_ns
 
     def _wait_until(self, at_ns: int) -> None:
         self._deadline.check("the time of the next NMI")
