@@ -47,28 +47,10 @@ def judge_deadline(facts: Facts) -> Invariant:
     returned = facts.end is not None or (timings is not None and timings.returned_ns != 0)
     if evidence.ending is Ending.DEADLINE and returned:
         return unseen(name, f"{what}; but the load had ended before", proofs)
-    doubt = _why_reset_by_lab(facts) or why_not_shown_running(facts)
+    doubt = why_not_shown_running(facts)
     if doubt:
         return unseen(name, f"{what}; but {doubt}", proofs)
     return broken(name, proofs, what)
-
-
-def _why_reset_by_lab(facts: Facts) -> str:
-    """Say which NMI of the lab's may have reset the machine; empty when none can have.
-
-    A thread in wait-for-SIPI ignores NMIs on hardware, but not in QEMU (domain section 4.7). A broadcast does not get
-    there: INIT masks LINT1. One sent straight to the thread does, from the thread's call-in to its release.
-    """
-    if facts.evidence.ending is not Ending.GONE or not facts.mechanism.unaimable:
-        return ""
-    for vcpu in filter(facts.is_sibling, facts.vcpus):
-        call_in, release = facts.call_in(vcpu), next(iter(facts.releases(vcpu)), None)
-        for sent in facts.sent_to(vcpu):
-            before = call_in is None or 0 < sent.reply_ns < call_in.mono_ns
-            after = release is not None and sent.send_ns > release.mono_ns
-            if sent.vcpu == vcpu and not before and not after:
-                return f"an NMI was sent straight to vCPU {vcpu}, and {facts.mechanism.unaimable}"
-    return ""
 
 
 def judge_revisions(facts: Facts) -> Invariant:

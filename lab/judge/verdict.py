@@ -150,7 +150,26 @@ def _why_foreign(evidence: Evidence) -> str:
     state = evidence.guest.state if evidence.guest is not None else None
     if state is not None and state.mechanism != evidence.scenario.mechanism:
         return f"the guest ran mechanism '{clean(state.mechanism)}' instead of '{evidence.scenario.mechanism}'"
-    return _why_other_kernel(evidence) or _why_other_siblings(evidence) or _why_not_one_load(evidence)
+    return (
+        _why_other_kernel(evidence)
+        or _why_aimed_amiss(evidence)
+        or _why_other_siblings(evidence)
+        or _why_not_one_load(evidence)
+    )
+
+
+def _why_aimed_amiss(evidence: Evidence) -> str:
+    """Say which NMI of the plan was aimed where none may be: what it does there is the emulator's, and no finding.
+
+    The sentinels come when the load is over: a thread that still is in that state by then, the kernel has left there.
+    """
+    scenario = evidence.scenario
+    unaimable = find_mechanism(scenario.mechanism).unaimable
+    aimed = {injection.vcpu for injection in evidence.plan.injections}
+    aimed |= {sent.vcpu for sent in evidence.injections.sent} if evidence.injections is not None else set()
+    topology = scenario.topology
+    hit = sorted(aimed & {vcpu for core in range(topology.total_cores) for vcpu in topology.siblings_of(core)})
+    return f"the plan aims at vCPU {hit[0]}, a sibling, but {unaimable}" if unaimable and hit else ""
 
 
 def _why_other_kernel(evidence: Evidence) -> str:
