@@ -2,7 +2,7 @@
 /*
  * The oracle: a TCG plugin that sees which code each vCPU executes while another thread of its core
  * is in WRMSR 0x79 (design, sections 2 and 5). It only looks, but for holding that one WRMSR open
- * as long as it is told to.
+ * as long as it is told to, and in stall mode the siblings meanwhile.
  *
  * Callbacks run in the vCPUs' threads, all at the same time and without QEMU's big lock.
  */

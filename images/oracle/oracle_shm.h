@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define ORACLE_MAGIC	   0x6c63616c62616c6dull
-#define ORACLE_SHM_VERSION 1
+#define ORACLE_SHM_VERSION 2
 #define ORACLE_HEADER_SIZE 4096
 #define ORACLE_MAX_VCPUS   64
 #define ORACLE_MAX_CORES   16
@@ -55,7 +55,8 @@ enum oracle_hazard {
 };
 
 enum oracle_mode {
-	ORACLE_MODE_RUN = 0, /* siblings run on during a window */
+	ORACLE_MODE_RUN = 0,   /* siblings run on during a window */
+	ORACLE_MODE_STALL = 1, /* each is held at its next block until the window closes */
 };
 
 /* One event. Numbers start at 1; the stamp is the number, written last, 0 while none is there. */
@@ -102,9 +103,10 @@ struct oracle_control {
 	uint32_t live_blocks; /* wait-region blocks that show a sibling to be alive */
 	uint64_t extend_bound_ns;
 	uint64_t stretch_ns[ORACLE_MAX_CORES];
-	uint32_t nmis_sent;   /* of this trial, written before each is sent */
-	uint32_t nmis_acked;  /* and after each is acknowledged */
-	uint64_t reserved[7]; /* for the bounds of stalls and holds, once a mode needs them */
+	uint32_t nmis_sent;	 /* of this trial, written before each is sent */
+	uint32_t nmis_acked;	 /* and after each is acknowledged */
+	uint64_t stall_bound_ns; /* how much longer than its stretch a window stalls siblings */
+	uint64_t reserved[6];	 /* for the bounds of holds, once a mode needs them */
 };
 
 /* What the oracle tells; each counter only grows. */
@@ -144,7 +146,7 @@ struct oracle_vcpu {
 	uint32_t gap_load;
 	uint32_t gap_trial;
 	uint32_t halts; /* goes up on halting and on going on: odd is halted */
-	uint32_t held;	/* it is being held open by a window */
+	uint32_t held;	/* by its core's window: as the primary, or as a stalled sibling */
 	uint32_t reserved[20];
 };
 
@@ -163,7 +165,8 @@ struct oracle_window {
 	uint64_t close_tsc;
 	uint64_t asked_ns;
 	uint64_t extended_ns;
-	uint64_t reserved[5];
+	uint32_t mode;
+	uint32_t reserved[9];
 };
 
 struct oracle_seen_hazard {
@@ -181,9 +184,11 @@ struct oracle_sibling {
 	uint64_t outside_blocks;
 	uint64_t first_tsc;
 	uint64_t last_region_tsc;
-	uint32_t halted; /* when the window closed */
+	uint64_t stalled_tsc; /* when it got to the block it was stalled at, 0 if it never did */
+	uint32_t halted;      /* when the window closed */
 	uint32_t blocks_lost;
 	uint32_t hazards_lost;
+	uint32_t stall_overrun; /* the stall's bound let it go while the window was open */
 	struct oracle_seen_hazard hazards[ORACLE_HAZARDS];
 };
 

@@ -24,6 +24,10 @@ struct core {
 	uint32_t trial;
 	uint32_t load;
 	uint32_t mechanism;
+	uint32_t mode;
+	uint64_t stall_until_ns;
+	/* The trial whose window stalls siblings, 0 when none does: what they wait on. */
+	uint32_t stall;
 	/* The load in which this core met its first WRMSR 0x79. */
 	uint32_t opened_load;
 } __attribute__((aligned(128)));
@@ -110,6 +114,19 @@ static inline uint64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * NSEC_PER_SEC + now.tv_nsec;
+}
+
+static inline struct timespec to_timespec(uint64_t mono_ns)
+{
+	return (struct timespec){
+		.tv_sec = mono_ns / NSEC_PER_SEC,
+		.tv_nsec = mono_ns % NSEC_PER_SEC,
+	};
+}
+
+static inline uint64_t at_most(uint64_t value, uint64_t limit)
+{
+	return value < limit ? value : limit;
 }
 
 static inline uint64_t now_tsc(void)

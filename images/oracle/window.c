@@ -10,6 +10,7 @@
 #include "gaps.h"
 #include "ring.h"
 #include "siblings.h"
+#include "stall.h"
 #include "state.h"
 
 /* How often a window that waits for signs of life looks for them. */
@@ -40,27 +41,27 @@ bool window_prepare(void)
 
 static void sleep_until(uint64_t mono_ns)
 {
-	struct timespec until = {
-		.tv_sec = mono_ns / NSEC_PER_SEC,
-		.tv_nsec = mono_ns % NSEC_PER_SEC,
-	};
+	struct timespec until = to_timespec(mono_ns);
 
 	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
 		;
 }
 
-static uint64_t at_most(uint64_t value, uint64_t limit)
+static bool is_stalling(const struct core *core)
 {
-	return value < limit ? value : limit;
+	return core->mode == ORACLE_MODE_STALL;
 }
 
-static bool all_alive(unsigned int first, unsigned int primary)
+static bool all_alive(const struct core *core, unsigned int first)
 {
 	uint32_t live_blocks = load_relaxed(&oracle.header->control.live_blocks);
 
-	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
-		if (vcpu != primary && !sibling_alive(vcpu, live_blocks))
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++) {
+		if (vcpu == core->primary)
+			continue;
+		if (is_stalling(core) ? !stall_shows(vcpu) : !sibling_alive(vcpu, live_blocks))
 			return false;
+	}
 	return true;
 }
 
@@ -76,17 +77,19 @@ static void count_anew(unsigned int first)
  * the very end would show nothing: nobody could tell a sibling that stays quiet from one that the
  * host has not run since.
  */
-static void hold_open(struct oracle_window *window, unsigned int first, unsigned int primary)
+static void hold_open(const struct core *core, struct oracle_window *window, unsigned int first)
 {
 	const struct oracle_control *control = &oracle.header->control;
 	uint64_t end = now_ns() + window->asked_ns;
 	uint64_t bound = end + at_most(load_relaxed(&control->extend_bound_ns), EXTEND_CAP_NS);
-	uint32_t acked;
+	uint32_t acked = load_acquire(&control->nmis_acked);
 	uint64_t now;
 
 	if (window->asked_ns)
 		sleep_until(end);
-	acked = load_acquire(&control->nmis_acked);
+	/* A halted sibling that an NMI has only just woken gets a step to reach its stall. */
+	if (!is_stalling(core))
+		acked = load_acquire(&control->nmis_acked);
 	count_anew(first);
 	for (now = end; now < bound; now = now_ns()) {
 		uint32_t latest = load_acquire(&control->nmis_acked);
@@ -94,8 +97,7 @@ static void hold_open(struct oracle_window *window, unsigned int first, unsigned
 		if (latest != acked) {
 			acked = latest;
 			count_anew(first);
-		} else if (load_acquire(&control->nmis_sent) == acked &&
-			   all_alive(first, primary)) {
+		} else if (load_acquire(&control->nmis_sent) == acked && all_alive(core, first)) {
 			break;
 		}
 		sleep_until(at_most(now_ns() + EXTEND_STEP_NS, bound));
@@ -112,10 +114,12 @@ static void begin(struct core *core, struct oracle_window *window, const struct 
 	core->trial = opening->trial;
 	core->load = opening->load;
 	core->mechanism = load_relaxed(&oracle.header->control.mechanism) % ORACLE_MECHANISMS;
+	core->mode = load_relaxed(&oracle.header->control.mode);
 	memset(window, 0, sizeof(*window));
 	window->load = opening->load;
 	window->primary = opening->vcpu;
 	window->mechanism = core->mechanism;
+	window->mode = core->mode;
 	window->pc = opening->pc;
 	window->asked_ns =
 		at_most(load_relaxed(&oracle.header->control.stretch_ns[number]), STRETCH_CAP_NS);
@@ -131,6 +135,8 @@ static void run_window(struct core *core, struct oracle_window *window, struct e
 		if (vcpu != opening->vcpu)
 			sibling_clear(vcpu, core);
 
+	if (is_stalling(core))
+		stall_begin(core, window->asked_ns);
 	stamp = ring_put(opening);
 	window->open_seq = stamp.seq;
 	window->open_ns = stamp.mono_ns;
@@ -142,7 +148,7 @@ static void run_window(struct core *core, struct oracle_window *window, struct e
 		if (vcpu != opening->vcpu)
 			sibling_snapshot(vcpu, core);
 	link_send(opening, &stamp);
-	hold_open(window, first, opening->vcpu);
+	hold_open(core, window, first);
 }
 
 void window_open(unsigned int vcpu, uint64_t pc)
@@ -190,9 +196,11 @@ static void window_close(struct core *core, uint64_t pc)
 	};
 	struct stamp stamp;
 
-	__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
-	/* As on opening: whoever went on before this is seen to have. */
-	membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+	if (!is_stalling(core)) {
+		__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
+		/* As on opening: whoever went on before this is seen to have. */
+		membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+	}
 	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
 		if (vcpu != core->primary)
 			oracle.siblings[vcpu].halted = is_halted(&oracle.vcpus[vcpu]);
@@ -200,6 +208,11 @@ static void window_close(struct core *core, uint64_t pc)
 	window->close_ns = stamp.mono_ns;
 	window->close_tsc = stamp.tsc;
 	store_release(&window->close_seq, stamp.seq);
+	/* Last: no sibling goes on, nor begins that was halted, before all that is written. */
+	if (is_stalling(core)) {
+		__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
+		stall_end(core);
+	}
 	link_send(&event, &stamp);
 }
 
@@ -209,8 +222,10 @@ void window_block(unsigned int vcpu, uint64_t packed, uint64_t tsc)
 
 	if (vcpu == core->primary)
 		window_close(core, pc_of(packed));
-	else
+	else if (!is_stalling(core))
 		sibling_block(vcpu, core, packed, tsc);
+	else if (stall_block(vcpu, core, tsc))
+		sibling_block(vcpu, core, packed, now_tsc());
 }
 
 void window_hazard(unsigned int vcpu, uint64_t packed)

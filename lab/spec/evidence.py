@@ -102,6 +102,9 @@ class SiblingView(msgspec.Struct, frozen=True, kw_only=True):
     :param last_ns: when it began its last block of the wait region in the window, 0 when there was none
     :param halted_at_close: it was halted when the window closed: it executed nothing after its last block
     :param blocks_lost: blocks that found no place in the table; not 0 makes the window unfit for ``quiet``
+    :param stalled_ns: when it got to the block at which the oracle held it, 0 when it never did; that block is not
+        executed in the window, and not counted
+    :param stall_overrun: the oracle's bound let it go while the window was still open
     """
 
     vcpu: int
@@ -115,6 +118,8 @@ class SiblingView(msgspec.Struct, frozen=True, kw_only=True):
     halted_at_close: bool
     blocks_lost: int
     blocks: tuple[BlockCount, ...]
+    stalled_ns: int = 0
+    stall_overrun: bool = False
 
 
 class WindowSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +128,7 @@ class WindowSeen(msgspec.Struct, frozen=True, kw_only=True):
     :param close_seq: 0 when it never closed
     :param asked_ns: the stretch the plan asked for
     :param extended_ns: how much longer it was held until every sibling had shown itself alive
+    :param stalled: the oracle held each sibling at its next block, in place of letting it run on
     """
 
     core: int
@@ -138,6 +144,7 @@ class WindowSeen(msgspec.Struct, frozen=True, kw_only=True):
     asked_ns: int
     extended_ns: int
     siblings: tuple[SiblingView, ...]
+    stalled: bool = False
 
 
 class Resting(msgspec.Struct, frozen=True, kw_only=True):

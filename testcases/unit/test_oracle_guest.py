@@ -28,11 +28,17 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_trial(
-    bench: Bench, *, trial: int = 1, nmis: int = 0, mechanism: int = MECHANISM, stretch_us: int = STRETCH_US
+    bench: Bench,
+    *,
+    trial: int = 1,
+    nmis: int = 0,
+    mechanism: int = MECHANISM,
+    stretch_us: int = STRETCH_US,
+    stalled: bool = False,
 ) -> OracleEvidence:
     """Arm, see one window from its opening to its load's end, send NMIs to the sibling in it, disarm."""
     deadline = Deadline.after(WAIT_S)
-    bench.link.arm(trial, mechanism, (stretch_us,))
+    bench.link.arm(trial, mechanism, (stretch_us,), stalled=stalled)
     bench.link.wait_for(EventKind.WINDOW_OPEN, deadline)
     for _ in range(nmis):
         bench.send_nmi(1)
@@ -47,10 +53,10 @@ def events_of(evidence: OracleEvidence, *kinds: EventKind) -> list[OracleEvent]:
     return [event for event in evidence.events if event.kind in kinds]
 
 
-def run_whole_load(bench: Bench) -> OracleEvidence:
+def run_whole_load(bench: Bench, *, stalled: bool = False) -> OracleEvidence:
     """Run trials until one was not armed in the middle of a load."""
     for trial in range(1, 50):
-        evidence = run_trial(bench, trial=trial)
+        evidence = run_trial(bench, trial=trial, stalled=stalled)
         if evidence.windows[0].load in {event.load for event in events_of(evidence, EventKind.LOAD_BEGIN)}:
             return evidence
     raise AssertionError("no load was seen from its begin")
@@ -78,6 +84,7 @@ def test_waiting_sibling_is_seen_quiet(plugin: Path, tmp_path: Path) -> None:
     assert [block.symbol for block in sibling.blocks] == ["region"]
     assert sibling.blocks[0].count == sibling.region_blocks >= 4
     assert (sibling.outside_blocks, sibling.halted_at_close, sibling.blocks_lost) == (0, False, 0)
+    assert (first.stalled, sibling.stalled_ns, sibling.stall_overrun) == (False, 0, False)
     assert first.open_ns < sibling.first_ns < sibling.last_ns < first.close_ns
     assert first.asked_ns == STRETCH_NS
     assert first.close_ns - first.open_ns >= STRETCH_NS

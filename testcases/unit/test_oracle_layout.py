@@ -31,6 +31,8 @@ CONSTANTS = {
     "ORACLE_MAX_CORES": layout.MAX_CORES,
     "ORACLE_MECHANISMS": layout.MAX_MECHANISMS,
     "ORACLE_HAZARDS": layout.HAZARDS_KEPT,
+    "ORACLE_MODE_RUN": layout.MODE_RUN,
+    "ORACLE_MODE_STALL": layout.MODE_STALL,
     "STRETCH_CAP_NS": MAX_STRETCH_US * 1000,
     **{f"ORACLE_{kind.name}": number for kind, number in layout.KIND_NUMBERS.items()},
     **{f"HAZARD_{hazard.name}": number for number, hazard in layout.HAZARDS.items()},
@@ -49,7 +51,7 @@ def c_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     lines = [f'printf("{name} %llu\\n", (unsigned long long)({value}));' for name, value in wanted.items()]
     folder = tmp_path_factory.mktemp("layout")
     source = folder / "layout.c"
-    headers = ["<stddef.h>", "<stdio.h>", '"oracle_shm.h"', '"window.h"']
+    headers = ["<stddef.h>", "<stdio.h>", '"oracle_shm.h"', '"window.h"', '"stall.h"']
     source.write_text("\n".join([*(f"#include {each}" for each in headers), "int main(void) {", *lines, "return 0; }"]))
     program = folder / "layout"
     run(["gcc", *CFLAGS, f"-I{SOURCES}", "-o", program, source], deadline=Deadline.after(60))

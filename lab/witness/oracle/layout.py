@@ -13,12 +13,14 @@ import msgspec
 from lab.spec.evidence import EventKind, Hazard
 
 MAGIC: Final = 0x6C63616C62616C6D
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER_SIZE: Final = 4096
 MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
 MAX_MECHANISMS: Final = 16
 HAZARDS_KEPT: Final = 16
+MODE_RUN: Final = 0
+MODE_STALL: Final = 1
 
 #: The numbers that stand for kinds and hazards in records: C has them in the order of the enums.
 KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(EventKind, start=1)}
@@ -82,7 +84,8 @@ class Control(ctypes.Structure):
         ("stretch_ns", c_uint64 * MAX_CORES),
         ("nmis_sent", c_uint32),
         ("nmis_acked", c_uint32),
-        ("reserved", c_uint64 * 7),
+        ("stall_bound_ns", c_uint64),
+        ("reserved", c_uint64 * 6),
     )
 
 
@@ -154,7 +157,8 @@ class Window(ctypes.Structure):
         ("close_tsc", c_uint64),
         ("asked_ns", c_uint64),
         ("extended_ns", c_uint64),
-        ("reserved", c_uint64 * 5),
+        ("mode", c_uint32),
+        ("reserved", c_uint32 * 9),
     )
 
 
@@ -175,9 +179,11 @@ class Sibling(ctypes.Structure):
         ("outside_blocks", c_uint64),
         ("first_tsc", c_uint64),
         ("last_region_tsc", c_uint64),
+        ("stalled_tsc", c_uint64),
         ("halted", c_uint32),
         ("blocks_lost", c_uint32),
         ("hazards_lost", c_uint32),
+        ("stall_overrun", c_uint32),
         ("hazards", SeenHazard * HAZARDS_KEPT),
     )
 

@@ -25,6 +25,8 @@ from lab.witness.oracle.layout import (
     MAX_CORES,
     MAX_MECHANISMS,
     MAX_VCPUS,
+    MODE_RUN,
+    MODE_STALL,
     Header,
     Message,
     Places,
@@ -40,6 +42,9 @@ LIVE_BLOCKS: Final = 4
 #: How much longer than asked a window may be held until its siblings show themselves. With four vCPUs to a host core
 #: and slices of some 10 ms each has its turn in 40 ms; three times that, and the 6.1 kernel's one second is still far.
 EXTEND_BOUND_NS: Final = 150_000_000
+#: How much longer than its stretch a window may stall its siblings: past its longest extension, and time for a primary
+#: that the host took off its CPU to get back to it. The longest stretch still ends under a second (STALL_CAP_NS).
+STALL_BOUND_NS: Final = 250_000_000
 #: What images/oracle/window.h caps a stretch at: 6.1 panics when a rendezvous takes a second.
 MAX_STRETCH_US: Final = 800_000
 #: Places for blocks per sibling and window; the most seen in one window was 80.
@@ -149,12 +154,13 @@ class OracleLink:
         """Leave the socket's other end to QEMU alone, so that QEMU's end is heard; call once it is started."""
         self._child.close()
 
-    def arm(self, trial: int, mechanism_bit: int, stretch_us: tuple[int, ...]) -> None:
+    def arm(self, trial: int, mechanism_bit: int, stretch_us: tuple[int, ...], *, stalled: bool = False) -> None:
         """Begin a trial: from now on everything is recorded.
 
         :param trial: its number, never one used in this guest before
         :param mechanism_bit: whose wait region and points count
         :param stretch_us: how long to hold each core's window open
+        :param stalled: hold each sibling at its next block meanwhile, as hardware that pulls it in by itself
         :raise UsageError: a value the oracle cannot take
         """
         if not 1 <= trial <= MAX_TRIAL or trial == self._trial:
@@ -169,8 +175,10 @@ class OracleLink:
         self.disarm()
         control = self._header.control
         control.mechanism = mechanism_bit
+        control.mode = MODE_STALL if stalled else MODE_RUN
         control.live_blocks = LIVE_BLOCKS
         control.extend_bound_ns = EXTEND_BOUND_NS
+        control.stall_bound_ns = STALL_BOUND_NS
         for core, stretch in enumerate(stretch_us):
             control.stretch_ns[core] = stretch * _NS_PER_US
         control.nmis_sent = control.nmis_acked = 0

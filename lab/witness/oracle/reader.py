@@ -6,7 +6,18 @@ from collections.abc import Callable
 from lab.spec.evidence import BlockCount, OracleEvent, OracleEvidence, SiblingView, WindowSeen
 from lab.witness.oracle.clock import TscClock
 from lab.witness.oracle.file import OracleFile
-from lab.witness.oracle.layout import HAZARDS, KINDS, MAGIC, Header, Record, Sibling, Window, in_region, pc_of
+from lab.witness.oracle.layout import (
+    HAZARDS,
+    KINDS,
+    MAGIC,
+    MODE_STALL,
+    Header,
+    Record,
+    Sibling,
+    Window,
+    in_region,
+    pc_of,
+)
 
 #: Turns a guest address into ``symbol+0x..``, empty when it is none of the kernel's.
 Symbolise = Callable[[int], str]
@@ -96,6 +107,8 @@ class TrialReader:
             first_ns=clock.time_ns(sibling.first_tsc),
             last_ns=clock.time_ns(sibling.last_region_tsc),
             halted_at_close=bool(sibling.halted),
+            stalled_ns=clock.time_ns(sibling.stalled_tsc),
+            stall_overrun=bool(sibling.stall_overrun),
             # A hazard that found no place is as unseen as a block that found none.
             blocks_lost=sibling.blocks_lost + sibling.hazards_lost,
             blocks=tuple(
@@ -146,5 +159,6 @@ def _make_window(core: int, window: Window, siblings: tuple[SiblingView, ...]) -
         close_tsc=window.close_tsc,
         asked_ns=window.asked_ns,
         extended_ns=window.extended_ns,
+        stalled=window.mode == MODE_STALL,
         siblings=siblings,
     )
