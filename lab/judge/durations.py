@@ -58,6 +58,10 @@ def _find_holds(facts: Facts) -> tuple[Span, ...]:
             held_us = _between(facts.call_in(vcpu), next(iter(facts.releases(vcpu)), None))
             if held_us is not None:
                 holds.append(Span(who=vcpu, us=held_us))
+    for window in facts.windows if facts.mechanism.stalled else ():
+        close_ns = window.seen.close_ns
+        stalled = [view for view in window.seen.siblings if not view.stall_overrun and 0 < view.stalled_ns <= close_ns]
+        holds += [Span(who=view.vcpu, us=to_us(close_ns - view.stalled_ns)) for view in stalled]
     return tuple(holds)
 
 

@@ -104,8 +104,11 @@ class Facts:
     def has_landmarks(self, vcpu: int) -> bool:
         """Say whether the landmarks are known to be those of the kernel that a vCPU runs.
 
-        A mechanism may leave offline threads alone; then the call-in of their core's primary says it.
+        A mechanism may leave offline threads alone; then the call-in of their core's primary says it. Without a
+        rendezvous there is the load's begin alone.
         """
+        if not self.mechanism.landmarks.call_in:
+            return self.begin is not None
         primary = self.topology.primary_of(self.topology.core_of(vcpu))
         return self.call_in(vcpu) is not None or (vcpu in self.offline and self.call_in(primary) is not None)
 

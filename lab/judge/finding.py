@@ -36,9 +36,9 @@ def clean(text: str) -> str:
     return shown if len(text) <= MAX_TEXT else shown[: MAX_TEXT - 3] + "..."
 
 
-def held(name: str, reason: str) -> Invariant:
-    """Say that an invariant was seen to hold."""
-    return _invariant(name, Finding.HELD, reason, ())
+def held(name: str, reason: str, proofs: Sequence[Proof] = ()) -> Invariant:
+    """Say that an invariant was seen to hold; ``proofs`` are what came close to breaking it and may."""
+    return _invariant(name, Finding.HELD, reason, proofs)
 
 
 def unseen(name: str, reason: str, proofs: Sequence[Proof] = ()) -> Invariant:

@@ -26,6 +26,9 @@ def why_unseen(facts: Facts, window: Window) -> str:
         return facts.lost
     if not window.seen.close_seq:
         return f"core {core}'s window never closed"
+    if window.seen.stalled is not facts.mechanism.stalled:
+        did = "stalled the siblings" if window.seen.stalled else "let the siblings run on"
+        return f"the oracle {did} in core {core}'s window, other than this mechanism needs it"
     for vcpu in window.siblings:
         view = window.view_of(vcpu)
         if view is None:
@@ -79,6 +82,8 @@ def count_proven(facts: Facts) -> Proven:
 
 
 def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:
+    if window.seen.stalled:
+        return _why_not_stalled(facts, window, view)
     places = (view.in_flight_symbol, *(block.symbol for block in view.blocks))
     if any(facts.parks_at(view.vcpu, place) for place in places):
         return "was parked in MWAIT, which the emulator executes again and again where hardware sleeps,"
@@ -88,6 +93,23 @@ def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:
         acknowledged = window.seen.open_ns <= sent.reply_ns <= window.seen.close_ns
         if acknowledged and view.last_ns < sent.reply_ns:
             return f"ran no block of its wait region after NMI {sent.index} was acknowledged"
+    return ""
+
+
+def _why_not_stalled(facts: Facts, window: Window, view: SiblingView) -> str:
+    """Say why a sibling is not known to have been held.
+
+    One that was halted all the time executes nothing either, unless it was woken: then it has to reach its stall.
+    """
+    if view.stall_overrun:
+        return "was let go by the bound of its stall"
+    if 0 < view.stalled_ns <= window.seen.close_ns:
+        return ""
+    if not view.halted_at_close:
+        return "did not reach its stall and was not halted"
+    for sent in facts.reaching(view.vcpu):
+        if window.seen.open_ns <= sent.reply_ns <= window.seen.close_ns:
+            return f"did not reach its stall after NMI {sent.index} was acknowledged"
     return ""
 
 

@@ -2,6 +2,10 @@
 """What siblings executed while their core was being updated: the mail's question, and both of its answers.
 
 Source of every fact here: the oracle, which sees each block and each hazardous instruction before it executes.
+
+Where the update itself holds the siblings (``Mechanism.stalled``), nothing is promised of the block in flight when a
+window opens: it runs to its end. What it executes is told with each finding, and breaks none. A sibling that began no
+block in the window can have executed nothing else in it.
 """
 
 from collections.abc import Callable
@@ -18,7 +22,8 @@ Doubt = Callable[[Facts, Window], str]
 
 def judge_quiet(facts: Facts) -> Invariant:
     """Hold when no sibling executed a block outside the wait region in its core's window."""
-    return _over_windows(facts, "quiet", find_noise, why_not_quiet, "no sibling left its wait region")
+    text = "no sibling began a block" if facts.mechanism.stalled else "no sibling left its wait region"
+    return _over_windows(facts, "quiet", find_noise, why_not_quiet, text)
 
 
 def judge_still(facts: Facts) -> Invariant:
@@ -53,17 +58,19 @@ def find_noise(facts: Facts, window: Window) -> list[Proof]:
     """Return what siblings were seen to execute outside the wait region in a window.
 
     Only a sibling whose call-in was seen is accused: where that landmark is not hit, the addresses of the wait region
-    are not known to be this kernel's. One that was left offline has none.
+    are not known to be this kernel's. One that was left offline has none. Without a rendezvous there is no wait region
+    that a block could belong to.
     """
     proofs = []
     for vcpu in window.siblings:
-        if not facts.has_landmarks(vcpu):
+        if not facts.has_landmarks(vcpu) or _was_let_go(window, vcpu):
             continue
         outside = [event for event in facts.of_kind(EventKind.OUTSIDE, vcpu) if window.holds(event)]
         seen = [event for event in outside if not facts.parks_at(vcpu, event.symbol)]
         proofs += [_proof(facts, window, event, f"vCPU {vcpu} entered {facts.where(event)}") for event in seen]
         view = window.view_of(vcpu)
         if view is not None:
+            proofs += [] if facts.mechanism.stalled else _noise_in_flight(facts, window, view)
             proofs += _noise_in_view(facts, window, view, listed={event.pc for event in seen})
     return proofs
 
@@ -75,7 +82,8 @@ def why_not_quiet(facts: Facts, window: Window) -> str:
         return doubt
     for vcpu in window.siblings:
         if not facts.has_landmarks(vcpu):
-            return f"the call-in of vCPU {vcpu} was not seen"
+            rendezvous = facts.mechanism.landmarks.call_in
+            return f"the call-in of vCPU {vcpu} was not seen" if rendezvous else "the load's begin was not seen"
     return _why_not_listed(window) or _why_on_edge(facts, window, EventKind.OUTSIDE)
 
 
@@ -107,15 +115,48 @@ def _why_on_edge(facts: Facts, window: Window, kind: EventKind) -> str:
     return ""
 
 
+def _was_let_go(window: Window, vcpu: int) -> bool:
+    """Say whether the bound of its stall ended before the window: what the sibling did then is the lab's own doing."""
+    view = window.view_of(vcpu)
+    return view is not None and view.stall_overrun
+
+
+def _is_in_flight(facts: Facts, window: Window, event: OracleEvent) -> bool:
+    """Say whether a sibling's record is of the block in flight, of which a stalled mechanism promises nothing."""
+    view = window.view_of(event.vcpu)
+    if view is None or not (facts.mechanism.stalled and window.seen.stalled):
+        return False
+    return not (view.stall_overrun or view.region_blocks or view.outside_blocks)
+
+
+def _tell_in_flight(facts: Facts) -> list[Proof]:
+    """Return what the blocks in flight were, and what they executed, where nothing is promised of them."""
+    proofs = []
+    for window in facts.windows if facts.mechanism.stalled else ():
+        for vcpu in window.siblings:
+            view = window.view_of(vcpu)
+            proofs += _noise_in_flight(facts, window, view) if view is not None else []
+        for kind, what in ((EventKind.HAZARD, "executed"), (EventKind.NMI_ENTRY, "entered an NMI")):
+            for event in _in_window(facts, window, kind):
+                if _is_in_flight(facts, window, event):
+                    hazard = f" {event.hazard.value}" if kind is EventKind.HAZARD else ""
+                    text = f"vCPU {event.vcpu} {what}{hazard} in the block in flight, at {facts.where(event)}"
+                    proofs.append(_proof(facts, window, event, text))
+    return proofs
+
+
+def _noise_in_flight(facts: Facts, window: Window, view: SiblingView) -> list[Proof]:
+    if not view.in_flight_pc or view.in_flight_region or facts.parks_at(view.vcpu, view.in_flight_symbol):
+        return []
+    core = window.seen.core
+    symbol = clean(view.in_flight_symbol) or f"{view.in_flight_pc:#x}"
+    text = f"vCPU {view.vcpu} was in {symbol} when core {core}'s window opened"
+    return [Proof(text=text, seq=window.seen.open_seq, vcpu=view.vcpu, core=core, at_us=0.0, symbol=symbol)]
+
+
 def _noise_in_view(facts: Facts, window: Window, view: SiblingView, listed: set[int]) -> list[Proof]:
     core = window.seen.core
     proofs = []
-    in_flight_parked = facts.parks_at(view.vcpu, view.in_flight_symbol)
-    if view.in_flight_pc and not view.in_flight_region and not in_flight_parked:
-        symbol = clean(view.in_flight_symbol) or f"{view.in_flight_pc:#x}"
-        text = f"vCPU {view.vcpu} was in {symbol} when core {core}'s window opened"
-        seq = window.seen.open_seq
-        proofs.append(Proof(text=text, seq=seq, vcpu=view.vcpu, core=core, at_us=0.0, symbol=symbol))
     outside = [block for block in view.blocks if not block.in_region and block.count > 0]
     strays = [block for block in outside if not facts.parks_at(view.vcpu, block.symbol)]
     for block in strays:
@@ -144,8 +185,17 @@ def _find_wandering(_facts: Facts, window: Window) -> list[Proof]:
 def _hazards(facts: Facts, window: Window, *, nasty: bool) -> list[tuple[int, OracleEvent]]:
     return [
         (event.vcpu, event)
-        for event in facts.of_kind(EventKind.HAZARD)
-        if event.vcpu in window.siblings and window.holds(event) and (event.hazard in NASTY) is nasty
+        for event in _in_window(facts, window, EventKind.HAZARD)
+        if (event.hazard in NASTY) is nasty and not _is_in_flight(facts, window, event)
+    ]
+
+
+def _in_window(facts: Facts, window: Window, kind: EventKind) -> list[OracleEvent]:
+    """Return the siblings' records of a kind in their core's window, but for siblings that the lab itself let go."""
+    return [
+        event
+        for event in facts.of_kind(kind)
+        if event.vcpu in window.siblings and window.holds(event) and not _was_let_go(window, event.vcpu)
     ]
 
 
@@ -179,6 +229,8 @@ def _why_not_harmless(facts: Facts, window: Window) -> str:
     for vcpu in window.siblings:
         view = window.view_of(vcpu)
         # The snapshot names the block, not how far into it the sibling was: its hazards may lie on either side.
+        if facts.mechanism.stalled:
+            continue
         if view is not None and view.in_flight_pc and not view.in_flight_region:
             return f"vCPU {vcpu} was in a block that nobody classified when core {core}'s window opened"
     return _why_on_edge(facts, window, EventKind.HAZARD)
@@ -187,23 +239,29 @@ def _why_not_harmless(facts: Facts, window: Window) -> str:
 def _find_entries(facts: Facts, window: Window) -> list[Proof]:
     return [
         _proof(facts, window, event, f"vCPU {event.vcpu} entered {facts.where(event)}")
-        for event in facts.of_kind(EventKind.NMI_ENTRY)
-        if event.vcpu in window.siblings and window.holds(event)
+        for event in _in_window(facts, window, EventKind.NMI_ENTRY)
+        if not _is_in_flight(facts, window, event)
     ]
 
 
 def _over_windows(facts: Facts, name: str, breaks: Breaks, doubt: Doubt, held_text: str, also: str = "") -> Invariant:
     proofs = [proof for window in facts.windows for proof in breaks(facts, window)]
+    in_flight = _tell_in_flight(facts)
+    if in_flight:
+        also += f"; of the block in flight nothing is promised: {in_flight[0].text}" + _and_more(in_flight)
     if proofs:
-        more = f" (and {len(proofs) - 1} more)" if len(proofs) > 1 else ""
-        return broken(name, proofs, proofs[0].text + more + also)
+        return broken(name, proofs, proofs[0].text + _and_more(proofs) + also)
     if facts.lost:
         return unseen(name, facts.lost)
     for core in facts.cores:
         doubts = [doubt(facts, window) for window in facts.windows if window.seen.core == core]
         if doubts.count("") < MIN_WINDOWS_PER_CORE:
             return unseen(name, next(filter(None, doubts), f"core {core} had no window") + also)
-    return held(name, f"{held_text} in {len(facts.windows)} windows{also}")
+    return held(name, f"{held_text} in {len(facts.windows)} windows{also}", in_flight)
+
+
+def _and_more(proofs: list[Proof]) -> str:
+    return f" (and {len(proofs) - 1} more)" if len(proofs) > 1 else ""
 
 
 def _symbol(block: BlockCount) -> str:

@@ -15,6 +15,8 @@ from lab.spec.verdict import Invariant, Proof
 def judge_all_waiting(facts: Facts) -> Invariant:
     """Hold when every thread of a core had called in, and none had been let go, when its window opened."""
     name = "all-waiting-before-update"
+    if not facts.mechanism.landmarks.call_in:
+        return unseen(name, "this mechanism has no rendezvous: no thread announces that it waits")
     proofs = []
     doubts = []
     for window in facts.windows:
@@ -40,6 +42,8 @@ def judge_released_after(facts: Facts) -> Invariant:
     A thread that was never seen let go is no proof of a defect: a hang is judged by ``within-deadline``.
     """
     name = "released-after-update"
+    if not facts.mechanism.landmarks.release:
+        return unseen(name, "this mechanism has no rendezvous: no thread is let go")
     proofs = []
     doubts = []
     for window in facts.windows:

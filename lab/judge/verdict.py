@@ -76,8 +76,9 @@ def _require(facts: Facts, invariant: Invariant) -> Invariant:
     """Require of a mechanism only what it promises and its kernel can show; all else is reported all the same."""
     mechanism = facts.mechanism
     disturbed = mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
+    unpromised = disturbed or invariant.name in mechanism.unpromised
     unshown = invariant.finding is Finding.UNSEEN and invariant.name in mechanism.unshown
-    if disturbed or unshown or not is_required(invariant.name, facts.base, bool(facts.offline)):
+    if unpromised or unshown or not is_required(invariant.name, facts.base, bool(facts.offline)):
         return msgspec.structs.replace(invariant, required=False)
     return invariant
 

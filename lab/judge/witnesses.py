@@ -59,20 +59,24 @@ def find_missing_witnesses(facts: Facts) -> list[str]:
 def find_missing_landmarks(facts: Facts) -> list[str]:
     """Name the required landmarks that were not hit: without them the oracle may be looking at another kernel.
 
-    The load's end, the releases and the self-NMIs are owed only by a trial that ran to its end.
+    The load's end, the releases and the self-NMIs are owed only by a trial that ran to its end, call-ins and releases
+    only by a mechanism that has a rendezvous.
     """
+    marks = facts.mechanism.landmarks
     missing = [] if facts.begin is not None else ["the load's begin"]
-    # That an offline thread never called in is a finding: all-waiting-before-update.
-    missing += [f"the call-in of vCPU {vcpu}" for vcpu in facts.online if facts.call_in(vcpu) is None]
+    if marks.call_in:
+        # That an offline thread never called in is a finding: all-waiting-before-update.
+        missing += [f"the call-in of vCPU {vcpu}" for vcpu in facts.online if facts.call_in(vcpu) is None]
     opened = {facts.topology.core_of(event.vcpu) for event in facts.of_kind(EventKind.WINDOW_OPEN)}
     missing += [f"WRMSR 0x79 on core {core}" for core in facts.cores if core not in opened]
     if facts.complete:
         called_in = [vcpu for vcpu in facts.vcpus if vcpu in facts.online or facts.call_in(vcpu) is not None]
-        missing += [f"the release of vCPU {vcpu}" for vcpu in called_in if not facts.releases(vcpu)]
+        if marks.release:
+            missing += [f"the release of vCPU {vcpu}" for vcpu in called_in if not facts.releases(vcpu)]
         silent = [vcpu for vcpu in facts.self_senders if not facts.of_kind(EventKind.SELF_NMI, vcpu)]
         missing += [f"the self-NMI of vCPU {vcpu}" for vcpu in silent]
-        reaches_some = facts.mechanism.landmarks.ipi_nmi_to is not Threads.OFFLINE or facts.offline
-        if facts.mechanism.landmarks.ipi_nmi and reaches_some and not facts.of_kind(EventKind.IPI_NMI):
+        reaches_some = marks.ipi_nmi_to is not Threads.OFFLINE or facts.offline
+        if marks.ipi_nmi and reaches_some and not facts.of_kind(EventKind.IPI_NMI):
             missing.append("the NMI IPI")
         missing += [] if facts.end is not None else ["the load's end"]
     return missing
@@ -167,7 +171,9 @@ def _why_stamps_doubted(facts: Facts, state: CpuState) -> str:
         there = state.role != _ABSENT or any((*wait, *update))
         return f"the rendezvous state tells of CPU {state.cpu}, which was to be offline" if there else ""
     is_primary = state.cpu in {window.seen.primary for window in facts.windows}
-    # The arrival bounds the clocks where there is one; what shows that the CPU took part is that it waited.
-    if not all(wait[1:]) or (is_primary and not all(update)):
+    # The arrival bounds the clocks where there is one; what shows that the CPU took part is that it waited, or that it
+    # came where the mechanism has nobody wait.
+    came = all(wait[1:]) if facts.mechanism.landmarks.call_in else bool(state.arrival_tsc)
+    if not came or (is_primary and not all(update)):
         return f"CPU {state.cpu} left no times in the rendezvous state"
     return ""

@@ -90,6 +90,7 @@ def draw_timeline(evidence: Evidence, core: int) -> Timeline | None:
     ][:MAX_MOMENTS]
     stretches = [
         *_find_waits(mine, vcpus, at_us, end_us),
+        *_find_stalls(window, vcpus, at_us, close_us),
         Stretch(
             lane=window.primary,
             begin_us=open_us,
@@ -169,6 +170,28 @@ def _find_waits(
             )
         )
     return waits
+
+
+def _find_stalls(
+    window: WindowSeen, vcpus: Sequence[int], at_us: Callable[[int], float], close_us: float
+) -> list[Stretch]:
+    """From each sibling's stall to the window's close, or to the first block of one whose bound ended before."""
+    stalls = []
+    for sibling in window.siblings:
+        if not sibling.stalled_ns or sibling.vcpu not in vcpus:
+            continue
+        begin_us = at_us(sibling.stalled_ns)
+        overran = sibling.stall_overrun and sibling.first_ns
+        stalls.append(
+            Stretch(
+                lane=sibling.vcpu,
+                begin_us=begin_us,
+                end_us=max(begin_us, at_us(sibling.first_ns) if overran else close_us),
+                shape="wait",
+                text="held by the update itself" + (", until its bound let it go" if sibling.stall_overrun else ""),
+            )
+        )
+    return stalls
 
 
 def _find_sends(injections: InjectionLog | None, vcpus: Sequence[int], at_us: Callable[[int], float]) -> list[Stretch]:

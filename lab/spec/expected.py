@@ -28,7 +28,7 @@ def expect(scenario: Scenario) -> Expected:
     """Return what is expected of a scenario's mechanism in it. Each exception here was found by the lab itself."""
     mechanism = find_mechanism(scenario.mechanism)
     marks = mechanism.landmarks
-    if scenario.offline_threads and not marks.offline_call_in:
+    if scenario.offline_threads and not marks.offline_call_in and not mechanism.stalled:
         return Expected(Expectation.CAUGHT, (ALL_WAITING,), "it leaves soft-offlined siblings alone")
     if scenario.offline_threads and marks.ipi_nmi_to is Threads.OFFLINE and _ends_before_another_core(scenario):
         why = "CPU 0 lets all offline siblings go when its own core is done (release_offline_cpus())"

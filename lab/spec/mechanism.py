@@ -84,9 +84,10 @@ class Landmarks(msgspec.Struct, frozen=True):
 
     :param load_begin: reached once at the start of a late load
     :param load_end: reached once when the late load is over
-    :param call_in: reached by a thread that announces that it waits; the first time in a load counts
+    :param call_in: reached by a thread that announces that it waits; the first time in a load counts; empty where the
+        mechanism has no rendezvous
     :param primary_call_in: the same for primaries, where they wait elsewhere
-    :param release: reached by a thread that has been let go
+    :param release: reached by a thread that has been let go; empty where the mechanism has no rendezvous
     :param primary_release: the same for primaries, where they are let go elsewhere
     :param self_nmi: reached just before a thread sends itself an NMI, or empty where the mechanism sends none
     :param self_nmi_by: which threads send one to themselves in each load
@@ -105,11 +106,11 @@ class Landmarks(msgspec.Struct, frozen=True):
 
     load_begin: Place
     load_end: Place
-    call_in: Place
-    release: Place
-    self_nmi: Place
-    wait_loop: Place
-    wait_region: tuple[Stretch, ...]
+    call_in: Place = ""
+    release: Place = ""
+    self_nmi: Place = ""
+    wait_loop: Place = ""
+    wait_region: tuple[Stretch, ...] = ()
     self_nmi_by: Threads = Threads.NONE
     ipi_nmi: Place = ""
     ipi_nmi_to: Threads = Threads.NONE
@@ -130,6 +131,9 @@ class Mechanism(msgspec.Struct, frozen=True):
     :param needs_monitor: it works on CPUs with MONITOR and MWAIT only
     :param unshown: names of invariants that an emulator cannot show to hold: not required where unseen, but seen broken
         they accuse it like any other
+    :param stalled: the update itself holds the siblings: the oracle stalls each at its next block in a window, and the
+        block in flight when it opens is allowed
+    :param unpromised: names of invariants that it does not promise, so that no PASS needs them
     """
 
     name: str
@@ -142,7 +146,12 @@ class Mechanism(msgspec.Struct, frozen=True):
     unshown: tuple[str, ...] = ()
     siblings_absent: bool = False
     unaimable: str = ""
+    stalled: bool = False
+    unpromised: tuple[str, ...] = ()
 
+
+#: What a mechanism gives up that brings no threads together.
+RENDEZVOUS = ("all-waiting-before-update", "released-after-update")
 
 #: ndelay(), touch_nmi_watchdog() and what they call on these kernels.
 _DELAY = ("__ndelay", "__const_udelay", "__delay", "delay_tsc", "touch_softlockup_watchdog")
@@ -287,6 +296,19 @@ MECHANISMS = (
         ),
         siblings_absent=True,
         unaimable="an NMI to a thread that waits for a SIPI resets an emulated machine",
+    ),
+    Mechanism(
+        name="uniform",
+        summary=(
+            "the update itself holds the sibling, NMIs stay pending: no rendezvous, and no promise of the instruction"
+            " in flight when it begins"
+        ),
+        base="linux-6.1",
+        bit=10,
+        expectation=Expectation.CLEAN,
+        landmarks=Landmarks(load_begin=_STOP_MACHINE.load_begin, load_end=_STOP_MACHINE.load_end),
+        stalled=True,
+        unpromised=RENDEZVOUS,
     ),
     Mechanism(
         name="upstream",

@@ -69,7 +69,8 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     :param host_load_us: from load begin to load end
     :param host_rendezvous_us: from load begin to the last call-in
     :param host_windows_us: per core
-    :param host_holds_us: per sibling, from call-in to release
+    :param host_holds_us: per sibling, from call-in to release; where the update itself holds it, from its stall to the
+        window's close
     :param host_nmi_delay_us: from each NMI's sending to the entry that took it, one per entry and vCPU
     :param guest_waits_us: per CPU, wait begin to wait end by the guest's TSC
     :param guest_updates_us: per primary

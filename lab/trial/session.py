@@ -185,7 +185,7 @@ class _Trial:
         dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session._base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
         session._trials += 1
-        self.link.arm(session._trials, mechanism.bit, self.plan.stretch_us)
+        self.link.arm(session._trials, mechanism.bit, self.plan.stretch_us, stalled=mechanism.stalled)
         try:
             load_errno = self._load()
             self._settle()
