@@ -6,6 +6,7 @@ import pytest
 from conftest import Trial
 from lab.spec.scenario import Aim
 from lab.spec.verdict import Finding, Outcome
+from lab.witness.oracle.link import OracleLink
 
 pytestmark = pytest.mark.e2e
 
@@ -122,3 +123,48 @@ def test_siblings_that_a_load_took_offline_are_back_after_it(trial: Trial) -> No
     assert guest.online == (0, 1, 2, 3)
     assert guest.revisions_after == (guest.target_revision,) * 4
     assert tried.record.outcome is Outcome.PASS, tried.verdict.reason
+
+
+@pytest.mark.parametrize("aim", [Aim.BROADCAST, Aim.SIBLING])
+def test_an_update_that_holds_the_sibling_itself_is_not_accused(trial: Trial, aim: Aim) -> None:
+    tries = [trial("uniform", seed=seed, aim=aim) for seed in range(10)]
+    outcomes = [each.record.outcome for each in tries]
+    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
+    assert outcomes.count(Outcome.FAIL) == outcomes.count(Outcome.ERROR) == 0, reasons
+    assert outcomes.count(Outcome.PASS) >= 8, reasons
+    for each in tries:
+        assert each.evidence.oracle is not None
+        for window in each.evidence.oracle.windows:
+            assert window.stalled
+            assert all(sibling.stall_overrun or not sibling.blocks for sibling in window.siblings)
+        if each.record.outcome is Outcome.PASS:
+            assert each.record.nmis.proven_in_window >= 1
+            assert each.finding("all-waiting-before-update") is Finding.UNSEEN
+
+
+def test_a_sibling_is_held_also_where_no_nmi_comes(trial: Trial) -> None:
+    tries = [trial("uniform", seed=seed, nmis=0) for seed in range(5)]
+    outcomes = [each.record.outcome for each in tries]
+    assert Outcome.FAIL not in outcomes
+    assert outcomes.count(Outcome.PASS) >= 4, [each.verdict.reason for each in tries]
+
+
+def test_the_same_kernel_is_caught_where_nothing_holds_the_sibling(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel leaves all to the update: one that does not hold the sibling lets every NMI through."""
+    real = OracleLink.arm
+
+    def arm_running(
+        self: OracleLink, trial: int, mechanism_bit: int, stretch_us: tuple[int, ...], **_stalled: bool
+    ) -> None:
+        real(self, trial, mechanism_bit, stretch_us)
+
+    monkeypatch.setattr(OracleLink, "arm", arm_running)
+    tries = [trial("uniform", seed=seed) for seed in range(5)]
+    assert all(each.record.outcome is not Outcome.PASS for each in tries)
+    caught = [each for each in tries if each.record.outcome is Outcome.FAIL]
+    assert len(caught) >= 4, [each.verdict.reason for each in tries]
+    for each in caught:
+        assert each.verdict.reason.startswith("quiet broken")
+        assert each.finding("no-nmi-entry-in-window") is Finding.BROKEN
