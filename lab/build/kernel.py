@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel under test: Debian's source, our patches, tinyconfig with our fragment."""
+"""The kernel under test: Debian's source, our patches, tinyconfig with our fragments of configuration."""
 
 import contextlib
 import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,8 @@ from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES, find_cache
 
 SOURCES = Path("/usr/src")
+#: What every kernel needs to serve trials.
+ANY_CONFIG = IMAGES / "kernels" / "any" / "config"
 DEFAULT_BASE = "linux-6.1"
 
 #: One slow core needs about half an hour; whatever takes longer has hung.
@@ -73,12 +75,33 @@ class Kernel(msgspec.Struct, frozen=True):
 class Recipe(msgspec.Struct, frozen=True):
     """What a kernel is made from.
 
-    :param folder: of images/kernels: ``config``, ``series`` and ``patches/``
+    :param folder: of images/kernels: ``config``, and where there are patches ``series`` and ``patches/``
     :param source: the upstream tarball, with one folder at its top
+    :param common: a fragment of configuration below that of the folder, None without one
+    :param tree: names the tree that is kept between builds, the folder's name when empty
     """
 
     folder: Path
     source: Path
+    common: Path | None = None
+    tree: str = ""
+
+    @property
+    def fragments(self) -> tuple[Path, ...]:
+        """Fragments of configuration, each of which wins over those before it."""
+        own = self.folder / "config"
+        return (own,) if self.common is None else (self.common, own)
+
+    @property
+    def patches(self) -> tuple[Path, ...]:
+        """The patches, in the order they are applied."""
+        return tuple(self.folder / "patches" / name for name in read_series(self.folder))
+
+    @property
+    def unpatched(self) -> "Recipe":
+        """The same source with none of our patches, nor settings that only they know; it shares the kept tree."""
+        folder = self.folder if self.common is None else self.common.parent
+        return Recipe(folder, self.source, tree=self.tree or self.folder.name)
 
 
 def find_recipe(base: str) -> Recipe:
@@ -88,14 +111,14 @@ def find_recipe(base: str) -> Recipe:
     :raise HostError: the package with its source is not installed
     """
     folder = IMAGES / "kernels" / base
-    if not (folder / "config").is_file():
-        known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/config")))
+    if not (folder / "series").is_file():
+        known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/series")))
         raise UsageError(f"kernel '{base}' is unknown: there are {known}")
     package = f"linux-source-{base.removeprefix('linux-')}"
     source = SOURCES / f"{package}.tar.xz"
     if not source.is_file():
         raise HostError(f"'{source}' is missing; mend it with: apt-get install {package}")
-    return Recipe(folder, source)
+    return Recipe(folder, source, ANY_CONFIG)
 
 
 def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
@@ -110,17 +133,35 @@ def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
 
 def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
     """Build a kernel, or find it in the cache; raises as :func:`build_kernel` does."""
-    fixed = [f"{name}={value}" for name, value in sorted(_FIXED.items())]
-    unpatched = (_RECIPE, hash_once(recipe.source), *read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
-    key = make_key(*unpatched, key_tree(recipe.folder))
+    unpatched = (hash_once(recipe.source), *describe_steps())
+    common = recipe.fragments[0].read_bytes()
+    key = make_key(*unpatched, common, key_tree(recipe.folder))
     log = find_log("kernel", key)
+    # A setting of the folder's own is taken back as its patches are: what make compiled without it stays good.
+    state = make_key(*unpatched, common)
 
     def build(target: Path) -> None:
-        state = make_key(*unpatched, (recipe.folder / "config").read_bytes())
-        with open_tree(recipe.folder.name, progress) as tree:
-            _Build(recipe, tree, target, log, progress).run(state)
+        with open_tree(recipe.tree or recipe.folder.name, progress) as tree:
+            work = Build(tree, recipe.patches, recipe.fragments, target, log, progress)
+            work.run(state, lambda source: work.unpack(recipe.source, source))
 
-    folder = cached("kernel", key, build, progress)
+    return read_entry(cached("kernel", key, build, progress))
+
+
+def describe_steps() -> tuple[str, ...]:
+    """Return all that goes into every kernel beside source, patches and configuration, to be part of its key.
+
+    :raise HostError: the compiler or the linker does not run
+    """
+    fixed = [f"{name}={value}" for name, value in sorted(_FIXED.items())]
+    return (_RECIPE, *read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
+
+
+def read_entry(folder: Path) -> Kernel:
+    """Return the kernel of a cache entry.
+
+    :raise HostError: it is damaged
+    """
     try:
         return Kernel(folder, (folder / "release").read_text().strip())
     except OSError as error:
@@ -136,25 +177,52 @@ def read_series(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in (line.split("#")[0].strip() for line in lines) if name)
 
 
-class _Build:
-    """One build in the tree of its base."""
+def require_space(folder: Path) -> None:
+    """Check that a kernel's source and objects will find room.
 
-    def __init__(self, recipe: Recipe, tree: Tree, target: Path, log: Path, progress: Progress) -> None:
-        self.recipe = recipe
+    :raise HostError: they will not
+    """
+    free_gib = shutil.disk_usage(folder).free / GIB
+    if free_gib < MIN_FREE_GIB:
+        raise HostError(
+            f"a kernel build needs {MIN_FREE_GIB} GiB free in '{find_cache()}', and there are {free_gib:.1f}"
+        )
+
+
+class Build:
+    """One build in a kept tree.
+
+    :param patches: in the order they are applied
+    :param fragments: of configuration, each of which wins over those before it
+    :param target: the folder that takes what is built
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        patches: Sequence[Path],
+        fragments: Sequence[Path],
+        target: Path,
+        log: Path,
+        progress: Progress,
+    ) -> None:
         self.tree = tree
+        self.patches = tuple(patches)
+        self.fragments = tuple(fragments)
         self.target = target
         self.log = log
         self.progress = progress
         self.deadline = Deadline.after(MAX_BUILD_S)
         self.environment = {**ENVIRONMENT, **_FIXED}
 
-    def run(self, state: str) -> None:
+    def run(self, state: str, fill: Callable[[Path], None]) -> None:
         """Do all steps.
 
         :param state: names what the tree is made of before patches
+        :param fill: puts the source where there is none of that state
         """
         self.log.write_bytes(b"")
-        self.tree.prepare(state, self._unpack)
+        self.tree.prepare(state, fill)
         try:
             self._patch()
             self._configure()
@@ -167,23 +235,17 @@ class _Build:
         self._collect()
         self.tree.keep(state)
 
-    def _unpack(self, source: Path) -> None:
-        free_gib = shutil.disk_usage(source).free / GIB
-        if free_gib < MIN_FREE_GIB:
-            raise HostError(
-                f"a kernel build needs {MIN_FREE_GIB} GiB free in '{find_cache()}', and there are {free_gib:.1f}"
-            )
+    def unpack(self, archive: Path, source: Path) -> None:
+        """Unpack a tarball into the source folder."""
+        require_space(source)
         self.progress("kernel: unpacking the source")
-        self._step("unpacking the source", ["tar", "-xJf", self.recipe.source, "-C", source, "--strip-components=1"])
+        self._step("unpacking the source", ["tar", "-xJf", archive, "-C", source, "--strip-components=1"])
 
     def _patch(self) -> None:
-        patches = [self.recipe.folder / "patches" / name for name in read_series(self.recipe.folder)]
-        for path in patches:
+        for path in self.patches:
             if not path.is_file():
-                raise BuildError(
-                    f"kernel: patch '{path.name}' is in the series of '{self.recipe.folder}' and not there"
-                )
-        self.tree.patch(patches, self._apply)
+                raise BuildError(f"kernel: patch '{path.name}' is in the series and not in '{path.parent}'")
+        self.tree.patch(self.patches, self._apply)
 
     def _apply(self, path: Path) -> None:
         self.progress(f"kernel: applying {path.name}")
@@ -193,16 +255,20 @@ class _Build:
 
     def _configure(self) -> None:
         self.progress("kernel: configuring")
-        fragment = self.recipe.folder / "config"
         config = self.tree.objects / ".config"
         merge = self.tree.source / "scripts/kconfig/merge_config.sh"
         self._step("configuration", [*self._make(), "tinyconfig"])
-        self._step("configuration", [merge, "-m", "-O", self.tree.objects, config, fragment], cwd=self.tree.source)
+        merged = [merge, "-m", "-O", self.tree.objects, config, *self.fragments]
+        self._step("configuration", merged, cwd=self.tree.source)
         self._step("configuration", [*self._make(), "olddefconfig"])
-        wanted = parse_config(fragment.read_text().splitlines())
-        lost = find_lost(wanted, parse_config(config.read_text().splitlines()))
-        if lost:
-            raise BuildError(f"kernel: Kconfig dropped what '{fragment}' asks for: {', '.join(lost)}")
+        got = parse_config(config.read_text().splitlines())
+        overruled: set[str] = set()
+        for fragment in reversed(self.fragments):
+            wanted = parse_config(fragment.read_text().splitlines())
+            lost = find_lost({name: wanted[name] for name in wanted if name not in overruled}, got)
+            if lost:
+                raise BuildError(f"kernel: Kconfig dropped what '{fragment}' asks for: {', '.join(lost)}")
+            overruled |= set(wanted)
 
     def _compile(self) -> None:
         command = [*self._make(), f"-j{os.cpu_count() or 1}", *_TARGETS]

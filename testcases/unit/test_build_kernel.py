@@ -30,7 +30,9 @@ $(O)/vmlinux: code.c
 """
 MERGE = """\
 #!/bin/sh
-cat "$5" >> "$4"
+into=$4
+shift 4
+cat "$@" >> "$into"
 """
 CODE = "int one(void)\n{\n\treturn 1;\n}\n"
 PATCH = """\
@@ -202,7 +204,7 @@ def test_unknown_base_lists_those_there_are() -> None:
 
 
 def test_series_of_each_kernel_names_every_patch_once() -> None:
-    for config in sorted(IMAGES.glob("kernels/*/config")):
+    for config in sorted(IMAGES.glob("kernels/*/series")):
         names = read_series(config.parent)
         assert sorted(names) == sorted(path.name for path in config.parent.glob("patches/*.patch"))
 
