@@ -103,11 +103,11 @@ def _measure_boot(images: ImageSet, runs: int, progress: Progress) -> tuple[Figu
 class _Loop:
     """Late loads one after another by the guest's shell alone."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, release: str) -> None:
         self._shell = machine.shell
         deadline = Deadline.after(LOOP_S)
         base = find_base(DEFAULT_BASE)
-        guest_side.prepare_guest(self._shell, TOPOLOGY, base, deadline)
+        guest_side.prepare_guest(self._shell, TOPOLOGY, base, release, deadline)
         guest_side.choose_mechanism(self._shell, find_mechanism(MECHANISM), base, deadline)
         self._signature, self._platform = guest_side.read_signature(self._shell, deadline)
         self._file = f"{guest_side.FIRMWARE}/{firmware_name(self._signature)}"
@@ -141,9 +141,9 @@ class _Loop:
 def _measure_oracle(images: ImageSet, runs: int, progress: Progress) -> tuple[Figure, ...]:
     plain_ms, watched_ms = [], []
     with contextlib.ExitStack() as stack:
-        plain = _Loop(stack.enter_context(_start_plain(images, ENGINE_ARG)))
+        plain = _Loop(stack.enter_context(_start_plain(images, ENGINE_ARG)), images.kernel_release)
         session = _open(stack, images)
-        watched = _Loop(session.machine)
+        watched = _Loop(session.machine, images.kernel_release)
         for index in range(runs):
             progress(f"loads with and without the oracle, {index + 1} of {runs}")
             plain_ms.append(plain.run())
@@ -166,7 +166,7 @@ def _measure_trials(images: ImageSet, runs: int, progress: Progress) -> tuple[Fi
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(make_run_dir())
         session = _open(stack, images)
-        loop = _Loop(session.machine)
+        loop = _Loop(session.machine, images.kernel_release)
         for index in range(runs):
             progress(f"trials and bare loads in one guest, {index + 1} of {runs}")
             bare_ms.append(loop.run())

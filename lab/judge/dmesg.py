@@ -11,9 +11,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from lab.judge.facts import Facts
-from lab.judge.finding import MAX_PROOFS, broken, broken_unless, clean, held, unseen
+from lab.judge.finding import MAX_PROOFS, NO_ENGINE, broken, broken_unless, clean, held, unseen
 from lab.judge.starvation import why_starved
-from lab.spec.base import Witness
+from lab.spec.base import Loader, Witness
 from lab.spec.evidence import EventKind
 from lab.spec.verdict import Invariant, Proof
 
@@ -94,14 +94,14 @@ def _line_of_loader(text: str) -> re.Pattern[str]:
     return re.compile(f"^microcode: (?:{text})", re.ASCII)
 
 
-#: By base. 6.1: microcode_reload_late(), __reload_late(); 6.12: load_late_stop_cpus(), setup_cpus(), load_secondary().
+#: 6.1: microcode_reload_late(), __reload_late(); 6.12: load_late_stop_cpus(), setup_cpus(), load_secondary().
 WORDS = {
-    "linux-6.1": _words(
+    Loader.BEFORE_6_7: _words(
         begin="Attempting late microcode loading - it is dangerous and taints the kernel",
         done="Reload succeeded, microcode revision: 0x([0-9a-f]+) -> 0x([0-9a-f]+)",
         failed=r"Reload failed|CPU\d+ update to revision 0x[0-9a-f]+ failed|Error reloading microcode on CPU",
     ),
-    "linux-6.12": _words(
+    Loader.SINCE_6_7: _words(
         begin=r"Late microcode loading without minimal revision check\.",
         done="revision: 0x([0-9a-f]+) -> 0x([0-9a-f]+)",
         failed=r"update failed: |load incomplete\. |load: \d+ CPUs timed out|\d+ offline siblings did not respond"
@@ -110,9 +110,13 @@ WORDS = {
     ),
 }
 
-#: What a kernel says of an NMI that none of its handlers knows: one line of each kind, the first with its CPU.
+#: What a kernel says of an NMI that none of its handlers knows: one line of each kind, the first with its CPU. Older
+#: ones ask about a power saving mode as well.
 _UNKNOWN_NMI = re.compile(r"^Uhhuh\. NMI received for unknown reason [0-9a-f]{2} on CPU (\d{1,5})\.", re.ASCII)
-_UNKNOWN_NMI_TOO = re.compile(r"^Dazed and confused, but trying to continue", re.ASCII)
+_UNKNOWN_NMI_TOO = (
+    re.compile(r"^Dazed and confused, but trying to continue", re.ASCII),
+    re.compile(r"^Do you have a strange power saving mode enabled\?", re.ASCII),
+)
 
 
 def find_complaints(lines: Iterable[str], cause: Cause | None = None) -> list[Proof]:
@@ -134,7 +138,7 @@ def find_earlier_complaints(facts: Facts) -> list[Proof]:
     guest = facts.evidence.guest
     lines = guest.dmesg_before if guest is not None else ()
     if not facts.has(Witness.LEDGER):
-        known = (_UNKNOWN_NMI, _UNKNOWN_NMI_TOO)
+        known = (_UNKNOWN_NMI, *_UNKNOWN_NMI_TOO)
         lines = tuple(line for line in lines if not any(each.search(message_of(line)) for each in known))
     return find_complaints(lines)
 
@@ -179,7 +183,10 @@ def judge_errno_and_messages(facts: Facts) -> Invariant:
     guest = facts.evidence.guest
     if guest is None:
         return unseen(name, "the guest's evidence is missing")
-    words = WORDS[facts.base.name]
+    if not facts.base.engine:
+        ended = f"failed with errno {guest.load_errno}" if guest.load_errno > 0 else "did not say that it failed"
+        return unseen(name, f"{NO_ENGINE}: the write to reload {ended}")
+    words = WORDS[facts.base.loader]
     messages = _of_first_load(words, [message_of(line) for line in guest.dmesg])
     proofs = []
     if guest.load_errno > 0:
@@ -221,18 +228,22 @@ def _leave_out_unknown_nmis(facts: Facts, lines: Iterable[str]) -> list[str]:
     Of each CPU there may be as many as it entered NMIs that did not lead to the mechanism; ratelimiting leaves fewer.
     """
     left = {cpu: len(facts.every_of_kind(EventKind.NMI_ENTRY, cpu)) - len(facts.consumed(cpu)) for cpu in facts.online}
-    left_too = sum(left.values())
+    left_too = dict.fromkeys(_UNKNOWN_NMI_TOO, sum(left.values()))
     kept = []
     for line in lines:
         message = message_of(line)
         match = _UNKNOWN_NMI.search(message)
         if match is not None and (facts.lost or left.get(int(match[1]), 0) > 0):
             left[int(match[1])] = left.get(int(match[1]), 0) - 1
-        elif _UNKNOWN_NMI_TOO.search(message) and (facts.lost or left_too > 0):
-            left_too -= 1
+        elif (known := _find_known(message)) is not None and (facts.lost or left_too[known] > 0):
+            left_too[known] -= 1
         else:
             kept.append(line)
     return kept
+
+
+def _find_known(message: str) -> re.Pattern[str] | None:
+    return next((known for known in _UNKNOWN_NMI_TOO if known.search(message)), None)
 
 
 def _find_wrong_counts(facts: Facts, words: Words, messages: Iterable[str]) -> list[Proof]:
@@ -248,7 +259,7 @@ def _find_wrong_counts(facts: Facts, words: Words, messages: Iterable[str]) -> l
 
 
 def _why_not_covered(facts: Facts, lines: Iterable[str]) -> str:
-    words = WORDS[facts.base.name]
+    words = WORDS[facts.base.loader]
     messages = [message_of(line) for line in lines]
     # A kernel that looks at least revisions has nothing to warn of, and says nothing before the load.
     silent = facts.evidence.scenario.min_revision

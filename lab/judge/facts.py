@@ -144,7 +144,12 @@ class Facts:
         return tuple(event for event in releases if call_in is not None and event.seq > call_in.seq)
 
     def consumed(self, vcpu: int) -> tuple[OracleEvent, ...]:
-        """Return the NMI entries after which the vCPU's next landmark was the mechanism's own."""
+        """Return the NMI entries after which the vCPU's next landmark was the mechanism's own.
+
+        Where a mechanism does not wait in the NMI handler, its landmarks are reached from elsewhere.
+        """
+        if not self.mechanism.landmarks.takes_nmis:
+            return ()
         own = (EventKind.CALL_IN, EventKind.WAIT_LOOP)
         kinds = (*own, EventKind.NMI_ENTRY)
         landmarks = [event for event in self.every_event if event.vcpu == vcpu and event.kind in kinds]

@@ -5,7 +5,7 @@ Sources: the lab's clock and console; sysfs ``microcode/version`` and ``microcod
 """
 
 from lab.judge.facts import NS_PER_US, Facts
-from lab.judge.finding import broken, broken_unless, clean, held, unseen
+from lab.judge.finding import NO_ENGINE, broken, broken_unless, clean, held, unseen
 from lab.judge.starvation import why_not_shown_running, why_starved
 from lab.spec.base import Witness
 from lab.spec.evidence import Ending
@@ -59,6 +59,8 @@ def judge_revisions(facts: Facts) -> Invariant:
     Where the two differ nobody can tell which is right: that is ``witnesses-agree``, and here nothing was seen.
     """
     name = "new-revision-everywhere"
+    if not facts.base.engine:
+        return unseen(name, NO_ENGINE)
     guest = facts.evidence.guest
     if guest is None:
         return unseen(name, "the guest's evidence is missing")

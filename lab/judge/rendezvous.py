@@ -5,7 +5,7 @@ Sources: the oracle's landmarks and WRMSR 0x79 records; ``callers_left`` of ``mi
 """
 
 from lab.judge.facts import Facts, Window, to_us
-from lab.judge.finding import broken, broken_unless, held, unseen
+from lab.judge.finding import NO_ENGINE, broken, broken_unless, held, unseen
 from lab.judge.starvation import why_starved
 from lab.spec.base import Witness
 from lab.spec.evidence import EventKind, OracleEvent
@@ -68,6 +68,9 @@ def judge_one_update(facts: Facts) -> Invariant:
     An ``early`` record counts against it: the oracle was armed for this trial when it was written.
     """
     name = "one-update-per-core"
+    if not facts.base.engine:
+        retries = len(facts.of_kind(EventKind.RETRY))
+        return unseen(name, f"{NO_ENGINE}: each thread may try again, and {retries} later WRMSR 0x79 were seen")
     texts = {EventKind.RETRY: "again", EventKind.EARLY: "outside the late load"}
     proofs = [
         _plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 {text}")
@@ -93,6 +96,8 @@ def judge_repeatable(facts: Facts) -> Invariant:
     A second load is right where the first one failed: there was something newer left.
     """
     name = "load-repeatable"
+    if not facts.base.engine:
+        return unseen(name, f"{NO_ENGINE}, and a second write would begin a second load")
     kinds = (EventKind.WINDOW_OPEN, EventKind.RETRY, EventKind.EARLY)
     if facts.end is not None:
         end_seq = facts.end.seq

@@ -9,7 +9,7 @@ from lab.errors import UsageError
 from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, witnesses
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
-from lab.judge.finding import clean, is_required, unseen
+from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unseen
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
 from lab.spec.base import Witness, find_base
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence
@@ -98,11 +98,19 @@ def _conclude(
         return Outcome.INVALID, objection
     held = f"all {len(required)} required invariants held over {len(facts.windows)} windows"
     if not facts.evidence.scenario.nmis:
-        return Outcome.PASS, f"{held}, without NMIs, as asked"
+        return Outcome.PASS, f"{held}, without NMIs, as asked" + _tell_what_is_missing(facts)
     return Outcome.PASS, (
         f"{held}, {proven.total} of {counted.sent} NMIs proven in a window: {proven.siblings} pending on a sibling,"
-        f" {proven.primaries} at the primary" + (f", {proven.masked} met a masked LINT1" if proven.masked else "")
+        f" {proven.primaries} at the primary"
+        + (f", {proven.masked} met a masked LINT1" if proven.masked else "")
+        + _tell_what_is_missing(facts)
     )
+
+
+def _tell_what_is_missing(facts: Facts) -> str:
+    if facts.base.engine:
+        return ""
+    return f"; {NO_ENGINE}: not required were {', '.join(sorted(NEEDS_ENGINE))}"
 
 
 def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) -> str:
@@ -176,7 +184,7 @@ def _why_aimed_amiss(evidence: Evidence) -> str:
 def _why_other_kernel(evidence: Evidence) -> str:
     base = find_base(find_mechanism(evidence.scenario.mechanism).base)
     release = evidence.images.kernel_release if evidence.images is not None else base.version
-    if release.split(".")[:2] == base.version.split("."):
+    if not base.version or release.split(".")[:2] == base.version.split("."):
         return ""
     return f"the guest ran Linux {clean(release)} instead of {base.name}"
 

@@ -16,9 +16,20 @@ class Witness(enum.Enum):
     LEDGER = "the NMI ledger"
 
 
-class Base(msgspec.Struct, frozen=True, kw_only=True):
-    """One kernel of images/kernels.
+class Loader(enum.Enum):
+    """Generations of the kernel's late loader: each has words and errno of its own."""
 
+    #: The rendezvous in stop_machine() alone.
+    BEFORE_6_7 = "before 6.7"
+    #: The rendezvous in the NMI handler.
+    SINCE_6_7 = "since 6.7"
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of kernel: one of images/kernels, or any that a user brings.
+
+    :param loader: whose words and errno it speaks
+    :param engine: it has our engine, so that an update takes effect under an emulator
     :param witnesses: what it has of ours; all else it has as every kernel does
     :param several: it holds several mechanisms, and is told in ``microcode_lab/mechanism`` which to use
     :param repeat_errno: what a write to ``reload`` returns when there is nothing newer to load
@@ -26,6 +37,8 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    loader: Loader
+    engine: bool
     witnesses: tuple[Witness, ...]
     several: bool
     repeat_errno: int
@@ -33,24 +46,62 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def version(self) -> str:
-        """Its version without its stable updates, such as ``6.12``."""
-        return self.name.removeprefix("linux-")
+        """Its version without its stable updates, such as ``6.12``; empty where it may be any."""
+        return self.name.removeprefix("linux-") if self.engine else ""
 
 
+#: Those of images/kernels.
 BASES = (
-    Base(name="linux-6.1", witnesses=(Witness.STATE, Witness.LEDGER), several=True, repeat_errno=0),
-    Base(name="linux-6.12", witnesses=(), several=False, repeat_errno=errno.ENOENT, has_min_revision=True),
+    Base(
+        name="linux-6.1",
+        loader=Loader.BEFORE_6_7,
+        engine=True,
+        witnesses=(Witness.STATE, Witness.LEDGER),
+        several=True,
+        repeat_errno=0,
+    ),
+    Base(
+        name="linux-6.12",
+        loader=Loader.SINCE_6_7,
+        engine=True,
+        witnesses=(),
+        several=False,
+        repeat_errno=errno.ENOENT,
+        has_min_revision=True,
+    ),
 )
 
-_BY_NAME = {base.name: base for base in BASES}
+#: Those that a user brings, with nothing of ours inside.
+STOCK_BASES = (
+    Base(
+        name="stock-before-6.7",
+        loader=Loader.BEFORE_6_7,
+        engine=False,
+        witnesses=(),
+        several=False,
+        repeat_errno=0,
+    ),
+    Base(
+        name="stock-since-6.7",
+        loader=Loader.SINCE_6_7,
+        engine=False,
+        witnesses=(),
+        several=False,
+        repeat_errno=errno.ENOENT,
+        has_min_revision=True,
+    ),
+)
+
+_BY_NAME = {base.name: base for base in (*BASES, *STOCK_BASES)}
 
 
 def find_base(name: str) -> Base:
     """Return the base of that name.
 
-    :raise UsageError: there is none; the text lists those there are
+    :raise UsageError: there is none; the text lists those that the lab builds
     """
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise UsageError(f"kernel '{name}' is unknown: there are {', '.join(_BY_NAME)}") from None
+        known = ", ".join(base.name for base in BASES)
+        raise UsageError(f"kernel '{name}' is unknown: there are {known}") from None

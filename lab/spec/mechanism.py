@@ -29,15 +29,28 @@ class Threads(enum.Enum):
     OFFLINE = "offline"
 
 
+class Turn(enum.Enum):
+    """Which of several calls to the same function is meant, by the ways that lead from one to another."""
+
+    #: There is no other.
+    ONLY = "only"
+    #: No other leads to it.
+    FIRST = "first"
+    #: It leads to no other.
+    LAST = "last"
+
+
 class Call(msgspec.Struct, frozen=True):
     """The instruction that calls a function, in another one.
 
     :param callee: the function called, or empty for the only call through a pointer that there is
     :param within: functions that the call may have been compiled into, the innermost first; the first there is counts
+    :param turn: which call, where the function makes several
     """
 
     callee: str
     within: tuple[str, ...]
+    turn: Turn = Turn.ONLY
 
 
 class Return(msgspec.Struct, frozen=True):
@@ -71,10 +84,16 @@ class Path(msgspec.Struct, frozen=True):
     end: Call
 
 
+class IfThere(msgspec.Struct, frozen=True):
+    """The whole of a function that some kernels have, and others inline or leave out."""
+
+    function: str
+
+
 #: A place in the kernel's code; a name alone stands for the function's entry.
 Place = str | Call | Return | Locked | Exits
 #: Where a thread may be; a name alone stands for the whole function.
-Stretch = str | Path
+Stretch = str | Path | IfThere
 
 
 class Landmarks(msgspec.Struct, frozen=True):
@@ -120,6 +139,11 @@ class Landmarks(msgspec.Struct, frozen=True):
     offline_call_in: Place = ""
     parking: tuple[str, ...] = ()
 
+    @property
+    def takes_nmis(self) -> bool:
+        """Whether threads wait inside the NMI handler, so that the mechanism takes NMIs for its own."""
+        return bool(self.self_nmi or self.ipi_nmi) or self.wait_loop != self.call_in
+
 
 class Mechanism(msgspec.Struct, frozen=True):
     """One way to keep siblings quiet. A kernel that holds several knows it by this name (``microcode_lab/mechanism``).
@@ -163,6 +187,48 @@ _LOAD_612 = ("load_late_stop_cpus", "load_late_locked", "reload_store")
 _HANDLER_612 = ("microcode_update_handler", "microcode_nmi_handler")
 _PRIMARY_612 = ("__load_primary", "load_primary", *_HANDLER_612)
 _SIBLING_612 = ("load_secondary_wait", "load_secondary", *_HANDLER_612)
+
+_UPSTREAM = Landmarks(
+    load_begin="load_late_stop_cpus",
+    load_end=Return(Call("stop_machine_cpuslocked", _LOAD_612)),
+    call_in="wait_for_cpus",
+    release=Exits("wait_for_ctrl"),
+    # It goes on when the update is done: the only call through a pointer is apply_microcode().
+    primary_release=Return(Call("", _PRIMARY_612)),
+    self_nmi=Call("", ("load_cpus_stopped",)),
+    offline_call_in=Locked("microcode_offline_nmi_handler"),
+    ipi_nmi=Call("apic_send_nmi_to_offline_cpu", ("kick_offline_cpus", "load_primary", *_HANDLER_612)),
+    ipi_nmi_to=Threads.OFFLINE,
+    wait_loop="wait_for_ctrl",
+    wait_region=(
+        "microcode_offline_nmi_handler",
+        "wait_for_cpus",
+        Path(Return(Call("wait_for_cpus", _SIBLING_612)), Call("wait_for_ctrl", _SIBLING_612)),
+        "wait_for_ctrl",
+    ),
+    self_nmi_by=Threads.ALL,
+)
+
+#: Where the loader's code before 6.7 may have been compiled into, the innermost first. It calls in and leaves through
+#: the same function: its last call there is the way out.
+_STOP = Call("stop_machine_cpuslocked", ("microcode_reload_late", "load_late_locked", "reload_store"))
+_GATHER = Call("__wait_for_cpus", ("__reload_late",), Turn.FIRST)
+_LEAVE = Call("__wait_for_cpus", ("__reload_late",), Turn.LAST)
+
+#: What calls and returns go through on kernels with mitigations, and what a small function may have been made of.
+_MAYBE = tuple(
+    IfThere(name)
+    for name in (
+        "__x86_return_thunk",
+        *(f"__x86_indirect_thunk_{register}" for register in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp")),
+        *(f"__x86_indirect_thunk_r{number}" for number in range(8, 16)),
+    )
+)
+#: ndelay(), touch_nmi_watchdog() and finding one's core, by whatever functions a configuration has for them.
+_MAYBE_DELAY = tuple(
+    IfThere(name)
+    for name in (*_DELAY, "delay_loop", "touch_nmi_watchdog", "arch_touch_nmi_watchdog", "_find_first_bit")
+)
 
 _STOP_MACHINE = Landmarks(
     load_begin="microcode_reload_late",
@@ -316,26 +382,35 @@ MECHANISMS = (
         base="linux-6.12",
         bit=0,
         expectation=Expectation.CLEAN,
+        landmarks=_UPSTREAM,
+    ),
+)
+
+#: Those of kernels that a user brings, with nothing of ours inside (``--kernel``).
+STOCK_MECHANISMS = (
+    Mechanism(
+        name="stock-rendezvous",
+        summary="any kernel before 6.7 as it is: the rendezvous in stop_machine(), no protection against NMIs",
+        base="stock-before-6.7",
+        bit=0,
+        expectation=Expectation.CAUGHT,
         landmarks=Landmarks(
-            load_begin="load_late_stop_cpus",
-            load_end=Return(Call("stop_machine_cpuslocked", _LOAD_612)),
-            call_in="wait_for_cpus",
-            release=Exits("wait_for_ctrl"),
-            # It goes on when the update is done: the only call through a pointer is apply_microcode().
-            primary_release=Return(Call("", _PRIMARY_612)),
-            self_nmi=Call("", ("load_cpus_stopped",)),
-            offline_call_in=Locked("microcode_offline_nmi_handler"),
-            ipi_nmi=Call("apic_send_nmi_to_offline_cpu", ("kick_offline_cpus", "load_primary", *_HANDLER_612)),
-            ipi_nmi_to=Threads.OFFLINE,
-            wait_loop="wait_for_ctrl",
-            wait_region=(
-                "microcode_offline_nmi_handler",
-                "wait_for_cpus",
-                Path(Return(Call("wait_for_cpus", _SIBLING_612)), Call("wait_for_ctrl", _SIBLING_612)),
-                "wait_for_ctrl",
-            ),
-            self_nmi_by=Threads.ALL,
+            load_begin=_STOP,
+            load_end=Return(_STOP),
+            call_in="__wait_for_cpus",
+            release=Return(_LEAVE),
+            self_nmi="",
+            wait_loop="__wait_for_cpus",
+            wait_region=("__wait_for_cpus", Path(Return(_GATHER), _LEAVE), *_MAYBE_DELAY, *_MAYBE),
         ),
+    ),
+    Mechanism(
+        name="stock-nmi",
+        summary="any kernel since 6.7 as it is: rendezvous and update inside the NMI handler",
+        base="stock-since-6.7",
+        bit=0,
+        expectation=Expectation.CLEAN,
+        landmarks=msgspec.structs.replace(_UPSTREAM, wait_region=(*_UPSTREAM.wait_region, *_MAYBE)),
     ),
 )
 
@@ -346,20 +421,26 @@ FIRST_CAMPAIGN = ("stop-machine", "nmi-spin-as-posted", "nmi-self")
 #: compiled into the third.
 _PLAY_DEAD = ("hlt_play_dead", "mwait_play_dead", "native_play_dead")
 
-_BY_NAME = {mechanism.name: mechanism for mechanism in MECHANISMS}
+_BY_NAME = {mechanism.name: mechanism for mechanism in (*MECHANISMS, *STOCK_MECHANISMS)}
 
 
 def find_mechanism(name: str) -> Mechanism:
     """Return the mechanism of that name.
 
-    :raise UsageError: there is none; the text lists those there are
+    :raise UsageError: there is none; the text lists those of the lab's own kernels
     """
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise UsageError(f"mechanism '{name}' is unknown: there are {', '.join(_BY_NAME)}") from None
+        known = ", ".join(mechanism.name for mechanism in MECHANISMS)
+        raise UsageError(f"mechanism '{name}' is unknown: there are {known}") from None
 
 
 def is_play_dead(symbol: str) -> bool:
     """Say whether ``symbol+0x..`` is where a soft-offlined thread waits to be brought up again."""
     return symbol.partition("+")[0].partition(".")[0] in _PLAY_DEAD
+
+
+def mechanisms_of(base: str) -> tuple[Mechanism, ...]:
+    """Return the mechanisms that the kernel of a base holds."""
+    return tuple(mechanism for mechanism in _BY_NAME.values() if mechanism.base == base)

@@ -52,9 +52,10 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     raw: dict[str, bytes]
 
 
-def prepare_guest(shell: GuestShell, topology: Topology, base: Base, deadline: Deadline) -> None:
+def prepare_guest(shell: GuestShell, topology: Topology, base: Base, release: str, deadline: Deadline) -> None:
     """Make a booted guest ready for trials, and check that it is the machine that was asked for.
 
+    :param release: what ``uname -r`` must print
     :raise GuestError: it is not
     """
     siblings = "; ".join(f"cat {CPUS}/cpu{cpu}/topology/thread_siblings_list" for cpu in range(topology.vcpus))
@@ -68,9 +69,9 @@ def prepare_guest(shell: GuestShell, topology: Topology, base: Base, deadline: D
     _ask(shell, f"test -w {RELOAD}", deadline, "the kernel has no late loading: its Intel driver did not attach")
     if Witness.LEDGER in base.witnesses:
         _ask(shell, f"echo 1 >{DEBUGFS}/armed", deadline, "the kernel has no microcode_lab in debugfs")
-    release = _ask(shell, "cat /proc/sys/kernel/osrelease", deadline).decode(errors="replace").strip()
-    if release.split(".")[:2] != base.version.split("."):
-        raise GuestError(f"the guest runs Linux {release[:80]!r}: {base.name} was asked for")
+    running = _ask(shell, "cat /proc/sys/kernel/osrelease", deadline).decode(errors="replace").strip()
+    if running != release:
+        raise GuestError(f"the guest runs Linux {running[:80]!r}: {release!r} was asked for")
     _ask(shell, f"echo {NMI_LONGEST_NS} >/sys/kernel/debug/x86/nmi_longest_ns", deadline)
     _ask(shell, "dmesg -c >/dev/null", deadline)
 

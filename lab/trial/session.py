@@ -35,7 +35,7 @@ from lab.spec.evidence import (
     Timings,
     VcpuRunning,
 )
-from lab.spec.mechanism import MECHANISMS, find_mechanism, is_play_dead
+from lab.spec.mechanism import find_mechanism, is_play_dead, mechanisms_of
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario, Siblings
 from lab.spec.verdict import Outcome
@@ -98,7 +98,7 @@ class Session:
         self._link = link
         self._trials = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
-        guest_side.prepare_guest(machine.shell, boot.topology, self._base, deadline)
+        guest_side.prepare_guest(machine.shell, boot.topology, self._base, images.kernel_release, deadline)
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
         self._threads = machine.vcpu_threads(deadline)
 
@@ -190,7 +190,8 @@ class _Trial:
             load_errno = self._load()
             self._settle()
             self._send_sentinels()
-            repeat_errno = guest_side.load_late(self.shell, self.deadline)
+            # Where no update takes effect, a second write begins a second load, which would show nothing new.
+            repeat_errno = guest_side.load_late(self.shell, self.deadline) if session._base.engine else -1
             after = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
             self._wait_for_rest()
             returned = self._return_siblings()
@@ -379,14 +380,13 @@ def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int
         run_dir = stack.enter_context(make_run_dir())
         link = stack.enter_context(OracleLink.create(run_dir, boot.topology, ring_records))
         landmarks = run_dir / "landmarks"
-        here = tuple(mechanism for mechanism in MECHANISMS if mechanism.base == boot.base)
-        write_whole(landmarks, find_landmarks(kernel, here).to_text().encode())
+        write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
         spec = GuestSpec(
             topology=boot.topology,
             kernel=images.kernel,
             initrd=images.initramfs,
             cpu=DEFAULT_CPU + (",+monitor" if boot.monitor else ""),
-            kernel_args=(ENGINE_ARG, *boot.kernel_args),
+            kernel_args=(*((ENGINE_ARG,) if find_base(boot.base).engine else ()), *boot.kernel_args),
             plugin=link.plugin_arguments(images.oracle, landmarks),
         )
         machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd))

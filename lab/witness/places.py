@@ -9,7 +9,7 @@ import capstone
 import capstone.x86
 
 from lab.errors import UsageError
-from lab.spec.mechanism import Call, Exits, Locked, Path, Place, Return, Stretch
+from lab.spec.mechanism import Call, Exits, IfThere, Locked, Path, Place, Return, Stretch, Turn
 from lab.witness.kernel import Function, Kernel
 
 #: Behind a call to one of these there is other code, or none.
@@ -48,6 +48,9 @@ def find_stretch(kernel: Kernel, stretch: Stretch) -> tuple[tuple[int, int], ...
     """
     if isinstance(stretch, Path):
         return _find_path(kernel, stretch)
+    if isinstance(stretch, IfThere):
+        there = kernel.find_if(stretch.function)
+        return () if there is None else ((there.start, there.end),)
     function = kernel.find(stretch)
     return ((function.start, function.end),)
 
@@ -58,10 +61,24 @@ def _find_call(kernel: Kernel, call: Call) -> tuple[Function, capstone.CsInsn]:
         raise UsageError(f"none of the functions {', '.join(call.within)} is in this kernel")
     target = kernel.find(call.callee).start if call.callee else None
     calls = [each for each in kernel.disassemble(function) if _is_call(kernel, function, each, target)]
+    what = f"to '{call.callee}'" if call.callee else "through a pointer"
+    if call.turn is not Turn.ONLY and calls:
+        calls = _find_turn(kernel, function, calls, call.turn)
+        what = f"{what} that no other {'leads to' if call.turn is Turn.FIRST else 'follows'}"
     if len(calls) != 1:
-        what = f"to '{call.callee}'" if call.callee else "through a pointer"
         raise UsageError(f"'{function.name}' has {len(calls)} calls {what}: one was looked for")
     return function, calls[0]
+
+
+def _find_turn(
+    kernel: Kernel, function: Function, calls: list[capstone.CsInsn], turn: Turn
+) -> list[capstone.CsInsn]:
+    """Return those of a function's calls that no other leads to, or that lead to no other."""
+    after = {int(each.address): _follow(kernel, function, each) for each in kernel.disassemble(function)}
+    behind = {each.address: _reach(int(each.address + each.size), after) for each in calls}
+    if turn is Turn.LAST:
+        return [each for each in calls if not any(other.address in behind[each.address] for other in calls)]
+    return [each for each in calls if not any(each.address in behind[other.address] for other in calls)]
 
 
 def _is_call(kernel: Kernel, function: Function, instruction: capstone.CsInsn, target: int | None) -> bool:

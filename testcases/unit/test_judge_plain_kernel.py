@@ -9,9 +9,9 @@ from evidence_builder import END_AT_NS, MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, c
 
 from lab.judge import judge
 from lab.judge.dmesg import WORDS
-from lab.spec.base import BASES
+from lab.spec.base import BASES, STOCK_BASES
 from lab.spec.evidence import EventKind, Evidence, Hazard
-from lab.spec.mechanism import MECHANISMS
+from lab.spec.mechanism import MECHANISMS, STOCK_MECHANISMS
 from lab.spec.verdict import Finding, Outcome
 
 UHHUH = "Uhhuh. NMI received for unknown reason 2c on CPU {}."
@@ -34,8 +34,9 @@ def finding(evidence: Evidence, name: str) -> Finding:
 
 
 def test_each_kernel_has_its_words_and_each_mechanism_its_kernel() -> None:
-    assert set(WORDS) == {base.name for base in BASES}
-    assert {mechanism.base for mechanism in MECHANISMS} <= set(WORDS)
+    assert {base.loader for base in (*BASES, *STOCK_BASES)} == set(WORDS)
+    assert {mechanism.base for mechanism in MECHANISMS} == {base.name for base in BASES}
+    assert {mechanism.base for mechanism in STOCK_MECHANISMS} == {base.name for base in STOCK_BASES}
 
 
 def test_a_clean_load_passes_with_what_can_be_seen() -> None:
