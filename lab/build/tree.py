@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A kernel tree kept between builds, so that a changed patch costs the files it touches and not five minutes.
 
-Per base there is one, at a fixed place. It is trusted only when its ``state`` names exactly what it was made from;
-``state`` is gone while somebody works in the tree, so whatever a killed build left is thrown away. Patches are taken
-back from saved originals, and a file that ends up as it was keeps its time, which is all that make looks at.
+Per base, and per tree of a user's, there is one, at a fixed place. It is trusted only when its ``state`` names exactly
+what it was made from; ``state`` is gone while somebody works in the tree, so whatever a killed build left is thrown
+away. Patches are taken back from saved originals, and a file that ends up as it was keeps its time, which is all that
+make looks at.
 """
 
 import contextlib
@@ -37,6 +38,8 @@ class Tree:
         #: Files that patches added: they have no original.
         self._added = folder / "added"
         self._state = folder / "state"
+        #: For whoever fills the source a file at a time; it goes when the tree does.
+        self.account = folder / "account"
 
     def prepare(self, state: str, unpack: Callable[[Path], None]) -> None:
         """Make the tree fit to be patched: the kept one if it is of that state, else a new one.

@@ -131,7 +131,7 @@ def run(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> str:
-    """Run a program to its end and return what it printed, both streams together.
+    """Run a program to its end and return what it printed as text, both streams together.
 
     :param log: append the output to this file as it comes and return it from there
     :raise HostError: it could not be started
@@ -152,3 +152,24 @@ def run(
     if process.returncode != 0:
         raise ProcessError(words, process.returncode, output[-OUTPUT_TAIL_CHARS:])
     return output
+
+
+def read(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    deadline: Deadline,
+    env: Mapping[str, str] | None = None,
+) -> bytes:
+    """Run a program to its end and return its output as it is; what it says on the other stream is for its errors.
+
+    Raises as :func:`run` does.
+    """
+    words = tuple(os.fspath(word) for word in command)
+    with start_process(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            printed, said = process.communicate(timeout=deadline.remaining_s)
+        except subprocess.TimeoutExpired:
+            raise DeadlineError(f"deadline reached while waiting for '{words[0]}' to end") from None
+    if process.returncode != 0:
+        raise ProcessError(words, process.returncode, said.decode(errors="backslashreplace")[-OUTPUT_TAIL_CHARS:])
+    return printed

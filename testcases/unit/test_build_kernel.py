@@ -4,59 +4,19 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from small_linux import PATCH, write_tree
 
 from lab.build.kconfig import find_lost, parse_config
 from lab.build.kernel import DEFAULT_BASE, Recipe, build_recipe, find_recipe, read_series
 from lab.errors import BuildError, UsageError
 from lab.host.paths import IMAGES, find_cache
 
-#: A source tree that answers to what the recipe asks of Linux's, in milliseconds.
-MAKEFILE = """\
-tinyconfig:
-\techo '# CONFIG_SMP is not set' > $(O)/.config
-olddefconfig:
-\tgrep -v CONFIG_DROPPED $(O)/.config > $(O)/new || true
-\tmv $(O)/new $(O)/.config
-kernelrelease:
-\t@echo 6.1.0
-vmlinux: bzImage
-bzImage: $(O)/vmlinux
-$(O)/vmlinux: code.c
-\t$(CC) -c code.c -o $(O)/vmlinux
-\techo compiled >> $(O)/compiled
-\tmkdir -p $(O)/arch/x86/boot
-\tcp $(O)/vmlinux $(O)/arch/x86/boot/bzImage
-\techo "$(KBUILD_BUILD_TIMESTAMP)" > $(O)/System.map
-"""
-MERGE = """\
-#!/bin/sh
-into=$4
-shift 4
-cat "$@" >> "$into"
-"""
-CODE = "int one(void)\n{\n\treturn 1;\n}\n"
-PATCH = """\
---- a/code.c
-+++ b/code.c
-@@ -1,4 +1,4 @@
- int one(void)
- {
--\treturn 1;
-+\treturn 2;
- }
-"""
-
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tree = tmp_path / "linux-source"
-    (tree / "scripts/kconfig").mkdir(parents=True)
-    (tree / "Makefile").write_text(MAKEFILE)
-    (tree / "code.c").write_text(CODE)
-    merge = tree / "scripts/kconfig/merge_config.sh"
-    merge.write_text(MERGE)
-    merge.chmod(0o755)
+    write_tree(tree)
     with tarfile.open(tmp_path / "source.tar.xz", "w:xz") as archive:
         archive.add(tree, tree.name)
     folder = tmp_path / "recipe"
