@@ -18,16 +18,20 @@ from typing import Any
 import pytest
 
 from lab.build.images import ImageSet, build_images
-from lab.build.kernel import DEFAULT_BASE
+from lab.build.kernel import DEFAULT_BASE, build_recipe, find_recipe
 from lab.spec.boot import Boot
 from lab.spec.evidence import Evidence
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, TrialRecord, Verdict
+from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
 from lab.witness.kernel import Kernel, read_kernel
+
+#: Whose source shows what a kernel that users bring may be.
+UNPATCHED = {"stock-before-6.7": "linux-6.1", "stock-since-6.7": "linux-6.12"}
 
 _EVIDENCE = pytest.StashKey[list[Path]]()
 
@@ -40,7 +44,14 @@ def pytest_xdist_auto_num_workers() -> int:
 @functools.cache
 def find_images(base: str) -> ImageSet:
     """Build a kernel's images, or find them in the cache."""
-    return build_images(print, base)
+    return build_around(find_unpatched(base), print) if base in UNPATCHED else build_images(print, base)
+
+
+@functools.cache
+def find_unpatched(base: str) -> GivenKernel:
+    """Build a kernel without our patches in the kept tree of one with them, and take it as if a user had brought it."""
+    built = build_recipe(find_recipe(UNPATCHED[base]).unpatched, print)
+    return take_kernel(built.image, built.vmlinux)
 
 
 @functools.cache

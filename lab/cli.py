@@ -39,6 +39,7 @@ from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
+from lab.build.own_kernel import build_own_kernel
 from lab.campaign.bench import measure
 from lab.campaign.expectation import MechanismResult, weigh_run
 from lab.campaign.runner import describe_run, run_trials
@@ -49,12 +50,13 @@ from lab.judge import judge as judge_evidence
 from lab.progress import Progress, open_progress
 from lab.report.page import write_report
 from lab.spec.base import BASES, find_base
-from lab.spec.mechanism import FIRST_CAMPAIGN, MECHANISMS, find_mechanism
+from lab.spec.mechanism import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
 from lab.spec.plan import MAX_SEED, draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.scenario_file import to_words
 from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
 from lab.trial.folder import claim_trial_output, read_evidence
+from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.trial.kvm import try_kvm
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial, make_record
@@ -76,7 +78,18 @@ app = typer.Typer(
     add_completion=False,
 )
 
-MechanismOption = Annotated[str | None, typer.Option(help=f"one of {', '.join(each.name for each in MECHANISMS)}")]
+MechanismOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"one of {', '.join(each.name for each in MECHANISMS)} (default with --kernel: the one that it has)"
+    ),
+]
+KernelOption = Annotated[
+    Path | None, typer.Option("--kernel", metavar="BZIMAGE", help="boot this kernel of yours, with --vmlinux")
+]
+VmlinuxOption = Annotated[
+    Path | None, typer.Option("--vmlinux", metavar="ELF", help="the vmlinux with symbols that --kernel was made of")
+]
 OutOption = Annotated[Path, typer.Option(help="folder for the results, new or empty")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -126,9 +139,22 @@ def doctor(as_json: JsonOption = False) -> None:
 def build(
     what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle or all")] = "all",
     base: Annotated[str, typer.Option(help=f"which kernel: {', '.join(each.name for each in BASES)}")] = DEFAULT_BASE,
+    tree: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="build the kernel of this git tree of Linux, and leave it as it is"),
+    ] = None,
+    patches: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="with --tree: apply these on top, by series or in order of name")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FRAGMENT", help="with --tree: settings that win over the lab's own")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build what guests are made of, or find it in the cache."""
+    if tree is not None or patches is not None or config is not None:
+        _build_own(what, base, tree, patches, config, as_json)
+        return
     recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
         "kernel": lambda tell: build_kernel(tell, base).folder,
         "initramfs": build_initramfs,
@@ -152,11 +178,31 @@ def build(
         _out().print(f"{name:10} {path}")
 
 
+def _build_own(
+    what: str, base: str, tree: Path | None, patches: Path | None, config: Path | None, as_json: bool
+) -> None:
+    if tree is None:
+        raise UsageError(f"--{'patches' if patches is not None else 'config'} goes with --tree only")
+    if base != DEFAULT_BASE:
+        raise UsageError(f"--base is for the lab's own kernels: '{base}' cannot be given with --tree")
+    if what != "kernel":
+        raise UsageError(f"--tree is a kernel's: 'lab build kernel --tree {tree}', and not '{what}'")
+    with open_progress() as progress:
+        built = build_own_kernel(tree, patches, config, progress.tell)
+    if as_json:
+        _print_json(present.describe_own_kernel(built))
+    else:
+        for name, value in present.describe_own_kernel(built).items():
+            _out().print(f"{name:13} {value}")
+
+
 @app.command()
 def trial(
     out: OutOption,
     mechanism: MechanismOption = None,
     scenario_file: ScenarioOption = None,
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
     topology: TopologyOption = None,
     seed: Annotated[int | None, typer.Option(help="of the plan (default: drawn)")] = None,
     nmis: NmisOption = None,
@@ -184,14 +230,18 @@ def trial(
         parking=parking,
         min_revision=min_revision,
     )
+    own = _take_own(kernel, vmlinux)
+    if own is not None and mechanism is None and scenario_file is None:
+        mechanism = _find_only(own)
     scenario = make_scenario(given, mechanism, scenario_file)
     scenario.check()
+    _check_kernel((scenario,), own)
     plan = draw_plan(scenario, _check_seed(seed))
     require_qemu()
     folder = claim_trial_output(out)
     try:
         with open_progress() as progress:
-            images, kernels = _build_bases((scenario,), progress)
+            images, kernels = _build_bases((scenario,), progress, own)
             with WarmGuests(images, kernels, progress.tell) as guests:
                 kept = guests.run_trial(scenario, plan, keep)
     except KeyboardInterrupt:
@@ -240,6 +290,8 @@ def run(
         ),
     ] = None,
     scenario_file: ScenarioOption = None,
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
     topology: TopologyOption = None,
     seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
     nmis: NmisOption = None,
@@ -267,12 +319,16 @@ def run(
         parking=parking,
         min_revision=min_revision,
     )
-    scenarios = _choose_scenarios(given, mechanism or [], scenario_file)
+    own = _take_own(kernel, vmlinux)
+    if own is not None and not mechanism and scenario_file is None:
+        mechanism = [_find_only(own)]
+    scenarios = _choose_scenarios(given, mechanism or [], scenario_file, own)
+    _check_kernel(scenarios, own)
     run_seed = _check_seed(seed)
     qemu_version = require_qemu()
     folder = claim_run_output(out, replace)
     with open_progress() as progress:
-        images, kernels = _build_bases(scenarios, progress)
+        images, kernels = _build_bases(scenarios, progress, own)
         progress.begin(trials * len(scenarios))
         command = ("lab", *sys.argv[1:])
         booted = tuple(each.describe(qemu_version) for each in images.values())
@@ -288,10 +344,13 @@ def run(
     raise typer.Exit(ran.exit_status)
 
 
-def _choose_scenarios(given: Axes, names: list[str], file: Path | None) -> tuple[Scenario, ...]:
+def _choose_scenarios(
+    given: Axes, names: list[str], file: Path | None, own: GivenKernel | None
+) -> tuple[Scenario, ...]:
     """Return one scenario for each mechanism that was asked for; of all, those that can be run so."""
     if names == [ALL]:
-        every = [make_scenario(given, each.name, file) for each in MECHANISMS]
+        there = MECHANISMS if own is None else mechanisms_of(own.base.name)
+        every = [make_scenario(given, each.name, file) for each in there]
         possible, refused = [], []
         for scenario in every:
             try:
@@ -313,8 +372,38 @@ def _choose_scenarios(given: Axes, names: list[str], file: Path | None) -> tuple
     return scenarios
 
 
-def _build_bases(scenarios: Iterable[Scenario], progress: Progress) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
+def _take_own(kernel: Path | None, vmlinux: Path | None) -> GivenKernel | None:
+    """Check the user's own kernel, when there is one."""
+    if kernel is None and vmlinux is None:
+        return None
+    if kernel is None or vmlinux is None:
+        raise UsageError("--kernel and --vmlinux go together: the one is booted, the other tells what is where in it")
+    return take_kernel(kernel, vmlinux)
+
+
+def _find_only(own: GivenKernel) -> str:
+    """Return the mechanism of a kernel that has one."""
+    there = [each.name for each in mechanisms_of(own.base.name)]
+    if len(there) != 1:
+        raise UsageError(f"this kernel has several mechanisms: name one with --mechanism: {', '.join(there)}")
+    return there[0]
+
+
+def _check_kernel(scenarios: Iterable[Scenario], own: GivenKernel | None) -> None:
+    """Refuse mechanisms that the kernel does not have."""
+    there = [each.name for each in (MECHANISMS if own is None else mechanisms_of(own.base.name))]
+    for scenario in scenarios:
+        if scenario.mechanism not in there:
+            whose = "the lab's own kernels have" if own is None else "this kernel has"
+            raise UsageError(f"mechanism '{scenario.mechanism}' is not there: {whose} {', '.join(there)}")
+
+
+def _build_bases(
+    scenarios: Iterable[Scenario], progress: Progress, own: GivenKernel | None
+) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
     """Return images and kernels by base, of those that the scenarios' mechanisms need."""
+    if own is not None:
+        return {own.base.name: build_around(own, progress.tell)}, {own.base.name: own.kernel}
     bases = dict.fromkeys(find_mechanism(each.mechanism).base for each in scenarios)
     images = {base: build_images(progress.tell, base) for base in bases}
     return images, {base: read_kernel(each.vmlinux) for base, each in images.items()}

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.build.doctor import Check
+from lab.build.own_kernel import OwnKernel
 from lab.campaign.bench import Figure
 from lab.campaign.expectation import MechanismResult
 from lab.campaign.store import Run
@@ -46,6 +47,18 @@ def make_check_table(checks: Iterable[Check]) -> RenderableType:
     return table
 
 
+def describe_own_kernel(own: OwnKernel) -> dict[str, object]:
+    """Return what ``lab build kernel --tree`` says of what it has built."""
+    return {
+        "kernel": str(own.kernel.image),
+        "vmlinux": str(own.kernel.vmlinux),
+        "release": own.kernel.release,
+        "commit": own.origin.commit,
+        "dirty": own.origin.dirty,
+        "source_sha256": own.origin.source_sha256,
+    }
+
+
 def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
     """Return a trial as ``--json`` prints it."""
     return {
@@ -66,6 +79,7 @@ def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
             if invariant.finding is Finding.BROKEN
         },
         "evidence": record.evidence,
+        "vmlinux_match": record.match,
     }
 
 

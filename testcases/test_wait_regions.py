@@ -5,7 +5,7 @@ import pytest
 from capstone import CsInsn
 
 from conftest import find_kernel
-from lab.spec.mechanism import MECHANISMS, Mechanism, find_mechanism
+from lab.spec.mechanism import MECHANISMS, STOCK_MECHANISMS, Mechanism, find_mechanism
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks
 from lab.witness.places import find_stretch
@@ -13,7 +13,7 @@ from lab.witness.places import find_stretch
 pytestmark = pytest.mark.e2e
 
 #: Those that have one: without a rendezvous nobody waits.
-WAITING = [mechanism for mechanism in MECHANISMS if mechanism.landmarks.wait_region]
+WAITING = [mechanism for mechanism in (*MECHANISMS, *STOCK_MECHANISMS) if mechanism.landmarks.wait_region]
 
 HAZARDS = {
     "rdmsr", "wrmsr", "iret", "iretd", "iretq", "rsm", "monitor", "mwait", "cpuid", "swapgs", "rdgsbase", "wrgsbase",

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which shared libraries a program needs, read from its ELF headers: nothing is run to find out."""
+"""What an ELF file says of itself: shared libraries it needs, the build it comes from. Nothing is run to find out."""
 
+import re
+import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import InterpSegment
+from elftools.elf.segments import InterpSegment, NoteSegment
 
 from lab.errors import BuildError
 
@@ -21,6 +24,10 @@ DEFAULT_FOLDERS = (
     Path("/usr/lib"),
 )
 LOADER_CONFIG = Path("/etc/ld.so.conf")
+
+_SHF_ALLOC = 0x2
+#: ``Linux version 6.1.2 (who@where) (compiler) #1 SMP ...`` (init/version.c); the compiler is not in a setup header.
+_BANNER = re.compile(rb"Linux version ([!-~]+ \([!-~]*\)) \([ -~]*\) (#[ -~]*)\n")
 
 
 class Needs(msgspec.Struct, frozen=True):
@@ -47,6 +54,31 @@ def read_needs(path: Path) -> Needs:
     except (OSError, ELFError) as error:
         raise BuildError(f"initramfs: '{path}' could not be read as an ELF file: {error}") from error
     return Needs(loader, tuple(libraries))
+
+
+def read_build_id(source: BinaryIO) -> str:
+    """Return the GNU build id in hex, or nothing when there is none, or what is read is no ELF file."""
+    try:
+        for segment in ELFFile(source).iter_segments():
+            if isinstance(segment, NoteSegment):
+                for note in segment.iter_notes():
+                    if note["n_type"] == "NT_GNU_BUILD_ID":
+                        return str(note["n_desc"])
+    except (ELFError, ValueError, KeyError, AttributeError, struct.error):
+        return ""
+    return ""
+
+
+def read_kernel_version(vmlinux: BinaryIO) -> str:
+    """Return a kernel's version as the setup header of its bzImage has it, from linux_banner; nothing without one."""
+    try:
+        for section in ELFFile(vmlinux).iter_sections():
+            loaded = section["sh_type"] == "SHT_PROGBITS" and section["sh_flags"] & _SHF_ALLOC
+            if loaded and (match := _BANNER.search(section.data())):
+                return f"{match[1].decode()} {match[2].decode()}"
+    except (ELFError, ValueError, KeyError, AttributeError, struct.error):
+        return ""
+    return ""
 
 
 def find_libraries(program: Path) -> tuple[Path, ...]:

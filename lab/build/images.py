@@ -10,7 +10,7 @@ from lab.build.cache import Progress, read_sums
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
-from lab.spec.evidence import Images
+from lab.spec.evidence import Images, Match
 
 
 class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +18,7 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
 
     :param kernel: the bzImage
     :param kernel_release: what ``uname -r`` prints
+    :param match: how kernel and vmlinux are known to belong together
     """
 
     kernel: Path
@@ -29,6 +30,7 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
     vmlinux_sha256: str
     initramfs_sha256: str
     oracle_sha256: str
+    match: Match = Match.BUILT
 
     def describe(self, qemu_version: str) -> Images:
         """Return what evidence says of them."""
@@ -39,6 +41,7 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
             oracle_sha256=self.oracle_sha256,
             qemu_version=qemu_version,
             kernel_release=self.kernel_release,
+            match=self.match,
         )
 
 

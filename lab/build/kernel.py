@@ -258,7 +258,7 @@ class Build:
         config = self.tree.objects / ".config"
         merge = self.tree.source / "scripts/kconfig/merge_config.sh"
         self._step("configuration", [*self._make(), "tinyconfig"])
-        merged = [merge, "-m", "-O", self.tree.objects, config, *self.fragments]
+        merged: list[str | os.PathLike[str]] = [merge, "-m", "-O", self.tree.objects, config, *self.fragments]
         self._step("configuration", merged, cwd=self.tree.source)
         self._step("configuration", [*self._make(), "olddefconfig"])
         got = parse_config(config.read_text().splitlines())

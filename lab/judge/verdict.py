@@ -12,7 +12,7 @@ from lab.judge.facts import Facts, find_facts, find_repeat
 from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unseen
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
 from lab.spec.base import Witness, find_base
-from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence
+from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence, Match
 from lab.spec.mechanism import Expectation, find_mechanism
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, NmiCount, Outcome, Verdict
@@ -108,9 +108,11 @@ def _conclude(
 
 
 def _tell_what_is_missing(facts: Facts) -> str:
-    if facts.base.engine:
-        return ""
-    return f"; {NO_ENGINE}: not required were {', '.join(sorted(NEEDS_ENGINE))}"
+    images = facts.evidence.images
+    missing = "" if facts.base.engine else f"; {NO_ENGINE}: not required were {', '.join(sorted(NEEDS_ENGINE))}"
+    if images is not None and images.match is Match.VERSION:
+        missing += "; that vmlinux is the kernel's was told by its version only"
+    return missing
 
 
 def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) -> str:

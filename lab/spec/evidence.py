@@ -331,6 +331,16 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     steal_ppm: int
 
 
+class Match(enum.Enum):
+    """How the booted kernel and the vmlinux that its landmarks come from are known to belong together."""
+
+    #: One build of the lab's made both.
+    BUILT = "built together"
+    BUILD_ID = "build id"
+    #: Release, builder, number and time of the build are the same, and nothing else could be compared.
+    VERSION = "version only"
+
+
 class Images(msgspec.Struct, frozen=True, kw_only=True):
     """What was booted, by content: SHA-256 in hex; QEMU and kernel by version."""
 
@@ -340,6 +350,7 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     oracle_sha256: str
     qemu_version: str
     kernel_release: str
+    match: Match = Match.BUILT
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,8 @@ import enum
 
 import msgspec
 
+from lab.spec.evidence import Match
+
 
 class Finding(enum.Enum):
     """What is known of one invariant in one trial."""
@@ -126,6 +128,7 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     :param invariants: name to ``held``, ``broken`` or ``unseen``
     :param evidence: the evidence folder, relative to the run's folder
+    :param match: how kernel and vmlinux are known to belong together, None where no guest booted
     """
 
     trial: int
@@ -141,3 +144,4 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     windows_unseen: int
     kernel_sha256: str
     evidence: str
+    match: Match | None = None

@@ -29,6 +29,7 @@ def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name
         windows_unseen=verdict.windows_unseen,
         kernel_sha256=evidence.images.kernel_sha256 if evidence.images is not None else "",
         evidence=evidence_name,
+        match=evidence.images.match if evidence.images is not None else None,
     )
 
 

@@ -70,9 +70,7 @@ def _find_call(kernel: Kernel, call: Call) -> tuple[Function, capstone.CsInsn]:
     return function, calls[0]
 
 
-def _find_turn(
-    kernel: Kernel, function: Function, calls: list[capstone.CsInsn], turn: Turn
-) -> list[capstone.CsInsn]:
+def _find_turn(kernel: Kernel, function: Function, calls: list[capstone.CsInsn], turn: Turn) -> list[capstone.CsInsn]:
     """Return those of a function's calls that no other leads to, or that lead to no other."""
     after = {int(each.address): _follow(kernel, function, each) for each in kernel.disassemble(function)}
     behind = {each.address: _reach(int(each.address + each.size), after) for each in calls}

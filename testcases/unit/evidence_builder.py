@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from lab.spec.base import Base, find_base
+from lab.spec.base import Base, Loader, find_base
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     BlockCount,
@@ -62,6 +62,24 @@ SYMBOLS = {
 }
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+#: What a kernel without witnesses of ours says first and last, with the engine and without.
+_PLAIN_WORDS = {
+    (Loader.SINCE_6_7, True): (
+        "Late microcode loading without minimal revision check.",
+        "load: updated on {} primary CPUs with {} siblings",
+        "revision: 0x1 -> 0x2",
+    ),
+    (Loader.SINCE_6_7, False): (
+        "Late microcode loading without minimal revision check.",
+        "update failed: {} CPUs failed 0 CPUs timed out",
+    ),
+    (Loader.BEFORE_6_7, False): (
+        "Attempting late microcode loading - it is dangerous and taints the kernel.",
+        "CPU0 update to revision 0x2 failed",
+        "Reload failed, current microcode revision: 0x1",
+    ),
+}
 
 
 def host_tsc(at_ns: int) -> int:
@@ -187,7 +205,7 @@ class Load:
                 initramfs_sha256="0" * 64,
                 oracle_sha256="0" * 64,
                 qemu_version="7.2",
-                kernel_release=self.base.version,
+                kernel_release=self.base.version or "6.9.0-mine",
             ),
             ending=self.ending,
             reason=""
@@ -322,26 +340,27 @@ class Load:
     def _plain_guest(self, entries: list[int]) -> GuestEvidence:
         """Tell what a kernel without witnesses of ours does: of each NMI that is not its own it complains."""
         count, cores = len(entries), self.topology.total_cores
-        strange = [cpu for cpu, entered in enumerate(entries) for _ in range(max(0, entered - 1))]
+        own = 1 if find_mechanism(self.mechanism).landmarks.takes_nmis else 0
+        strange = [cpu for cpu, entered in enumerate(entries) for _ in range(max(0, entered - own))]
+        begin, *end = _PLAIN_WORDS[self.base.loader, self.base.engine]
         return GuestEvidence(
             target_revision=2,
-            load_errno=0,
-            repeat_errno=self.base.repeat_errno,
+            load_errno=0 if self.base.engine else 5,
+            repeat_errno=self.base.repeat_errno if self.base.engine else -1,
             online=tuple(range(count)),
             state=None,
             ledger_before=(),
             ledger_after=(),
             revisions_before=(1,) * count,
-            revisions_after=(2,) * count,
+            revisions_after=(2 if self.base.engine else 1,) * count,
             nmis_before=(10,) * count,
             nmis_after=tuple(10 + entered for entered in entries),
             dmesg=(
-                "[   12.100000] microcode: Late microcode loading without minimal revision check.",
+                f"[   12.100000] microcode: {begin}",
                 "[   12.100001] microcode: You should switch to early loading, if possible.",
                 *(f"[   12.12{cpu:04}] Uhhuh. NMI received for unknown reason 2c on CPU {cpu}." for cpu in strange),
                 *(f"[   12.12{cpu:04}] Dazed and confused, but trying to continue" for cpu in strange),
-                f"[   12.130000] microcode: load: updated on {cores} primary CPUs with {count - cores} siblings",
-                "[   12.130001] microcode: revision: 0x1 -> 0x2",
+                *(f"[   12.130000] microcode: {line.format(cores, count - cores)}" for line in end),
             ),
         )
 

@@ -62,6 +62,25 @@ REFUSED = {
         ("build", "kernel", "--base", "linux-5.0"),
         "'linux-5.0' is unknown: there are linux-6.1, linux-6.12",
     ),
+    "tree for something else": (
+        ("build", "oracle", "--tree", "{out}"),
+        "--tree is a kernel's: 'lab build kernel --tree",
+    ),
+    "tree for all": (("build", "--tree", "{out}"), "and not 'all'"),
+    "tree and base": (("build", "kernel", "--tree", "{out}", "--base", "linux-6.12"), "--base is for the lab's own"),
+    "tree that is none": (("build", "kernel", "--tree", "{out}"), "is not a folder"),
+    "patches without tree": (("build", "kernel", "--patches", "{out}"), "--patches goes with --tree only"),
+    "settings without tree": (("build", "kernel", "--config", "{out}"), "--config goes with --tree only"),
+    "kernel without vmlinux": (("trial", "--kernel", "{out}", "--out", "{out}"), "--kernel and --vmlinux go together"),
+    "vmlinux without kernel": (("run", "--vmlinux", "{out}", "--out", "{out}"), "--kernel and --vmlinux go together"),
+    "kernel that is not there": (
+        ("trial", "--kernel", "{out}", "--vmlinux", "{out}", "--out", "{out}"),
+        "/out' is not there",
+    ),
+    "mechanism of others' kernels": (
+        ("trial", "--mechanism", "stock-nmi", "--out", "{out}"),
+        "mechanism 'stock-nmi' is not there: the lab's own kernels have stop-machine, ",
+    ),
     "folder to judge that is none": (("judge", "{out}"), "is not a folder: an evidence folder is needed"),
     "folder to report that is none": (("report", "{out}"), "is not a folder: that of a run is needed"),
 }

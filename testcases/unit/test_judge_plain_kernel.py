@@ -10,7 +10,7 @@ from evidence_builder import END_AT_NS, MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, c
 from lab.judge import judge
 from lab.judge.dmesg import WORDS
 from lab.spec.base import BASES, STOCK_BASES
-from lab.spec.evidence import EventKind, Evidence, Hazard
+from lab.spec.evidence import EventKind, Evidence, Hazard, Match
 from lab.spec.mechanism import MECHANISMS, STOCK_MECHANISMS
 from lab.spec.verdict import Finding, Outcome
 
@@ -155,6 +155,83 @@ def test_a_self_nmi_that_a_real_one_forestalled_is_an_ordinary_one() -> None:
     assert finding(evidence, "nmis-delivered") is Finding.HELD
     assert finding(evidence, "dmesg-clean") is Finding.HELD
     assert judge(evidence).outcome is Outcome.INVALID  # none was pending in a window
+
+
+NOT_REQUIRED = {"errno-and-messages", "load-repeatable", "new-revision-everywhere", "one-update-per-core"}
+
+
+def load_of_stock(mechanism: str) -> Load:
+    load = Load(mechanism=mechanism)
+    if mechanism == "stock-rendezvous":
+        # It sends no NMI: those that wait are the lab's, and enter behind the release.
+        load.drop(EventKind.SELF_NMI)
+        load.steps = [step for step in load.steps if step.kind is not EventKind.NMI_ENTRY or step.at_ns > RELEASE_AT_NS]
+    return load
+
+
+@pytest.mark.parametrize("mechanism", [each.name for each in STOCK_MECHANISMS])
+def test_a_kernel_without_engine_passes_with_its_reservations(mechanism: str) -> None:
+    verdict = judge(load_of_stock(mechanism).build())
+    found = {one.name: one for one in verdict.invariants}
+
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert "no engine" in verdict.reason
+    assert all(name in verdict.reason for name in NOT_REQUIRED)
+    assert {one.name for one in verdict.invariants if "no engine" in one.reason} == NOT_REQUIRED
+    assert {found[name].finding for name in NOT_REQUIRED} == {Finding.UNSEEN}
+    assert not any(found[name].required for name in NOT_REQUIRED)
+    assert "its version only" not in verdict.reason
+    by_version = change(load_of_stock(mechanism).build(), "images.match", Match.VERSION)
+    assert "its version only" in judge(by_version).reason
+
+
+@pytest.mark.parametrize("mechanism", [each.name for each in STOCK_MECHANISMS])
+def test_retries_of_a_kernel_without_engine_are_counted_and_accuse_nobody(mechanism: str) -> None:
+    load = load_of_stock(mechanism).add(RELEASE_AT_NS + 500_000, EventKind.RETRY, 1)
+    verdict = judge(load.add(RELEASE_AT_NS + 600_000, EventKind.RETRY, 3).build())
+    found = {one.name: one for one in verdict.invariants}
+
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert "2 later WRMSR 0x79" in found["one-update-per-core"].reason
+
+
+@pytest.mark.parametrize("mechanism", [each.name for each in STOCK_MECHANISMS])
+@pytest.mark.parametrize(
+    ("spoil", "name"),
+    [
+        (lambda load: load.add(WINDOW_AT_NS + MS, EventKind.OUTSIDE, 1), "quiet"),
+        (lambda load: load.add(WINDOW_AT_NS + MS, EventKind.HAZARD, 1, hazard=Hazard.IRET), "harmless"),
+        (lambda load: load.add(WINDOW_AT_NS + MS, EventKind.RELEASE, 1), "released-after-update"),
+        (lambda load: load.move(EventKind.CALL_IN, 1, WINDOW_AT_NS + MS), "all-waiting-before-update"),
+        (lambda load: load.add(END_AT_NS + MS, EventKind.NMI_ENTRY, 0), "nmis-delivered"),
+    ],
+)
+def test_a_kernel_without_engine_is_accused_of_all_else(
+    mechanism: str, spoil: Callable[[Load], Load], name: str
+) -> None:
+    verdict = judge(spoil(load_of_stock(mechanism)).build())
+
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.reason.startswith(name)
+
+
+def test_an_ordinary_nmi_before_the_call_in_is_nobodys_own() -> None:
+    """Where nobody waits in the NMI handler, an NMI just before the call-in is an unknown one, and told of as such."""
+    load = load_of_stock("stock-rendezvous").add(50_000, EventKind.NMI_ENTRY, 1)
+    load.sends.append((1, 40_000, 45_000))
+    evidence = load.build()
+
+    assert evidence.guest is not None
+    assert sum("Uhhuh" in line and line.endswith("CPU 1.") for line in evidence.guest.dmesg) == 2
+    assert finding(evidence, "dmesg-clean") is Finding.HELD
+
+
+def test_older_kernels_ask_about_power_saving_once_per_nmi() -> None:
+    asked = "Do you have a strange power saving mode enabled?"
+    evidence = load_of_stock("stock-rendezvous").build()
+    four = change(evidence, "guest.dmesg", lambda old: (*old, *[asked] * 4))
+    assert finding(four, "dmesg-clean") is Finding.HELD
+    assert finding(change(four, "guest.dmesg", lambda old: (*old, asked)), "dmesg-clean") is Finding.BROKEN
 
 
 def test_complaints_of_the_last_trials_nmis_that_come_late_are_not_held_against_this_one() -> None:
