@@ -94,9 +94,9 @@ class Tree:
             if now is None:
                 continue
             if was is not None and was[0] == now[0]:
-                os.utime(self.source / name, ns=(was[1], was[1]))
+                os.utime(self.source / name, ns=(was[1], was[1]), follow_symlinks=False)
             else:
-                os.utime(self.source / name)
+                os.utime(self.source / name, follow_symlinks=False)
 
     def _list_changed(self) -> tuple[str, ...]:
         saved = (path for path in self._originals.rglob("*") if path.is_file())
@@ -135,6 +135,6 @@ def open_tree(base: str, progress: Progress) -> Iterator[Tree]:
 def _list_touched(path: Path) -> set[str]:
     names = set(_TOUCHED.findall(path.read_text(errors="surrogateescape")))
     for name in names:
-        if ".." in Path(name).parts:
+        if ".." in Path(name).parts or Path(name).is_absolute():
             raise BuildError(f"kernel: patch '{path.name}' touches '{name}', outside the source")
     return names

@@ -123,10 +123,13 @@ def test_tree_of_a_killed_build_is_not_trusted(recipe: Recipe) -> None:
     assert "kernel: unpacking the source" in said
 
 
-def test_patch_cannot_leave_the_source(recipe: Recipe) -> None:
-    put_series(recipe, out=PATCH.replace("code.c", "../../code.c"))
-    with pytest.raises(BuildError, match="outside the source"):
-        build(recipe)
+def test_patch_cannot_leave_the_source(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    for place in ("../../code.c", str(tmp_path / "mine")):
+        put_series(recipe, out=PATCH.replace("code.c", place))
+        with pytest.raises(BuildError, match="outside the source"):
+            build(recipe)
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_patch_that_does_not_apply_is_named(recipe: Recipe) -> None:
