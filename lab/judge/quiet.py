@@ -124,7 +124,7 @@ def _was_let_go(window: Window, vcpu: int) -> bool:
 def _is_in_flight(facts: Facts, window: Window, event: OracleEvent) -> bool:
     """Say whether a sibling's record is of the block in flight, of which a stalled mechanism promises nothing."""
     view = window.view_of(event.vcpu)
-    if view is None or not (facts.mechanism.stalled and window.seen.stalled):
+    if view is None or not facts.mechanism.stalled:
         return False
     return not (view.stall_overrun or view.region_blocks or view.outside_blocks)
 

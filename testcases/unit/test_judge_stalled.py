@@ -10,7 +10,9 @@ from evidence_builder import MS, ORIGIN_NS, RELEASE_AT_NS, WINDOW_AT_NS, WINDOW_
 
 from lab.judge import judge
 from lab.spec.evidence import BlockCount, EventKind, Evidence, Hazard, SiblingView
-from lab.spec.mechanism import RENDEZVOUS
+from lab.spec.expected import expect
+from lab.spec.mechanism import RENDEZVOUS, Expectation
+from lab.spec.scenario import Scenario, Siblings
 from lab.spec.verdict import Finding, Invariant, Outcome
 
 IDLE = "do_idle+0x40"
@@ -209,3 +211,8 @@ def test_the_landmarks_that_are_left_are_required(spoil: Callable[[Load], Load],
     verdict = judge(hold(spoil(make_load().watch()).build()))
     assert verdict.outcome is Outcome.INVALID
     assert reason in verdict.reason
+
+
+def test_an_offline_sibling_is_held_like_any_other() -> None:
+    assert expect(Scenario(mechanism="uniform", siblings=Siblings.OFFLINE)).kind is Expectation.CLEAN
+    assert expect(Scenario(mechanism="nmi-self", siblings=Siblings.OFFLINE)).kind is Expectation.CAUGHT
