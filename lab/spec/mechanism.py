@@ -90,10 +90,43 @@ class IfThere(msgspec.Struct, frozen=True):
     function: str
 
 
+class Copies(msgspec.Struct, frozen=True):
+    """Code that is data to the kernel, which copies it to where it is executed. All names are symbols of vmlinux.
+
+    :param template: the object that is copied
+    :param first: its value is the address of the first copy
+    :param step: its value is how far each copy is from the one before, in bytes
+    :param count: its value is how many copies there are
+    """
+
+    template: str
+    first: str
+    step: str
+    count: str
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """One instruction, in every copy.
+
+    :param label: the symbol of that instruction in the template
+    """
+
+    label: str
+    copies: Copies
+
+
+class CopiedStretch(msgspec.Struct, frozen=True):
+    """All instructions from one label to right before another, in every copy."""
+
+    begin: str
+    end: str
+    copies: Copies
+
+
 #: A place in the kernel's code; a name alone stands for the function's entry.
-Place = str | Call | Return | Locked | Exits
+Place = str | Call | Return | Locked | Exits | Copied
 #: Where a thread may be; a name alone stands for the whole function.
-Stretch = str | Path | IfThere
+Stretch = str | Path | IfThere | CopiedStretch
 
 
 class Landmarks(msgspec.Struct, frozen=True):
@@ -117,6 +150,7 @@ class Landmarks(msgspec.Struct, frozen=True):
         ``inject-nmi`` does not reach them meanwhile
     :param offline_call_in: reached by a soft-offlined sibling that announces that it waits, or empty where the
         mechanism leaves those alone
+    :param update: the WRMSR 0x79, where a search of the kernel's code does not find it
     :param wait_loop: reached by a thread that starts to wait; optional, a broken mechanism may never get there
     :param wait_region: all code that a thread may execute between its call-in and its release test
     :param parking: functions of the wait region that park a thread by MONITOR and MWAIT: an emulator whose MWAIT does
@@ -138,6 +172,7 @@ class Landmarks(msgspec.Struct, frozen=True):
     primary_release: Place = ""
     offline_call_in: Place = ""
     parking: tuple[str, ...] = ()
+    update: Place = ""
 
     @property
     def takes_nmis(self) -> bool:

@@ -43,8 +43,9 @@ from lab.trial import guest_side
 from lab.trial.injection import InjectionThread, Overhead
 from lab.trial.keys import make_guest_keys
 from lab.witness.kernel import Kernel
-from lab.witness.landmarks import find_landmarks
+from lab.witness.landmarks import find_landmarks, make_symboliser
 from lab.witness.oracle.link import OracleLink
+from lab.witness.oracle.reader import Symbolise
 
 #: Switches the engine of images/kernels on.
 ENGINE_ARG: Final = "microcode_engine"
@@ -83,7 +84,7 @@ class Session:
         self,
         *,
         images: ImageSet,
-        kernel: Kernel,
+        symbolise: Symbolise,
         boot: Boot,
         machine: Machine,
         link: OracleLink,
@@ -94,7 +95,7 @@ class Session:
         self._base = find_base(boot.base)
         self._online = True
         self._images = images.describe(machine.qemu_version)
-        self._kernel = kernel
+        self._symbolise = symbolise
         self._link = link
         self._trials = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
@@ -109,7 +110,7 @@ class Session:
 
     def all_play_dead(self, places: Iterable[int]) -> bool:
         """Say whether all of some addresses are where offline threads wait."""
-        return all(is_play_dead(self._kernel.symbolise(pc)) for pc in places)
+        return all(is_play_dead(self._symbolise(pc)) for pc in places)
 
     def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
         """Do one late load under one plan, and return what all witnesses saw; how it ended is part of that.
@@ -331,7 +332,7 @@ class _Trial:
     def collect(self, ending: Ending, reason: str) -> Kept:
         """Bring all evidence together, also when the guest is gone."""
         self.link.disarm()
-        oracle: OracleEvidence = self.link.collect(self.session._kernel.symbolise)
+        oracle: OracleEvidence = self.link.collect(self.session._symbolise)
         console = self.machine.console.part(self.console_mark)
         self.raw["console.log"] = "".join(f"{line}\n" for line in console.lines).encode()
         timings = Timings(
@@ -392,7 +393,14 @@ def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int
         machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd))
         link.close_child_end()
         try:
-            session = Session(images=images, kernel=kernel, boot=boot, machine=machine, link=link, deadline=deadline)
+            session = Session(
+                images=images,
+                symbolise=make_symboliser(kernel, here),
+                boot=boot,
+                machine=machine,
+                link=link,
+                deadline=deadline,
+            )
         except EvidenceError as error:
             raise GuestGone(f"the guest cannot serve trials: {error}") from error
         yield session

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel's functions and code, read from its vmlinux."""
+"""A kernel's functions, code and other symbols, read from its vmlinux."""
 
 import difflib
 import re
@@ -10,6 +10,7 @@ from typing import Final
 import capstone
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
@@ -21,6 +22,9 @@ _SYMBOL: Final = np.dtype(
 )
 #: Functions, and what entry_64.S declares as code that is not called (SYM_CODE_START), such as asm_exc_nmi.
 _CODE_TYPES: Final = (0, 2)  # STT_NOTYPE, STT_FUNC
+#: Data, labels in it, and numbers (``.set``).
+_OBJECT_TYPES: Final = (0, 1)  # STT_NOTYPE, STT_OBJECT
+_SHN_UNDEF: Final = 0
 _SHF_EXECINSTR: Final = 0x4
 #: What the compiler appends to the name of a function that it specialised for its callers.
 _CLONE: Final = re.compile(r"(?:\.(?:constprop|isra)\.\d+)+$", re.ASCII)
@@ -40,10 +44,24 @@ class Function(msgspec.Struct, frozen=True):
     end: int
 
 
-class Kernel:
-    """Functions by name and by address, and their code. Make it with :func:`read_kernel`."""
+class Object(msgspec.Struct, frozen=True):
+    """What a symbol that is no function stands for: data, a label in it, or a number, which is ``start`` then."""
 
-    def __init__(self, functions: tuple[Function, ...], text: dict[int, bytes]) -> None:
+    name: str
+    start: int
+    size: int
+
+
+class Kernel:
+    """Functions by name and by address, their code, and other symbols by name. Make it with :func:`read_kernel`."""
+
+    def __init__(
+        self,
+        functions: tuple[Function, ...],
+        text: dict[int, bytes],
+        objects: tuple[Object, ...] = (),
+        data: dict[int, bytes] | None = None,
+    ) -> None:
         self._functions = functions
         self._starts = np.array([function.start for function in functions], dtype=np.uint64)
         self._named: dict[str, list[Function]] = {}
@@ -54,6 +72,10 @@ class Kernel:
             if source_name != function.name:
                 self._clones.setdefault(source_name, []).append(function)
         self._text = text
+        self._objects: dict[str, list[Object]] = {}
+        for found in objects:
+            self._objects.setdefault(found.name, []).append(found)
+        self._data = data or {}
 
     def find(self, name: str) -> Function:
         """Return the function of that name, or else what the compiler made of it.
@@ -76,6 +98,27 @@ class Kernel:
         :raise UsageError: there are several
         """
         return self.find(name) if name in self._named or name in self._clones else None
+
+    def find_object(self, name: str) -> Object:
+        """Return what a symbol that is no function stands for.
+
+        :raise UsageError: there is none, or there are several
+        """
+        found = self._objects.get(name, [])
+        if len(found) != 1:
+            raise UsageError(f"this kernel has {len(found)} symbols '{name}' that are no functions: one is needed")
+        return found[0]
+
+    def read_object(self, name: str) -> bytes:
+        """Return an object's constant data.
+
+        :raise UsageError: there is no such object, or it is not among the constants
+        """
+        found = self.find_object(name)
+        for start, data in self._data.items():
+            if start <= found.start and found.start + found.size <= start + len(data):
+                return data[found.start - start : found.start - start + found.size]
+        raise UsageError(f"'{name}' is not among the constants of this kernel")
 
     def find_at(self, address: int) -> Function | None:
         """Return the function that an address lies in."""
@@ -154,24 +197,44 @@ def read_kernel(vmlinux: Path) -> Kernel:
                 if section["sh_flags"] & _SHF_EXECINSTR and section["sh_type"] == "SHT_PROGBITS"
             }
             text = {int(section["sh_addr"]): bytes(section.data()) for section in code.values()}
+            constants = elf.get_section_by_name(".rodata")
+            data = {int(constants["sh_addr"]): bytes(constants.data())} if constants is not None else {}
             functions = _read_functions(symbols.data(), names, tuple(code))
+            objects = _read_objects(symbols.data(), names, tuple(code))
     except OSError as error:
         raise UsageError(f"vmlinux '{vmlinux}' cannot be read: {error.strerror}") from error
     except (ELFError, ValueError, struct.error) as error:
         raise UsageError(f"vmlinux '{vmlinux}' is not an ELF file") from error
-    return Kernel(functions, text)
+    return Kernel(functions, text, objects, data)
 
 
 def _read_functions(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> tuple[Function, ...]:
-    table = np.frombuffer(symbols[: len(symbols) // _SYMBOL.itemsize * _SYMBOL.itemsize], dtype=_SYMBOL)
+    table = _read_table(symbols)
     is_code = np.isin(table["info"] & 0xF, _CODE_TYPES) & np.isin(table["section"], sections)
     table = table[is_code & (table["size"] != 0)]
     table = np.sort(table, order="value", kind="stable")
     return tuple(
         Function(
-            name=names[entry["name"] : names.index(b"\0", entry["name"])].decode(errors="backslashreplace"),
+            name=_read_name(names, entry["name"]),
             start=int(entry["value"]),
             end=int(entry["value"] + entry["size"]),
         )
         for entry in table
     )
+
+
+def _read_objects(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> tuple[Object, ...]:
+    table = _read_table(symbols)
+    table = table[np.isin(table["info"] & 0xF, _OBJECT_TYPES) & ~np.isin(table["section"], (_SHN_UNDEF, *sections))]
+    return tuple(
+        Object(name=_read_name(names, entry["name"]), start=int(entry["value"]), size=int(entry["size"]))
+        for entry in table
+    )
+
+
+def _read_table(symbols: bytes) -> npt.NDArray[np.void]:
+    return np.frombuffer(symbols[: len(symbols) // _SYMBOL.itemsize * _SYMBOL.itemsize], dtype=_SYMBOL)
+
+
+def _read_name(names: bytes, offset: int) -> str:
+    return names[offset : names.index(b"\0", offset)].decode(errors="backslashreplace")

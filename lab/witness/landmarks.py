@@ -2,18 +2,20 @@
 """Where in a kernel the oracle has to look: made from vmlinux, written as the plugin reads it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
 
 from lab.errors import UsageError
-from lab.spec.mechanism import Landmarks, Mechanism, Place
+from lab.spec.mechanism import Copied, Landmarks, Mechanism, Place
 from lab.witness.kernel import Kernel
-from lab.witness.places import find_places, find_stretch
+from lab.witness.places import find_copies, find_places, find_stretch
 
 #: Where every NMI enters a 64-bit kernel (arch/x86/entry/entry_64.S).
 NMI_ENTRY: Final = "asm_exc_nmi"
+#: The kind of point that opens a window.
+UPDATE: Final = "wrmsr79"
 #: Points that hold whatever mechanism is chosen.
 ALL_MECHANISMS: Final = 0xFFFF
 
@@ -59,7 +61,8 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
         for kind, place in _list_places(mechanism.landmarks):
             try:
                 for address in find_places(kernel, place):
-                    masks[kind, address] |= bit
+                    # An update in a copy of another mechanism's is one all the same.
+                    masks[kind, address] |= ALL_MECHANISMS if kind == UPDATE else bit
             except UsageError as error:
                 raise UsageError(f"mechanism '{mechanism.name}', landmark {kind}: {error}") from error
         for stretch in mechanism.landmarks.wait_region:
@@ -73,11 +76,31 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
     if not sites:
         raise UsageError("landmark 'WRMSR 0x79' is not in this kernel: it has no Intel microcode loader")
     for site in sites:
-        masks["wrmsr79", site] |= ALL_MECHANISMS
+        masks[UPDATE, site] |= ALL_MECHANISMS
     return LandmarkSet(
         points=tuple(Point(kind, mask, address) for (kind, address), mask in sorted(masks.items())),
         regions=tuple(Region(mask, start, end) for (start, end), mask in sorted(regions.items())),
     )
+
+
+def make_symboliser(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> Callable[[int], str]:
+    """Return what turns an address into ``symbol+0x..``, also in copies that the kernel made of its code.
+
+    :raise UsageError: a mechanism has copies that this kernel has not
+    """
+    layouts = dict.fromkeys(
+        place.copies
+        for mechanism in mechanisms
+        for _, place in _list_places(mechanism.landmarks)
+        if isinstance(place, Copied)
+    )
+    copies = [copy for layout in layouts for copy in find_copies(kernel, layout)]
+
+    def symbolise(address: int) -> str:
+        found = next((copy for copy in copies if copy.start <= address < copy.end), None)
+        return f"{found.name}+{address - found.start:#x}" if found is not None else kernel.symbolise(address)
+
+    return symbolise
 
 
 def _list_places(marks: Landmarks) -> tuple[tuple[str, Place], ...]:
@@ -93,5 +116,6 @@ def _list_places(marks: Landmarks) -> tuple[tuple[str, Place], ...]:
         ("self-nmi", marks.self_nmi),
         ("ipi-nmi", marks.ipi_nmi),
         ("wait-loop", marks.wait_loop),
+        (UPDATE, marks.update),
     )
     return tuple((kind, place) for kind, place in places if place)

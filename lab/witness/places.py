@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the places that a mechanism names to addresses: by symbol, or by disassembly where no function begins."""
+"""From the places that a mechanism names to addresses.
+
+They are found by symbol, by disassembly where no function begins, and from the layout of the copies where the kernel
+moves code before it is executed.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -9,7 +13,20 @@ import capstone
 import capstone.x86
 
 from lab.errors import UsageError
-from lab.spec.mechanism import Call, Exits, IfThere, Locked, Path, Place, Return, Stretch, Turn
+from lab.spec.mechanism import (
+    Call,
+    Copied,
+    CopiedStretch,
+    Copies,
+    Exits,
+    IfThere,
+    Locked,
+    Path,
+    Place,
+    Return,
+    Stretch,
+    Turn,
+)
 from lab.witness.kernel import Function, Kernel
 
 #: Behind a call to one of these there is other code, or none.
@@ -20,11 +37,13 @@ _THUNK: Final = "__x86_indirect_thunk_"
 _RETURN_THUNK: Final = "__x86_return_thunk"
 #: capstone gives operands as signed numbers, and addresses as unsigned ones.
 _ADDRESS: Final = 2**64 - 1
+#: More than there are CPUs: a count beyond is no count.
+MAX_COPIES: Final = 256
 _ENDS: Final = (capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
 
 
 def find_places(kernel: Kernel, place: Place) -> tuple[int, ...]:
-    """Return the addresses of a place: several only where a function may return in several ways.
+    """Return the addresses of a place: one in each copy, one for each way a function may return in, or else one.
 
     :raise UsageError: it is not in this kernel, or more than once
     """
@@ -37,6 +56,9 @@ def find_places(kernel: Kernel, place: Place) -> tuple[int, ...]:
             return (_find_locked(kernel, place),)
         case Exits():
             return _find_exits(kernel, place)
+        case Copied():
+            offset = _find_label(kernel, place.label, place.copies)
+            return tuple(copy.start + offset for copy in find_copies(kernel, place.copies))
         case _:
             return (kernel.find(place).start,)
 
@@ -51,8 +73,35 @@ def find_stretch(kernel: Kernel, stretch: Stretch) -> tuple[tuple[int, int], ...
     if isinstance(stretch, IfThere):
         there = kernel.find_if(stretch.function)
         return () if there is None else ((there.start, there.end),)
+    if isinstance(stretch, CopiedStretch):
+        begin, end = (_find_label(kernel, label, stretch.copies) for label in (stretch.begin, stretch.end))
+        if begin >= end:
+            raise UsageError(f"'{stretch.end}' does not come behind '{stretch.begin}'")
+        return tuple((copy.start + begin, copy.start + end) for copy in find_copies(kernel, stretch.copies))
     function = kernel.find(stretch)
     return ((function.start, function.end),)
+
+
+def find_copies(kernel: Kernel, copies: Copies) -> tuple[Function, ...]:
+    """Return where the copies are, each under the name of what it is a copy of.
+
+    :raise UsageError: they are not in this kernel, or would lie over each other
+    """
+    size = kernel.find_object(copies.template).size
+    first, step, count = (kernel.find_object(name).start for name in (copies.first, copies.step, copies.count))
+    if not size <= step or not 0 < count <= MAX_COPIES:
+        raise UsageError(f"{count} copies of '{copies.template}' with {size} bytes do not go {step} bytes apart")
+    starts = range(first, first + count * step, step)
+    return tuple(Function(copies.template, start, start + size) for start in starts)
+
+
+def _find_label(kernel: Kernel, label: str, copies: Copies) -> int:
+    """Return how far a label is from the template's begin."""
+    template = kernel.find_object(copies.template)
+    offset = kernel.find_object(label).start - template.start
+    if not 0 <= offset < template.size:
+        raise UsageError(f"'{label}' is not in '{copies.template}'")
+    return offset
 
 
 def _find_call(kernel: Kernel, call: Call) -> tuple[Function, capstone.CsInsn]:

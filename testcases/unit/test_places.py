@@ -3,12 +3,23 @@
 
 import struct
 
+import msgspec
 import pytest
 
 from lab.errors import UsageError
-from lab.spec.mechanism import MECHANISMS, Call, Landmarks, Mechanism, Path, Return
-from lab.witness.kernel import Function, Kernel
-from lab.witness.landmarks import find_landmarks
+from lab.spec.mechanism import (
+    MECHANISMS,
+    Call,
+    Copied,
+    CopiedStretch,
+    Copies,
+    Landmarks,
+    Mechanism,
+    Path,
+    Return,
+)
+from lab.witness.kernel import Function, Kernel, Object
+from lab.witness.landmarks import find_landmarks, make_symboliser
 from lab.witness.places import find_places, find_stretch
 
 BASE = 0xFFFFFFFF81000000
@@ -48,14 +59,14 @@ class _Code:
         return self.put(b"\x75" + bytes([over]))
 
 
-def make_kernel(**codes: bytes) -> Kernel:
+def make_kernel(*objects: Object, **codes: bytes) -> Kernel:
     text = b""
     for name in NAMES:
         text += codes.get(name.split(".")[0], RET).ljust(64, b"\x90")
     functions = tuple(
         Function(name, start_of(name), start_of(name) + len(codes.get(name.split(".")[0], RET))) for name in NAMES
     )
-    return Kernel(functions, {BASE: text})
+    return Kernel(functions, {BASE: text}, objects)
 
 
 def make_outer() -> tuple[bytes, dict[str, int]]:
@@ -183,3 +194,89 @@ def test_a_landmark_that_is_missing_is_named_with_its_mechanism() -> None:
 
     with pytest.raises(UsageError, match="mechanism 'made', landmark call-in: landmark 'weight' is not in this kernel"):
         find_landmarks(kernel, [make_mechanism("weight")])
+
+
+COPIES = Copies(template="handler", first="copy_first", step="copy_step", count="copies")
+TEMPLATE = 0xFFFFFFFF81800040
+#: A handler of 32 bytes in three copies, with its labels; the last label is the first address behind it.
+OBJECTS = (
+    Object("handler", TEMPLATE, 0x20),
+    Object("arrive", TEMPLATE + 4, 0),
+    Object("leave", TEMPLATE + 0x10, 0),
+    Object("write", TEMPLATE + 0x18, 0),
+    Object("handler_end", TEMPLATE + 0x20, 0),
+    Object("copy_first", 0x3A000, 0),
+    Object("copy_step", 0x2000, 0),
+    Object("copies", 3, 0),
+)
+
+
+def replace_object(name: str, **changes: int) -> tuple[Object, ...]:
+    return tuple(msgspec.structs.replace(each, **changes) if each.name == name else each for each in OBJECTS)
+
+
+def test_a_label_is_found_in_every_copy_and_not_in_the_template() -> None:
+    kernel = make_kernel(*OBJECTS)
+
+    assert find_places(kernel, Copied("arrive", COPIES)) == (0x3A004, 0x3C004, 0x3E004)
+    stretch = CopiedStretch("arrive", "leave", COPIES)
+    assert find_stretch(kernel, stretch) == ((0x3A004, 0x3A010), (0x3C004, 0x3C010), (0x3E004, 0x3E010))
+
+
+@pytest.mark.parametrize(
+    ("objects", "sentence"),
+    [
+        (replace_object("arrive", start=TEMPLATE - 1), "'arrive' is not in 'handler'"),
+        (replace_object("arrive", start=TEMPLATE + 0x20), "'arrive' is not in 'handler'"),
+        (replace_object("copy_step", start=0x1F), "3 copies of 'handler' with 32 bytes do not go 31 bytes apart"),
+        (replace_object("handler", size=0), "'arrive' is not in 'handler'"),
+        (replace_object("copies", start=0), "0 copies of 'handler'"),
+        (replace_object("copies", start=257), "257 copies of 'handler'"),
+        (OBJECTS[1:], "this kernel has 0 symbols 'handler' that are no functions: one is needed"),
+        ((*OBJECTS, OBJECTS[1]), "this kernel has 2 symbols 'arrive' that are no functions: one is needed"),
+    ],
+)
+def test_copies_that_cannot_be_are_refused(objects: tuple[Object, ...], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        find_places(make_kernel(*objects), Copied("arrive", COPIES))
+
+
+def test_a_stretch_of_copies_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(UsageError, match="'arrive' does not come behind 'leave'"):
+        find_stretch(make_kernel(*OBJECTS), CopiedStretch("leave", "arrive", COPIES))
+
+
+def make_copying_mechanism() -> Mechanism:
+    marks = msgspec.structs.replace(
+        make_mechanism("wait").landmarks,
+        call_in=Copied("arrive", COPIES),
+        primary_call_in="check",
+        update=Copied("write", COPIES),
+        wait_region=(CopiedStretch("arrive", "leave", COPIES),),
+    )
+    return msgspec.structs.replace(make_mechanism("wait"), landmarks=marks)
+
+
+def test_an_update_in_a_copy_opens_a_window_whatever_the_mechanism_is() -> None:
+    kernel = make_kernel(*OBJECTS, outer=make_outer()[0], tail=WRMSR_79 + RET)
+    lines = find_landmarks(kernel, [make_copying_mechanism()]).to_text().splitlines()
+
+    site = f"point wrmsr79 ffff {start_of('tail') + 5:x}"
+    assert [line for line in lines if "wrmsr79" in line] == [
+        "point wrmsr79 ffff 3a018",
+        "point wrmsr79 ffff 3c018",
+        "point wrmsr79 ffff 3e018",
+        site,
+    ]
+    assert {"point call-in 8 3a004", "point call-in 8 3e004", f"point call-in 8 {start_of('check'):x}"} <= set(lines)
+    assert "region 8 3c004 3c010" in lines
+
+
+def test_an_address_in_a_copy_is_named_after_the_template() -> None:
+    kernel = make_kernel(*OBJECTS)
+    symbolise = make_symboliser(kernel, [make_copying_mechanism()])
+
+    assert symbolise(0x3A000) == "handler+0x0"
+    assert symbolise(0x3E01F) == "handler+0x1f"
+    assert symbolise(0x3A020) == symbolise(0x40000) == ""
+    assert symbolise(start_of("outer")) == "outer+0x0"
