@@ -66,7 +66,7 @@ def test_the_window_of_each_core_lasts_as_long_as_asked(trial: Trial) -> None:
     assert lasted_ns[1] >= 60_000_000
 
 
-@pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast", "park-hlt", "park-mwait", "init-sipi"])
+@pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast", "park-hlt", "park-mwait", "init-sipi", "smi"])
 def test_other_ways_to_keep_siblings_quiet_are_not_accused(trial: Trial, mechanism: str) -> None:
     tries = [trial(mechanism, seed=seed) for seed in range(10)]
     outcomes = [each.record.outcome for each in tries]
@@ -168,3 +168,25 @@ def test_the_same_kernel_is_caught_where_nothing_holds_the_sibling(
     for each in caught:
         assert each.verdict.reason.startswith("quiet broken")
         assert each.finding("no-nmi-entry-in-window") is Finding.BROKEN
+
+
+@pytest.mark.parametrize("aim", [Aim.SIBLING, Aim.PRIMARY])
+def test_system_management_mode_holds_back_nmis_that_are_sent_straight_to_a_thread(trial: Trial, aim: Aim) -> None:
+    tries = [trial("smi", seed=seed, aim=aim) for seed in range(10)]
+    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
+    assert not any(each.record.outcome in (Outcome.FAIL, Outcome.ERROR) for each in tries), reasons
+    assert sum(each.record.outcome is Outcome.PASS for each in tries) >= 8, reasons
+
+
+def test_a_core_is_updated_in_smm_but_for_that_of_the_boot_cpu(trial: Trial) -> None:
+    tried = trial("smi", seed=3)
+    assert tried.evidence.oracle is not None
+    windows = {window.core: window for window in tried.evidence.oracle.windows}
+    assert windows[0].pc >= 2**47
+    for core, primary in ((0, 0), (1, 2)):
+        assert windows[core].primary == primary
+        (sibling,) = windows[core].siblings
+        assert sibling.region_blocks > 0
+        assert {block.symbol.split("+")[0] for block in sibling.blocks} == {"mclab_smi_handler"}
+    # The SMBASE of CPU n is n steps of 0x2000 above that of reset, 0x30000; its handler is 0x8000 higher.
+    assert 0x38000 + 2 * 0x2000 <= windows[1].pc < 0x38000 + 3 * 0x2000

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The wait regions as compiled: a thread that stays in one executes no instruction an update may be patching."""
 
+import capstone
 import pytest
 from capstone import CsInsn
 
 from conftest import find_kernel
-from lab.spec.mechanism import MECHANISMS, STOCK_MECHANISMS, Mechanism, find_mechanism
+from lab.spec.mechanism import MECHANISMS, STOCK_MECHANISMS, Copied, CopiedStretch, Mechanism, find_mechanism
+from lab.spec.topology import MAX_VCPUS
 from lab.witness.kernel import Kernel
-from lab.witness.landmarks import find_landmarks
-from lab.witness.places import find_stretch
+from lab.witness.landmarks import find_landmarks, make_symboliser
+from lab.witness.places import find_copies, find_places, find_stretch
 
 pytestmark = pytest.mark.e2e
 
@@ -38,8 +40,11 @@ LEAVES = {
 
 def list_instructions(kernel: Kernel, mechanism: Mechanism) -> list[tuple[str, CsInsn]]:
     """Return the instructions of a wait region, each with the name of its function, and check that they are all."""
-    found = []
+    found: list[tuple[str, CsInsn]] = []
     for stretch in mechanism.landmarks.wait_region:
+        if isinstance(stretch, CopiedStretch):
+            found += [(stretch.copies.template, each) for each in list_copied(kernel, stretch)]
+            continue
         for start, end in find_stretch(kernel, stretch):
             function = kernel.find_at(start)
             assert function is not None
@@ -49,6 +54,27 @@ def list_instructions(kernel: Kernel, mechanism: Mechanism) -> list[tuple[str, C
             assert end - (inside[-1].address + inside[-1].size) < 16
             found += [(function.name, each) for each in inside]
     return found
+
+
+def disassemble_handler(kernel: Kernel, template: str) -> list[CsInsn]:
+    """Return a handler's instructions at their offsets from its begin: SMM begins in 16-bit code."""
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_16)
+    engine.detail = True
+    code = kernel.read_object(template)
+    instructions = list(engine.disasm(code, 0))
+    assert instructions[-1].address + instructions[-1].size == len(code)
+    return instructions
+
+
+def list_copied(kernel: Kernel, stretch: CopiedStretch) -> list[CsInsn]:
+    """Return the instructions of a stretch, as they are in the template of the copies."""
+    template = kernel.find_object(stretch.copies.template)
+    begin, end = (kernel.find_object(label).start - template.start for label in (stretch.begin, stretch.end))
+    instructions = disassemble_handler(kernel, stretch.copies.template)
+    starts = [each.address for each in instructions]
+    assert begin in starts
+    assert end in starts
+    return [each for each in instructions if begin <= each.address < end]
 
 
 @pytest.mark.parametrize("mechanism", WAITING, ids=lambda mechanism: mechanism.name)
@@ -93,14 +119,15 @@ def test_a_sibling_counts_in_the_block_that_halts_it() -> None:
 @pytest.mark.parametrize(
     ("base", "functions"),
     [
-        ("linux-6.1", {"apply_microcode_early", "apply_microcode_intel"}),
+        ("linux-6.1", {"apply_microcode_early", "apply_microcode_intel", "mclab_smi_handler"}),
         ("linux-6.12", {"__apply_microcode", "load_ucode_intel_ap"}),
     ],
 )
 def test_every_update_site_is_a_landmark(base: str, functions: set[str]) -> None:
     kernel = find_kernel(base)
-    marks = find_landmarks(kernel, [mechanism for mechanism in MECHANISMS if mechanism.base == base])
-    sites = [kernel.symbolise(point.address).split("+")[0] for point in marks.points if point.kind == "wrmsr79"]
+    here = [mechanism for mechanism in MECHANISMS if mechanism.base == base]
+    marks, symbolise = find_landmarks(kernel, here), make_symboliser(kernel, here)
+    sites = [symbolise(point.address).split("+")[0] for point in marks.points if point.kind == "wrmsr79"]
     assert {site.split(".")[0] for site in sites} == functions
 
 
@@ -116,3 +143,31 @@ def test_the_wait_of_mainline_ends_where_its_release_is_reported() -> None:
         assert not any(start <= address < end for address in releases)
     # A block that crosses the last range's end would count as outside: the release is the next instruction.
     assert find_stretch(kernel, between[0])[-1][1] in releases
+
+
+def test_the_wait_in_smm_is_all_that_a_sibling_executes_there_until_it_leaves() -> None:
+    """Blocks do not cross the region's edges, so that none of them counts as outside."""
+    kernel = find_kernel("linux-6.1")
+    (stretch,) = find_mechanism("smi").landmarks.wait_region
+    assert isinstance(stretch, CopiedStretch)
+    region = list_copied(kernel, stretch)
+    handler = disassemble_handler(kernel, stretch.copies.template)
+    before = next(each for each in handler if each.address + each.size == region[0].address)
+    assert before.mnemonic == "jmp"
+    assert region[0].mnemonic == "lock dec"
+    assert region[-1].group(capstone.CS_GRP_JUMP)
+    # The ways out are those of a thread whose time is up, and the primary's.
+    inside = {each.address for each in region}
+    ends = {each.operands[0].imm for each in region if each.group(capstone.CS_GRP_JUMP)} - inside
+    assert [each.op_str for each in handler if each.address in ends] == ["eax, 2", "eax, 3", "edi, 2"]
+
+
+def test_every_update_in_smm_is_a_landmark_in_every_copy() -> None:
+    kernel = find_kernel("linux-6.1")
+    update = find_mechanism("smi").landmarks.update
+    assert isinstance(update, Copied)
+    written = [each for each in disassemble_handler(kernel, update.copies.template) if each.mnemonic == "wrmsr"]
+    copies = find_copies(kernel, update.copies)
+    # CONFIG_NR_CPUS less the one whose handler is the firmware's.
+    assert len(copies) == MAX_VCPUS - 1
+    assert find_places(kernel, update) == tuple(copy.start + each.address for copy in copies for each in written)

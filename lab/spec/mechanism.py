@@ -283,6 +283,14 @@ _IN_NMI = msgspec.structs.replace(
     wait_region=("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary"),
 )
 
+#: arch/x86/kernel/cpu/microcode/smi_handler.S: one copy for each CPU but the first, at its SMBASE + 0x8000.
+_SMI_HANDLERS = Copies(
+    template="mclab_smi_handler",
+    first="mclab_smi_copy_first",
+    step="mclab_smi_copy_step",
+    count="mclab_smi_copies",
+)
+
 MECHANISMS = (
     Mechanism(
         name="stop-machine",
@@ -410,6 +418,24 @@ MECHANISMS = (
         landmarks=Landmarks(load_begin=_STOP_MACHINE.load_begin, load_end=_STOP_MACHINE.load_end),
         stalled=True,
         unpromised=RENDEZVOUS,
+    ),
+    Mechanism(
+        name="smi",
+        summary="all threads of a core in SMM, where the handler updates; CPU 0 outside, its sibling held in SMM",
+        base="linux-6.1",
+        bit=9,
+        expectation=Expectation.CLEAN,
+        landmarks=msgspec.structs.replace(
+            _STOP_MACHINE,
+            call_in=Copied("mclab_smi_call_in", _SMI_HANDLERS),
+            # CPU 0, whose SMBASE the firmware keeps for itself.
+            primary_call_in="mclab_smi_call_in_outside",
+            release=Copied("mclab_smi_leave", _SMI_HANDLERS),
+            primary_release="mclab_record_release",
+            update=Copied("mclab_smi_wrmsr", _SMI_HANDLERS),
+            wait_loop=Copied("mclab_smi_hold", _SMI_HANDLERS),
+            wait_region=(CopiedStretch("mclab_smi_call_in", "mclab_smi_leave", _SMI_HANDLERS),),
+        ),
     ),
     Mechanism(
         name="upstream",

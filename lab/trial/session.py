@@ -395,7 +395,7 @@ def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int
         try:
             session = Session(
                 images=images,
-                symbolise=make_symboliser(kernel, here),
+                symbolise=make_symboliser(kernel, mechanisms_of(boot.base)),
                 boot=boot,
                 machine=machine,
                 link=link,
