@@ -248,14 +248,21 @@ def _find_hidden(facts: Facts, vcpu: int, causes: list[_Cause], entries: tuple[O
 
 
 def _find_floors(facts: Facts, vcpu: int) -> list[int]:
-    """Return for each entry a time before which the vCPU had not yet taken it: that of its own last record before."""
+    """Return for each entry a time before which the vCPU had not yet taken it: that of its own last record before.
+
+    The entry's block may itself close a window, or be the first seen outside the wait region: such a record comes
+    before that of the entry, and after its NMI was taken (``on_block()`` of the oracle).
+    """
     floors = []
     floor_ns = 0
+    entry_pcs = {entry.pc for entry in facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)}
     for event in facts.every_event:
         if event.vcpu != vcpu or event.kind is EventKind.IN_FLIGHT:
             continue
         if event.kind is EventKind.NMI_ENTRY:
             floors.append(floor_ns)
+        elif event.pc in entry_pcs:
+            continue
         floor_ns = max(floor_ns, event.mono_ns)
     return floors
 

@@ -4,7 +4,7 @@
 from typing import Any
 
 import pytest
-from evidence_builder import END_AT_NS, FIRST_SEQ, MS, RELEASE_AT_NS, Load, change
+from evidence_builder import END_AT_NS, FIRST_SEQ, MS, RELEASE_AT_NS, WINDOW_AT_NS, WINDOW_NS, Load, change
 
 from lab.judge import judge
 from lab.judge.facts import find_facts
@@ -73,6 +73,25 @@ def test_a_vcpu_seen_running_after_the_reply_had_not_taken_it_before() -> None:
     load.add(RELEASE_AT_NS + 10_000, EventKind.NMI_ENTRY, 0).add(RELEASE_AT_NS + 20_000, EventKind.NMI_ENTRY, 0)
 
     assert len(explained(load.build()).spurious) == 1
+
+
+@pytest.mark.parametrize("kind", [EventKind.WINDOW_CLOSE, EventKind.OUTSIDE])
+@pytest.mark.parametrize("by_entry", [True, False])
+def test_what_the_entry_itself_has_ended_is_no_sign_of_running_before_it(kind: EventKind, by_entry: bool) -> None:
+    """The first NMI was taken, the vCPU preempted, the second set, and only then was the block recorded that began."""
+    closed_ns = WINDOW_AT_NS + WINDOW_NS
+    load = Load(topology=ONE_CORE, sends=[(0, 3 * MS, 4 * MS), (0, 5 * MS, 6 * MS)])
+    load.drop(EventKind.NMI_ENTRY, 0).drop(EventKind.SELF_NMI, 0).drop(EventKind.WINDOW_CLOSE, 0)
+    load.drop(EventKind.RELEASE, 0).add(closed_ns, kind, 0)
+    load.add(closed_ns + 10_000, EventKind.NMI_ENTRY, 0).add(closed_ns + 60_000, EventKind.NMI_ENTRY, 0)
+    evidence = load.build()
+    if by_entry:
+        assert evidence.oracle is not None
+        entry_pc = next(event.pc for event in evidence.oracle.events if event.kind is EventKind.NMI_ENTRY)
+        index = next(index for index, event in enumerate(evidence.oracle.events) if event.kind is kind)
+        evidence = change(evidence, f"oracle.events.{index}.pc", entry_pc)
+
+    assert len(explained(evidence).spurious) == (0 if by_entry else 1)
 
 
 def test_deaf_vcpus_and_spurious_nmis_are_named() -> None:
