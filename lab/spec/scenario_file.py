@@ -59,16 +59,19 @@ def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise UsageError(f"scenario '{file}' is no TOML: its values are nested too deeply") from None
+    except ValueError as error:
+        # TOMLDecodeError is one; of a number with thousands of digits it is Python's own.
         raise UsageError(f"scenario '{file}' is no TOML: {error}") from None
     for key in table:
         if key not in ALLOWED:
-            raise UsageError(f"scenario '{file}': key '{key}' is unknown: there are {', '.join(ALLOWED)}")
+            raise UsageError(f"scenario '{file}': key {_show(key)} is unknown: there are {', '.join(ALLOWED)}")
     for key in ("summary", "mechanism"):
         if key not in table:
             raise UsageError(f"scenario '{file}': key '{key}' is missing: {ALLOWED[key]}")
     summary = table.pop("summary")
-    if not isinstance(summary, str) or not summary.isprintable():
+    if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
         raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")
     fields = {key: _read_field(file, key, value) for key, value in table.items()}
     scenario = Scenario(**fields)
@@ -102,15 +105,14 @@ def to_words(scenario: Scenario) -> tuple[str, ...]:
 
 
 def _read_field(file: str, key: str, value: object) -> Any:
-    if key == "topology" and isinstance(value, str):
-        try:
-            return Topology.parse(value)
-        except UsageError as error:
-            raise UsageError(f"scenario '{file}': key 'topology': {error}") from None
+    if key == "topology":
+        return _read_topology(file, value)
     wanted = {field.name: field.type for field in msgspec.structs.fields(Scenario)}[key]
     try:
         found = msgspec.convert(value, wanted, strict=True)
-    except msgspec.ValidationError:
+        # Done for its check alone: Python refuses to print a number that is much longer than 64 bits.
+        msgspec.msgpack.encode(found)
+    except (msgspec.ValidationError, OverflowError):
         found = None
     known = {each.name for each in MECHANISMS}
     if found is None or (key == "mechanism" and found not in known):
@@ -118,6 +120,18 @@ def _read_field(file: str, key: str, value: object) -> Any:
     return found
 
 
+def _read_topology(file: str, value: object) -> Topology:
+    if not isinstance(value, str) or not value.isprintable():
+        raise UsageError(f"scenario '{file}': key 'topology' is {_show(value)}: allowed is {ALLOWED['topology']}")
+    try:
+        return Topology.parse(value)
+    except UsageError as error:
+        raise UsageError(f"scenario '{file}': key 'topology': {error}") from None
+
+
 def _show(value: object) -> str:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:
+        return "a number with thousands of digits"
     return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -103,7 +103,22 @@ def _from_words(words: tuple[str, ...]) -> Scenario:
         ('summary = "s"\nmechanism = "nmi-selb"\n', "key 'mechanism' is 'nmi-selb': allowed is one of"),
         ('summary = "a\\nb"\nmechanism = "nmi-self"\n', "key 'summary' is not one line"),
         (HEAD + f'parking = "{"x" * 100}"\n', "xxx...: allowed is"),
+        (HEAD + "topology = {sockets = 1, cores = 99999999, threads = 2}\n", "key 'topology' is {'sockets': 1"),
+        (HEAD + "topology = [1, 2, 2]\n", "key 'topology' is [1, 2, 2]: allowed is"),
+        (HEAD + 'topology = "1x2x2\\n"\n', "key 'topology' is '1x2x2\\n': allowed is"),
+        (HEAD + '"a\\nb" = 1\n', "key 'a\\nb' is unknown"),
+        ('summary = " "\nmechanism = "nmi-self"\n', "key 'summary' is not one line"),
+        (HEAD + "nmis = nan\n", "key 'nmis' is nan: allowed is"),
+        (HEAD + "nmis = 1.0\n", "key 'nmis' is 1.0: allowed is"),
+        (HEAD + "nmis = true\n", "key 'nmis' is True: allowed is"),
+        (HEAD + "nmis.a.b = 1\n", "key 'nmis' is {'a': {'b': 1}}: allowed is"),
+        (HEAD + "stretch_per_core_us = [inf, 1]\n", "key 'stretch_per_core_us' is [inf, 1]: allowed is"),
+        (HEAD + f"nmis = {'9' * 5_000}\n", "scenario 'f' is no TOML"),
+        (HEAD + f"nmis = 0x{'f' * 5_000}\n", "key 'nmis' is a number with thousands of digits: allowed is"),
+        (HEAD + f"stretch_us = [0, 0x{'f' * 5_000}]\n", "key 'stretch_us' is a number with thousands of digits"),
+        (HEAD + f"nmis = {'[' * 9_000}{']' * 9_000}\n", "its values are nested too deeply"),
     ],
+    ids=lambda value: value[:60],
 )
 def test_a_wrong_file_is_refused_in_one_sentence_that_names_it(text: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
