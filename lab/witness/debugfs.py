@@ -3,16 +3,20 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 
 from lab.errors import EvidenceError
 from lab.spec.evidence import CpuLedger, CpuState, RendezvousState
 from lab.spec.topology import MAX_VCPUS
 
 _PAIR = re.compile(r"([a-z_]{1,32})=(\S{1,64})", re.ASCII)
-_NUMBER = re.compile(r"-?[0-9]{1,20}|0x[0-9a-f]{1,16}", re.ASCII)
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})|0x[0-9a-f]{1,16}", re.ASCII)
+_REVISION = re.compile(r"-1|0x[0-9a-f]{1,8}", re.ASCII)
 _CPU = re.compile(r"CPU[0-9]{1,5}", re.ASCII)
 _COUNT = re.compile(r"[0-9]{1,20}", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+#: What the kernel's widest numbers hold, and what evidence can: more in a guest's text is no number of a kernel's.
+_LEAST, _MOST = -(2**63), 2**64 - 1
 
 
 def _read_pairs(line: str, what: str) -> Mapping[str, str]:
@@ -25,7 +29,7 @@ def _read_pairs(line: str, what: str) -> Mapping[str, str]:
 
 def _number(pairs: Mapping[str, str], key: str, what: str) -> int:
     value = pairs.get(key, "")
-    if _NUMBER.fullmatch(value) is None:
+    if _NUMBER.fullmatch(value) is None or not _LEAST <= int(value, 0) <= _MOST:
         raise EvidenceError(f"{what} has no number '{key}'")
     return int(value, 0)
 
@@ -117,27 +121,31 @@ def parse_nmi_row(text: str, cpus: int) -> tuple[int, ...]:
                    CPU0       CPU2
         NMI:          5          4   Non-maskable interrupts
 
-    :raise EvidenceError: there are no such lines, or the row has too few counts
+    :raise EvidenceError: there are no such lines, or the row has not one count for each CPU of the head
     """
     lines = [line.split() for line in text.splitlines()]
     head = next((words for words in lines if words and all(_CPU.fullmatch(word) for word in words)), [])
     row = next((words[1:] for words in lines if words[:1] == ["NMI:"]), [])
-    counts = row[: len(head)]
-    if not head or len(counts) < len(head) or not all(_COUNT.fullmatch(word) for word in counts):
+    counts = list(takewhile(_COUNT.fullmatch, row))
+    if not head or len(counts) != len(head) or any(int(count) > _MOST for count in counts):
         raise EvidenceError("/proc/interrupts has no row NMI with a count for each CPU of its head")
     shown = {int(name.removeprefix("CPU")): int(count) for name, count in zip(head, counts, strict=True)}
+    if len(shown) != len(head):
+        raise EvidenceError("/proc/interrupts names a CPU twice")
     return tuple(shown.get(cpu, -1) for cpu in range(cpus))
 
 
 def parse_revisions(text: str, cpus: int) -> tuple[int, ...]:
     """Parse ``cpu*/microcode/version``, one ``0x2`` per line in order of CPUs, -1 for one that sysfs does not show.
 
+    A revision has 32 bits (MSR 0x8B).
+
     :raise EvidenceError: it is of another form
     """
     lines = text.split()
-    if len(lines) < cpus or any(_NUMBER.fullmatch(line) is None for line in lines[:cpus]):
+    if len(lines) != cpus or not all(map(_REVISION.fullmatch, lines)):
         raise EvidenceError(f"microcode revisions are not {cpus} numbers")
-    return tuple(int(line, 0) for line in lines[:cpus])
+    return tuple(int(line, 0) for line in lines)
 
 
 def parse_cpu_list(text: str, cpus: int) -> tuple[int, ...]:
