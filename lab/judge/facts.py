@@ -157,11 +157,12 @@ class Facts:
         return tuple(entry for entry, after in pairs if entry.kind is EventKind.NMI_ENTRY and after.kind in own)
 
     def counted_nmis(self, cpu: int) -> int | None:
-        """Return how many NMIs ``/proc/interrupts`` counted on one CPU in this trial; None unless it named all CPUs."""
+        """Return how many NMIs ``/proc/interrupts`` counted on one CPU in this trial; None where it did not tell."""
         guest = self.evidence.guest
         if guest is None or not len(guest.nmis_before) == len(guest.nmis_after) == len(self.vcpus):
             return None
-        return guest.nmis_after[cpu] - guest.nmis_before[cpu]
+        before, after = guest.nmis_before[cpu], guest.nmis_after[cpu]
+        return after - before if before >= 0 and after >= 0 else None
 
     def ledger_delta(self, cpu: int) -> CpuLedger | None:
         """Return what the ledger counted for one CPU in this trial; None unless it was read once on each side."""

@@ -75,6 +75,9 @@ def judge_revisions(facts: Facts) -> Invariant:
     proofs = []
     for cpu in facts.online:
         after = guest.revisions_after[cpu]
+        if after < 0:
+            doubts.append(f"sysfs shows no revision of CPU {cpu} after the load")
+            continue
         if not facts.has(Witness.STATE):
             pass
         elif cpu not in inside:
