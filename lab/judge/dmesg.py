@@ -263,7 +263,10 @@ def _why_not_covered(facts: Facts, lines: Iterable[str]) -> str:
     messages = [message_of(line) for line in lines]
     # A kernel that looks at least revisions has nothing to warn of, and says nothing before the load.
     silent = facts.evidence.scenario.min_revision
-    if not silent and not any(words.begin.search(message) for message in messages):
+    warned = any(words.begin.search(message) for message in messages)
+    if silent and warned:
+        return "the kernel warned that it looks at no least revision, though it was to"
+    if not silent and not warned:
         return "the kernel's log does not show the load's beginning"
     if not any(words.done.search(message) or words.failed.search(message) for message in messages):
         return "the kernel's log does not show the load's end"
