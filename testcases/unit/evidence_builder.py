@@ -27,6 +27,8 @@ from lab.spec.evidence import (
     OracleEvent,
     OracleEvidence,
     RendezvousState,
+    Resting,
+    Returned,
     Sent,
     SiblingView,
     Timings,
@@ -35,7 +37,7 @@ from lab.spec.evidence import (
 )
 from lab.spec.mechanism import find_mechanism
 from lab.spec.plan import Injection, Plan
-from lab.spec.scenario import Aim, Scenario
+from lab.spec.scenario import Aim, Parking, Scenario, Siblings
 from lab.spec.topology import Topology
 
 MS = 1_000_000
@@ -52,6 +54,8 @@ RELEASE_AT_NS = 14 * MS
 END_AT_NS = 16 * MS
 SENTINEL_AT_NS = 17 * MS
 REPEAT_AT_NS = 25 * MS
+#: Nobody waits for offline threads to leave: theirs may lie behind the load's end.
+OFFLINE_RELEASE_AT_NS = END_AT_NS + 100_000
 
 WAIT_SYMBOL = "mclab_nmi_wait_for_primary+0x10"
 SYMBOLS = {
@@ -134,6 +138,8 @@ class Load:
     sentinels: list[tuple[int, int, int]] = field(default_factory=list)
     #: How many NMIs the scenario asks for, 0 for as many as are sent.
     asked: int = 0
+    siblings: Siblings = Siblings.ONLINE
+    parking: Parking = Parking.HLT
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -143,6 +149,22 @@ class Load:
     def base(self) -> Base:
         """The kernel of the load's mechanism."""
         return find_base(find_mechanism(self.mechanism).base)
+
+    @property
+    def scenario(self) -> Scenario:
+        """What the load was asked to be."""
+        return Scenario(
+            mechanism=self.mechanism,
+            topology=self.topology,
+            nmis=self.asked or len(self.sends),
+            siblings=self.siblings,
+            parking=self.parking,
+        )
+
+    @property
+    def offline(self) -> tuple[int, ...]:
+        """The vCPUs that are offline at the load."""
+        return self.scenario.offline_threads
 
     def add(self, at_ns: int, kind: EventKind, vcpu: int, **fields: Any) -> "Load":
         """Add a record."""
@@ -190,7 +212,7 @@ class Load:
         return Evidence(
             schema_version=SCHEMA_VERSION,
             lab_version="0",
-            scenario=Scenario(mechanism=self.mechanism, topology=self.topology, nmis=self.asked or len(self.sends)),
+            scenario=self.scenario,
             plan=Plan(
                 seed=1,
                 stretch_us=(10_000,) * self.topology.total_cores,
@@ -221,6 +243,7 @@ class Load:
                 records_lost=0,
                 windows_lost=self.topology.total_cores if self._count(EventKind.LOAD_BEGIN, 0) > 1 else 0,
                 gaps_ns=(MS,) * self.topology.vcpus,
+                resting=tuple(self._rest(vcpu) for vcpu in range(self.topology.vcpus)) if self.offline else (),
             ),
             injections=InjectionLog(
                 begin_ns=ORIGIN_NS,
@@ -251,6 +274,9 @@ class Load:
     def _tell_clean_load(self) -> None:
         self.add(0, EventKind.LOAD_BEGIN, 0)
         for vcpu in range(self.topology.vcpus):
+            if vcpu in self.offline:
+                self._tell_offline(vcpu)
+                continue
             at_ns = 100_000 + 1_000 * vcpu
             self.add(at_ns, EventKind.SELF_NMI, vcpu)
             self.add(at_ns + 200, EventKind.NMI_ENTRY, vcpu)
@@ -264,9 +290,31 @@ class Load:
             primary, sibling = self.topology.threads_of(core)
             open_ns = self.open_ns(core)
             self.add(open_ns, EventKind.WINDOW_OPEN, primary)
-            self.add(open_ns, EventKind.IN_FLIGHT, sibling, symbol=WAIT_SYMBOL)
+            self.add(open_ns, EventKind.IN_FLIGHT, sibling, symbol="" if self._left_alone(sibling) else WAIT_SYMBOL)
             self.add(open_ns + WINDOW_NS, EventKind.WINDOW_CLOSE, primary)
         self.add(END_AT_NS, EventKind.LOAD_END, 0)
+
+    def _left_alone(self, vcpu: int) -> bool:
+        return vcpu in self.offline and not find_mechanism(self.mechanism).landmarks.offline_call_in
+
+    def _tell_offline(self, vcpu: int) -> None:
+        """Let CPU 0 kick an offline thread before it calls in itself; a mechanism may leave it halted instead."""
+        if self._left_alone(vcpu):
+            return
+        self.add(100_210 + vcpu, EventKind.IPI_NMI, 0)
+        self.add(100_250 + vcpu, EventKind.NMI_ENTRY, vcpu)
+        self.add(100_300 + vcpu, EventKind.CALL_IN, vcpu)
+        self.add(100_330 + vcpu, EventKind.WAIT_LOOP, vcpu)
+        self.add(OFFLINE_RELEASE_AT_NS + vcpu, EventKind.RELEASE, vcpu)
+        if any(whom == vcpu for whom, _, _ in self.sends):
+            self.add(OFFLINE_RELEASE_AT_NS + 100_000 + vcpu, EventKind.NMI_ENTRY, vcpu)
+
+    def _rest(self, vcpu: int) -> Resting:
+        if vcpu not in self.offline:
+            return Resting(vcpu=vcpu, halted=True, pc=0xFFFFFFFF81002000, symbol="default_idle+0xf")
+        halts = self.parking is Parking.HLT
+        symbol = "hlt_play_dead+0x12" if halts else "mwait_play_dead+0x9a"
+        return Resting(vcpu=vcpu, halted=halts, pc=0xFFFFFFFF81003000, symbol=symbol)
 
     def open_ns(self, core: int) -> int:
         """Return when a core's window opens."""
@@ -292,7 +340,11 @@ class Load:
             close_tsc=closed.tsc if closed else 0,
             asked_ns=WINDOW_NS,
             extended_ns=0,
-            siblings=(_live_sibling(sibling, opened, closed.mono_ns if closed else 0),),
+            siblings=(
+                _halted_sibling(sibling)
+                if self._left_alone(sibling)
+                else _live_sibling(sibling, opened, closed.mono_ns if closed else 0),
+            ),
         )
 
     def _count(self, kind: EventKind, vcpu: int) -> int:
@@ -300,7 +352,8 @@ class Load:
 
     def _guest(self) -> GuestEvidence:
         vcpus = range(self.topology.vcpus)
-        entries = [self._count(EventKind.NMI_ENTRY, vcpu) for vcpu in vcpus]
+        # Of an offline CPU's no counter tells: exc_nmi() returns before any.
+        entries = [0 if vcpu in self.offline else self._count(EventKind.NMI_ENTRY, vcpu) for vcpu in vcpus]
         self_sent = [self._count(EventKind.SELF_NMI, vcpu) for vcpu in vcpus]
         if not self.base.witnesses:
             return self._plain_guest(entries)
@@ -308,7 +361,7 @@ class Load:
             target_revision=2,
             load_errno=0,
             repeat_errno=0,
-            online=tuple(vcpus),
+            online=self._online(),
             state=RendezvousState(
                 load=FIRST_LOAD,
                 mechanism=self.mechanism,
@@ -326,10 +379,11 @@ class Load:
                 )
                 for cpu in vcpus
             ),
-            revisions_before=(1,) * len(vcpus),
-            revisions_after=(2,) * len(vcpus),
-            nmis_before=(10,) * len(vcpus),
-            nmis_after=tuple(10 + count for count in entries),
+            revisions_before=self._shown([1] * len(vcpus)),
+            revisions_after=self._shown([2] * len(vcpus)),
+            nmis_before=self._shown([10] * len(vcpus)),
+            nmis_after=self._shown([10 + count for count in entries]),
+            returned=self._returned(),
             dmesg=(
                 "[   12.100000] microcode: Attempting late microcode loading - it is dangerous and taints the kernel.",
                 "[   12.100001] microcode: You should switch to early loading, if possible.",
@@ -340,6 +394,7 @@ class Load:
     def _plain_guest(self, entries: list[int]) -> GuestEvidence:
         """Tell what a kernel without witnesses of ours does: of each NMI that is not its own it complains."""
         count, cores = len(entries), self.topology.total_cores
+        siblings = len(self._online()) - cores
         own = 1 if find_mechanism(self.mechanism).landmarks.takes_nmis else 0
         strange = [cpu for cpu, entered in enumerate(entries) for _ in range(max(0, entered - own))]
         begin, *end = _PLAIN_WORDS[self.base.loader, self.base.engine]
@@ -347,24 +402,42 @@ class Load:
             target_revision=2,
             load_errno=0 if self.base.engine else 5,
             repeat_errno=self.base.repeat_errno if self.base.engine else -1,
-            online=tuple(range(count)),
+            online=self._online(),
             state=None,
             ledger_before=(),
             ledger_after=(),
-            revisions_before=(1,) * count,
-            revisions_after=(2 if self.base.engine else 1,) * count,
-            nmis_before=(10,) * count,
-            nmis_after=tuple(10 + entered for entered in entries),
+            revisions_before=self._shown([1] * count),
+            revisions_after=self._shown([2 if self.base.engine else 1] * count),
+            nmis_before=self._shown([10] * count),
+            nmis_after=self._shown([10 + entered for entered in entries]),
+            returned=self._returned(),
             dmesg=(
                 f"[   12.100000] microcode: {begin}",
                 "[   12.100001] microcode: You should switch to early loading, if possible.",
                 *(f"[   12.12{cpu:04}] Uhhuh. NMI received for unknown reason 2c on CPU {cpu}." for cpu in strange),
                 *(f"[   12.12{cpu:04}] Dazed and confused, but trying to continue" for cpu in strange),
-                *(f"[   12.130000] microcode: {line.format(cores, count - cores)}" for line in end),
+                *(f"[   12.130000] microcode: {line.format(cores, siblings)}" for line in end),
             ),
         )
 
+    def _online(self) -> tuple[int, ...]:
+        return tuple(vcpu for vcpu in range(self.topology.vcpus) if vcpu not in self.offline)
+
+    def _shown(self, values: list[int]) -> tuple[int, ...]:
+        """Return what sysfs and /proc/interrupts show: nothing of offline CPUs."""
+        return tuple(-1 if cpu in self.offline else value for cpu, value in enumerate(values))
+
+    def _returned(self) -> Returned | None:
+        if self.siblings is not Siblings.RETURNING:
+            return None
+        count = self.topology.vcpus
+        return Returned(failed=False, online=tuple(range(count)), revisions=(2,) * count)
+
     def _state(self, vcpu: int) -> CpuState:
+        if vcpu in self.offline:
+            # Cleared by the load's begin (mclab_load_begin()), and not written since.
+            stamps = ("arrival_tsc", "wait_begin_tsc", "wait_end_tsc", "update_begin_tsc", "update_end_tsc")
+            return CpuState(cpu=vcpu, role="none", result=0, revision=1, **dict.fromkeys(stamps, 0))
         core = self.topology.core_of(vcpu)
         is_primary = vcpu == self.topology.primary_of(core)
         open_ns = self.open_ns(core)
@@ -393,6 +466,22 @@ def _event(seq: int, step: Step) -> OracleEvent:
         pc=0xFFFFFFFF81000000 + 16 * list(EventKind).index(step.kind),
         symbol=step.symbol or SYMBOLS.get(step.kind, ""),
         hazard=step.hazard,
+    )
+
+
+def _halted_sibling(vcpu: int) -> SiblingView:
+    return SiblingView(
+        vcpu=vcpu,
+        in_flight_pc=0,
+        in_flight_symbol="",
+        in_flight_region=False,
+        region_blocks=0,
+        outside_blocks=0,
+        first_ns=0,
+        last_ns=0,
+        halted_at_close=True,
+        blocks_lost=0,
+        blocks=(),
     )
 
 
