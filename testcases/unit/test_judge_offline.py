@@ -18,7 +18,10 @@ from evidence_builder import (
 )
 
 from lab.judge import judge
+from lab.judge.facts import find_facts
+from lab.judge.witnesses import find_missing_landmarks
 from lab.spec.evidence import BlockCount, EventKind, Evidence, Hazard
+from lab.spec.mechanism import find_mechanism
 from lab.spec.scenario import Parking, Siblings
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
@@ -74,11 +77,14 @@ def test_broadcasts_do_not_reach_an_offline_sibling_and_are_not_counted_as_if_th
     assert [span.who for span in verdict.durations.host_nmi_delay_us] == [0]
 
 
-def test_an_entry_of_an_offline_sibling_that_a_broadcast_alone_could_explain_has_no_cause() -> None:
-    verdict = judge(tell().add(END_AT_NS + 500_000, EventKind.NMI_ENTRY, 1).build())
+@pytest.mark.parametrize("at_ns", [INSIDE_NS, END_AT_NS + 200_000])
+def test_an_entry_of_an_offline_sibling_that_a_broadcast_alone_could_explain_has_no_cause(at_ns: int) -> None:
+    load = tell(sends=[(-1, at_ns, at_ns + 100_000)]).add(END_AT_NS + 500_000, EventKind.NMI_ENTRY, 1)
+    verdict = judge(load.build())
 
     assert verdict.outcome is Outcome.FAIL
-    assert verdict.reason == "nmis-delivered broken: vCPU 1 entered an NMI that nobody sent"
+    texts = [proof.text for proof in find(verdict, "nmis-delivered").proofs]
+    assert "vCPU 1 entered an NMI that nobody sent" in texts
 
 
 def test_an_nmi_aimed_into_the_window_is_held_back_and_counts_as_pending_on_a_sibling() -> None:
@@ -193,6 +199,7 @@ def test_it_may_be_let_go_before_or_behind_the_loads_end(at_ns: int) -> None:
 def test_one_that_is_never_let_go_is_no_pass() -> None:
     evidence = tell().drop(EventKind.RELEASE, 1).build()
     assert judge(evidence).outcome is Outcome.INVALID
+    assert judge(evidence).reason == "landmarks not hit: the release of vCPU 1"
     assert finding(evidence, "released-after-update") is Finding.UNSEEN
     still_held = change(evidence, "oracle.resting.1", lambda old: msgspec.structs.replace(old, symbol="wait_for_ctrl"))
     assert judge(still_held).outcome is Outcome.FAIL
@@ -207,7 +214,7 @@ def test_a_call_in_that_nobody_kicked_is_not_believed() -> None:
 
 
 def test_the_kick_is_owed_once_to_each_and_explains_one_entry() -> None:
-    twice = tell().add(CALL_IN_NS + MS, EventKind.NMI_ENTRY, 1).build()
+    twice = tell(topology=TWO_CORES).add(CALL_IN_NS + MS, EventKind.NMI_ENTRY, 1).build()
     assert finding(twice, "nmis-delivered") is Finding.BROKEN
     late = tell().move(EventKind.IPI_NMI, 0, CALL_IN_NS).build()
     assert finding(late, "nmis-delivered") is Finding.BROKEN
@@ -341,7 +348,7 @@ def test_offline_siblings_that_did_not_respond_break_the_load() -> None:
 
 def test_an_unknown_nmi_told_of_an_offline_cpu_has_no_entry_to_explain_it() -> None:
     said = "[   12.13] Uhhuh. NMI received for unknown reason 2c on CPU 1."
-    evidence = change(tell().build(), "guest.dmesg", lambda old: (*old, said))
+    evidence = change(tell().watch().build(), "guest.dmesg", lambda old: (*old, said))
     assert finding(evidence, "dmesg-clean") is Finding.BROKEN
 
 
@@ -396,6 +403,11 @@ def test_an_online_sibling_in_the_parking_place_is_not_excused() -> None:
 
 def leave_alone(**fields: Any) -> Load:
     return Load(**{"mechanism": "nmi-self", "topology": ONE_CORE, "siblings": Siblings.OFFLINE, **fields})
+
+
+def test_what_an_offline_sibling_does_not_do_is_no_landmark_missed() -> None:
+    evidence = leave_alone().watch().build()
+    assert not find_missing_landmarks(find_facts(evidence, ONE_CORE, find_mechanism("nmi-self")))
 
 
 @pytest.mark.parametrize("siblings", [Siblings.OFFLINE, Siblings.RETURNING])
