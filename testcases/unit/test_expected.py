@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is expected of a mechanism in a scenario, and that the judge's own words are used for what catches it."""
+
+from typing import Any
+
+import pytest
+
+from lab.host.paths import SCENARIOS
+from lab.judge.verdict import INVARIANTS
+from lab.spec.expected import ALL_WAITING, NO_NMI_ENTRY, QUIET, RELEASED, expect
+from lab.spec.mechanism import MECHANISMS, Expectation
+from lab.spec.scenario import Aim, Scenario, Siblings
+from lab.spec.scenario_file import parse_scenario
+from lab.spec.topology import Topology
+
+CAUGHT, CLEAN = Expectation.CAUGHT, Expectation.CLEAN
+ONE_CORE = Topology(1, 1, 2)
+LET_GO = (RELEASED, QUIET, ALL_WAITING)
+
+NAMES = [each.name for each in MECHANISMS]
+CONTROLS = [each.name for each in MECHANISMS if each.expectation is CAUGHT]
+#: Those that leave offline threads alone, and have no hardware that does not.
+ALONE = [each.name for each in MECHANISMS if not each.landmarks.offline_call_in and not each.stalled]
+
+
+def kind(name: str, **axes: Any) -> Expectation:
+    return expect(Scenario(mechanism=name, **axes)).kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_default_scenario_it_is_the_mechanisms_own(name: str) -> None:
+    mechanism = next(each for each in MECHANISMS if each.name == name)
+    expected = expect(Scenario(mechanism=name))
+
+    assert (expected.kind, expected.why) == (mechanism.expectation, "")
+    assert expected.caught_by == (QUIET,)
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("siblings", [Siblings.OFFLINE, Siblings.RETURNING])
+@pytest.mark.parametrize("axes", [{}, {"nmis": 0}, {"aim": Aim.PRIMARY}, {"aim": Aim.SIBLING}, {"topology": ONE_CORE}])
+def test_who_leaves_offline_siblings_alone_is_caught_whatever_is_sent(
+    name: str, siblings: Siblings, axes: dict[str, Any]
+) -> None:
+    expected = expect(Scenario(mechanism=name, siblings=siblings, **axes))
+
+    assert (expected.kind, expected.caught_by) == (CAUGHT, (ALL_WAITING,))
+    assert expected.why
+
+
+@pytest.mark.parametrize(
+    ("axes", "caught_by"),
+    [
+        ({"topology": ONE_CORE}, ()),
+        ({}, LET_GO),
+        ({"nmis": 0}, LET_GO),
+        ({"far_apart": True}, LET_GO),
+        ({"stretch_per_core_us": (1_000, 50_000)}, LET_GO),
+        ({"stretch_per_core_us": (50_000, 50_000)}, LET_GO),
+        ({"stretch_per_core_us": (0, 0)}, LET_GO),
+        # CPU 0's own core is the last to be done.
+        ({"stretch_per_core_us": (50_000, 1_000)}, ()),
+        ({"stretch_per_core_us": (50_000, 1_000, 60_000, 1_000), "topology": Topology(2, 2, 2)}, LET_GO),
+    ],
+)
+@pytest.mark.parametrize("siblings", [Siblings.OFFLINE, Siblings.RETURNING])
+def test_mainline_lets_offline_siblings_go_with_its_first_core(
+    axes: dict[str, Any], caught_by: tuple[str, ...], siblings: Siblings
+) -> None:
+    expected = expect(Scenario(mechanism="upstream", siblings=siblings, **axes))
+
+    assert expected.kind is (CAUGHT if caught_by else CLEAN)
+    assert not caught_by or expected.caught_by == caught_by
+    assert kind("upstream", **axes) is CLEAN
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_needs_nmis_that_reach_its_siblings(name: str) -> None:
+    """Eight loads of each control with NMIs aimed at primaries passed: the NMI is taken by who updates."""
+    assert kind(name, aim=Aim.SIBLING) is CAUGHT
+    assert kind(name, fsgsbase=False) is CAUGHT
+    for axes in ({"nmis": 0}, {"aim": Aim.PRIMARY}, {"nmis": 0, "aim": Aim.SIBLING}):
+        expected = expect(Scenario(mechanism=name, **axes))
+        assert expected.kind is CLEAN
+        assert expected.why
+
+
+def test_an_nmi_sent_straight_to_a_parked_sibling_gets_past_its_masked_vectors() -> None:
+    expected = expect(Scenario(mechanism="park-hlt", aim=Aim.SIBLING))
+
+    assert (expected.kind, expected.caught_by) == (CAUGHT, (NO_NMI_ENTRY, QUIET))
+    assert kind("park-hlt", aim=Aim.SIBLING, nmis=0) is CLEAN
+    assert kind("park-hlt", aim=Aim.PRIMARY) is CLEAN
+    assert kind("nmi-self", aim=Aim.SIBLING) is CLEAN
+
+
+def test_what_catches_is_an_invariant_of_the_judges() -> None:
+    files = [parse_scenario(path.read_text(), path.name, path.stem).scenario for path in SCENARIOS.glob("*.toml")]
+    made = [
+        Scenario(mechanism=name, siblings=siblings, aim=aim) for name in NAMES for siblings in Siblings for aim in Aim
+    ]
+
+    assert files
+    for scenario in (*files, *made):
+        assert set(expect(scenario).caught_by) <= set(INVARIANTS)
+        assert expect(scenario).caught_by
