@@ -28,6 +28,9 @@ FORCE_MINREV: Final = "/sys/module/microcode/parameters/force_minrev"
 #: a mechanism may spin in one for as long as a window lasts; what really hangs still takes longer than this.
 NMI_LONGEST_NS: Final = 2_000_000_000
 
+#: Of 32 bits (MSR 0x8B).
+MAX_REVISION: Final = 0xFFFF_FFFF
+
 #: No trial needs more of dmesg; a guest may have more.
 MAX_DMESG_LINES: Final = 2_000
 
@@ -169,6 +172,17 @@ def take_readings(shell: GuestShell, topology: Topology, base: Base, deadline: D
         nmis=parse_nmi_row(_text(raw["interrupts.txt"]), topology.vcpus),
         raw=raw,
     )
+
+
+def find_next_revision(revisions: tuple[int, ...]) -> int:
+    """Return the revision of an update that all CPUs take for newer, -1 standing for one that the guest does not show.
+
+    :raise GuestError: there is none
+    """
+    newest = max(revisions)
+    if not 0 <= newest < MAX_REVISION:
+        raise GuestError(f"no update is newer than what the guest shows: {newest:#x}")
+    return newest + 1
 
 
 def read_state(shell: GuestShell, topology: Topology, deadline: Deadline) -> tuple[RendezvousState, bytes]:

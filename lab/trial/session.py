@@ -42,6 +42,7 @@ from lab.spec.verdict import Outcome
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread, Overhead
 from lab.trial.keys import make_guest_keys
+from lab.trial.siblings import SiblingSwitch
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks, make_symboliser
 from lab.witness.oracle.link import OracleLink
@@ -93,7 +94,7 @@ class Session:
         self.topology = boot.topology
         self.machine = machine
         self._base = find_base(boot.base)
-        self._online = True
+        self._siblings = SiblingSwitch(machine.shell, boot.topology)
         self._images = images.describe(machine.qemu_version)
         self._symbolise = symbolise
         self._link = link
@@ -178,9 +179,10 @@ class _Trial:
     def run(self) -> None:
         """Do the load and ask the guest about it."""
         session, topology = self.session, self.session.topology
-        self._set_siblings()
+        session._siblings.put(not self.scenario.offline_threads, self.deadline)
         before = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
-        target = max(before.revisions) + 1
+        session._siblings.compare(before.online)
+        target = guest_side.find_next_revision(before.revisions)
         self._put_update(target, max(before.revisions))
         mechanism = find_mechanism(self.scenario.mechanism)
         dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session._base, self.deadline)
@@ -223,12 +225,6 @@ class _Trial:
             returned=returned,
         )
 
-    def _set_siblings(self) -> None:
-        online = not self.scenario.offline_threads
-        if online is not self.session._online:
-            guest_side.set_siblings(self.shell, self.session.topology, online, self.deadline)
-            self.session._online = online
-
     def _put_update(self, target: int, least: int) -> None:
         """Give the guest an update from one revision to the next."""
         session, scenario = self.session, self.scenario
@@ -256,9 +252,7 @@ class _Trial:
     def _return_siblings(self) -> Returned | None:
         if self.scenario.siblings is not Siblings.RETURNING:
             return None
-        returned = guest_side.return_siblings(self.shell, self.session.topology, self.deadline)
-        self.session._online = len(returned.online) == self.session.topology.vcpus
-        return returned
+        return self.session._siblings.bring_back(self.deadline)
 
     def _read_running(self) -> None:
         """Note what the host gave each vCPU; a trial that ended badly needs it most, as long as QEMU is there."""
