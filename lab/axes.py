@@ -81,6 +81,14 @@ def make_scenario(given: Axes, mechanism: str | None, file: Path | None) -> Scen
     for name in ("nmis", "aim", "far_apart", "siblings", "fsgsbase", "parking", "min_revision"):
         if getattr(given, name) is not None:
             changes[name] = getattr(given, name)
+    stretched = given.stretch_us is not None or given.stretch_range_us is not None
+    if given.far_apart and stretched:
+        raise UsageError("far-apart draws each core's stretch: it cannot be given with a stretch of its own")
+    # What is given wins over the file's other ways to say how long windows last.
+    if stretched:
+        changes["far_apart"] = False
+    elif given.far_apart:
+        changes["stretch_per_core_us"] = ()
     if given.topology is not None:
         changes["topology"] = Topology.parse(given.topology)
     if given.stretch_range_us is not None:

@@ -13,7 +13,7 @@ from test_judge_outcomes import BREAKING
 
 from lab.judge import judge
 from lab.spec.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, SiblingView, WindowSeen
-from lab.spec.scenario import Scenario
+from lab.spec.scenario import Parking, Scenario, Siblings
 from lab.spec.topology import Topology
 from lab.spec.verdict import Outcome, Verdict
 
@@ -77,6 +77,11 @@ def check_sound(verdict: Verdict) -> None:
 
 CLEAN = Load().build()
 WATCHED = Load().watch().build()
+OFFLINE = tuple(
+    Load(mechanism=mechanism, siblings=Siblings.RETURNING, parking=parking).watch().build()
+    for mechanism in ("upstream", "nmi-self")
+    for parking in Parking
+)
 FAILS = {name: build() for name, build, _ in BREAKING}
 
 #: Damage that leaves no trace: a line of a log without numbers, and records before the load's first or after its last.
@@ -124,7 +129,7 @@ def test_no_absurd_oracle_raises(
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
-    evidence = data.draw(st.sampled_from([CLEAN, WATCHED, *FAILS.values()]))
+    evidence = data.draw(st.sampled_from([CLEAN, WATCHED, *OFFLINE, *FAILS.values()]))
     for _ in range(data.draw(st.integers(1, 4))):
         path, value = data.draw(st.sampled_from(list(places(evidence))))
         # bool before int: it is one.

@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -148,6 +149,32 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         stretch_per_core_us=(7,) * 4,
     )
     assert scenario == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "wanted"),
+    [
+        ("far_apart = true", {"stretch_us": "7"}, {"stretch_per_core_us": (7, 7)}),
+        ("far_apart = true", {"stretch_range_us": "7,8"}, {"stretch_us": (7, 8)}),
+        ("far_apart = true", {"nmis": 0}, {"far_apart": True, "nmis": 0}),
+        ("stretch_per_core_us = [1, 2]", {"far_apart": True}, {"far_apart": True}),
+        ("stretch_per_core_us = [1, 2]", {"stretch_range_us": "7,8"}, {"stretch_us": (7, 8)}),
+    ],
+)
+def test_how_long_windows_last_is_said_by_the_option(
+    tmp_path: Path, line: str, given: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(f"{HEAD}{line}\n")
+    scenario = make_scenario(Axes(**given), None, path)
+    scenario.check()
+    assert scenario == Scenario(mechanism="nmi-self", **wanted)
+
+
+@pytest.mark.parametrize("stretch", [{"stretch_us": "7"}, {"stretch_range_us": "7,8"}])
+def test_far_apart_and_another_stretch_cannot_both_be_meant(stretch: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="far-apart draws each core's stretch"):
+        make_scenario(Axes(far_apart=True, **stretch), "nmi-self", None)
 
 
 @pytest.mark.parametrize("cores", [2, 3, 8])
