@@ -139,6 +139,8 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     for one in required:
         if one.finding is not Finding.HELD:
             return f"{one.name} unseen: {one.reason}"
+    if counted.sent and not facts.evidence.scenario.nmis:
+        return "NMIs were sent though the scenario is about none"
     if facts.evidence.scenario.nmis and counted.proven_in_window < MIN_PROVEN_NMIS:
         return "no NMI was proven sent and pending within a window"
     return ""

@@ -352,6 +352,29 @@ def test_an_unknown_nmi_told_of_an_offline_cpu_has_no_entry_to_explain_it() -> N
     assert finding(evidence, "dmesg-clean") is Finding.BROKEN
 
 
+CLEAN = tell(topology=TWO_CORES, siblings=Siblings.RETURNING).watch().build()
+
+
+@pytest.mark.parametrize("index", range(len(CLEAN.oracle.events if CLEAN.oracle else ())))
+def test_every_record_of_a_clean_load_is_missed(index: int) -> None:
+    evidence = change(CLEAN, "oracle.events", lambda old: (*old[:index], *old[index + 1 :]))
+    # Behind the last record there is no hole to see: it is an offline thread's sentinel, which no other witness counts.
+    last = CLEAN.oracle is not None and index == len(CLEAN.oracle.events) - 1
+    assert judge(evidence).outcome is (Outcome.FAIL if last else Outcome.INVALID)
+
+
+@pytest.mark.parametrize("witness", ["oracle", "injections", "guest", "timings"])
+def test_a_witness_that_says_nothing_is_no_pass(witness: str) -> None:
+    assert judge(change(CLEAN, witness, None)).outcome is Outcome.INVALID
+
+
+def test_nmis_that_the_scenario_is_not_about_are_no_pass() -> None:
+    evidence = change(tell().build(), "scenario.nmis", 0)
+    assert judge(evidence).outcome is Outcome.INVALID
+    assert judge(evidence).reason == "NMIs were sent though the scenario is about none"
+    assert judge(tell(sends=[]).build()).outcome is Outcome.PASS
+
+
 # What is seen of MWAIT
 
 
