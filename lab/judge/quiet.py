@@ -164,6 +164,9 @@ def _noise_in_view(facts: Facts, window: Window, view: SiblingView, listed: set[
             symbol = _symbol(block)
             text = f"vCPU {view.vcpu} executed {symbol} {block.count} times in core {core}'s window"
             proofs.append(Proof(text=text, seq=block.first_seq, vcpu=view.vcpu, core=core, symbol=symbol))
+    if facts.mechanism.siblings_absent and view.region_blocks > 0:
+        text = f"vCPU {view.vcpu} executed {view.region_blocks} blocks of the loop that it was to be gone from"
+        proofs.append(Proof(text=f"{text} in core {core}'s window", vcpu=view.vcpu, core=core))
     if view.outside_blocks > 0 and not (outside or listed):
         text = f"vCPU {view.vcpu} executed {view.outside_blocks} blocks outside its wait region in core {core}'s window"
         proofs.append(Proof(text=text, vcpu=view.vcpu, core=core))

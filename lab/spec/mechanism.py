@@ -185,7 +185,8 @@ class Mechanism(msgspec.Struct, frozen=True):
 
     :param base: name of the :class:`lab.spec.base.Base` that has it
     :param bit: index of its wait region in the oracle's landmark file, 0 to 15
-    :param siblings_absent: it takes its siblings offline in the load: the rendezvous state has no times of theirs
+    :param siblings_absent: it takes its siblings offline in the load, and resets them: the rendezvous state has no
+        times of theirs, and in a window they do not even execute their wait region
     :param unaimable: why no plan may aim NMIs at a sibling of it, empty where one may
     :param needs_monitor: it works on CPUs with MONITOR and MWAIT only
     :param unshown: names of invariants that an emulator cannot show to hold: not required where unseen, but seen broken

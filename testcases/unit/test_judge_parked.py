@@ -31,9 +31,18 @@ def masked(mechanism: str, **fields: Any) -> Load:
     return load
 
 
+def stopped(evidence: Evidence, core: int) -> Evidence:
+    """Let a core's sibling be halted all through its window."""
+    view = f"oracle.windows.{core}.siblings.0"
+    for field, value in (("in_flight_pc", 0), ("in_flight_symbol", ""), ("region_blocks", 0), ("blocks", ())):
+        evidence = change(evidence, f"{view}.{field}", value)
+    return change(evidence, f"{view}.halted_at_close", True)
+
+
 def told(evidence: Evidence) -> Evidence:
     """Let the siblings leave no times, as where they are offline."""
     for vcpu in SIBLINGS:
+        evidence = stopped(evidence, vcpu // 2) if evidence.scenario.mechanism == "init-sipi" else evidence
         evidence = change(evidence, f"guest.state.cpus.{vcpu}.role", "absent")
         for field in ("arrival_tsc", "wait_begin_tsc", "wait_end_tsc"):
             evidence = change(evidence, f"guest.state.cpus.{vcpu}.{field}", 0)
@@ -87,6 +96,16 @@ def test_siblings_that_a_mechanism_takes_offline_leave_no_times() -> None:
 
     assert find(verdict, "witnesses-agree").finding is Finding.HELD
     assert verdict.outcome is Outcome.PASS, verdict.reason
+
+
+def test_a_sibling_that_was_not_reset_is_not_quiet_in_its_parking_loop() -> None:
+    whole = masked("init-sipi").build()
+    running = change(told(whole), "oracle.windows.1.siblings.0", whole.oracle.windows[1].siblings[0])  # type: ignore[union-attr]
+    verdict = judge(running)
+
+    assert find(verdict, "quiet").finding is Finding.BROKEN
+    assert "vCPU 3 executed 1000 blocks of the loop" in find(verdict, "quiet").reason
+    assert verdict.outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("field", ["role", "arrival_tsc", "wait_begin_tsc", "wait_end_tsc"])
