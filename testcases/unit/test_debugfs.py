@@ -29,7 +29,10 @@ result=0 revision=0x2
 cpu=1 role=none arrival_tsc=0 wait_begin_tsc=0 wait_end_tsc=0 update_begin_tsc=0 update_end_tsc=0 \
 result=-1 revision=0x1
 """
-LEDGER = "cpu=0 nmi_ordinary=5 nmi_consumed=1 nmi_self_sent=2\ncpu=1 nmi_ordinary=0 nmi_consumed=0 nmi_self_sent=0\n"
+LEDGER = """\
+cpu=0 nmi_ordinary=5 nmi_consumed=1 nmi_self_sent=2 nmi_dropped=4
+cpu=1 nmi_ordinary=0 nmi_consumed=0 nmi_self_sent=0 nmi_dropped=0
+"""
 
 PARSERS: tuple[Callable[[str, int], object], ...] = (
     parse_state,
@@ -142,14 +145,17 @@ def test_state_and_ledger_are_read() -> None:
         (0, "primary", 9, 0, 2),
         (1, "none", 0, -1, 1),
     ]
-    assert [(each.cpu, each.ordinary, each.consumed, each.self_sent) for each in ledger] == [(0, 5, 1, 2), (1, 0, 0, 0)]
+    assert [(each.cpu, each.ordinary, each.consumed, each.self_sent, each.dropped) for each in ledger] == [
+        (0, 5, 1, 2, 4),
+        (1, 0, 0, 0, 0),
+    ]
 
 
 @pytest.mark.parametrize("number", ["05", "-05", "0X2", "1e3", "9" * 21, str(2**64), str(-(2**63) - 1), "", "--1"])
 def test_a_number_that_no_kernel_prints_is_refused(number: str) -> None:
-    with pytest.raises(EvidenceError, match="line 1"):
+    with pytest.raises(EvidenceError, match=r"ledger line 1 .*nmi_ordinary|ledger line 1 is not of"):
         parse_ledger(LEDGER.replace("nmi_ordinary=5", f"nmi_ordinary={number}"), 2)
-    with pytest.raises(EvidenceError, match="line 2"):
+    with pytest.raises(EvidenceError, match=r"state line 2 .*arrival_tsc|state line 2 is not of"):
         parse_state(STATE.replace("arrival_tsc=1", f"arrival_tsc={number}"), 2)
 
 
