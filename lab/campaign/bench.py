@@ -36,6 +36,7 @@ from lab.witness.kernel import read_kernel
 Progress = Callable[[str], None]
 
 TOPOLOGY: Final = Topology(1, 2, 2)
+BOOT: Final = Boot(base=DEFAULT_BASE, topology=TOPOLOGY)
 MECHANISM: Final = "nmi-self"
 #: Loads in one loop of the guest's shell: enough that its round trip does not count.
 LOOP_LOADS: Final = 20
@@ -107,7 +108,7 @@ class _Loop:
         self._shell = machine.shell
         deadline = Deadline.after(LOOP_S)
         base = find_base(DEFAULT_BASE)
-        guest_side.prepare_guest(self._shell, TOPOLOGY, base, release, deadline)
+        guest_side.prepare_guest(self._shell, BOOT, release, deadline)
         guest_side.choose_mechanism(self._shell, find_mechanism(MECHANISM), base, deadline)
         self._signature, self._platform = guest_side.read_signature(self._shell, deadline)
         self._file = f"{guest_side.FIRMWARE}/{firmware_name(self._signature)}"
@@ -157,7 +158,7 @@ def _measure_oracle(images: ImageSet, runs: int, progress: Progress) -> tuple[Fi
 
 def _open(stack: contextlib.ExitStack, images: ImageSet) -> Session:
     kernel = read_kernel(images.vmlinux)
-    return stack.enter_context(open_session(images, kernel, Boot(base=DEFAULT_BASE, topology=TOPOLOGY)))
+    return stack.enter_context(open_session(images, kernel, BOOT))
 
 
 def _measure_trials(images: ImageSet, runs: int, progress: Progress) -> tuple[Figure, ...]:

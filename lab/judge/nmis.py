@@ -337,7 +337,7 @@ def _name(cause: _Cause) -> str:
 
 def _why_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
     if nmis.vcpu in facts.offline:
-        return _why_offline_count_doubted(facts, nmis.vcpu)
+        return _why_offline_count_doubted(facts, nmis)
     if not facts.has(Witness.LEDGER):
         counted = facts.counted_nmis(nmis.vcpu)
         if counted is None:
@@ -353,15 +353,19 @@ def _why_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
     return ""
 
 
-def _why_offline_count_doubted(facts: Facts, vcpu: int) -> str:
-    """An offline CPU's NMIs are counted by the oracle alone: exc_nmi() returns before any counter."""
+def _why_offline_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
+    """On an offline CPU exc_nmi() returns before any counter but that of the ledger's dropped ones."""
     if not facts.has(Witness.LEDGER):
         return ""
-    delta = facts.ledger_delta(vcpu)
+    delta = facts.ledger_delta(nmis.vcpu)
     if delta is None:
-        return f"the ledger of CPU {vcpu} is missing"
-    counted = delta.ordinary + delta.consumed
-    return f"the ledger counts {counted} NMIs on CPU {vcpu}, which is offline" if counted else ""
+        return f"the ledger of CPU {nmis.vcpu} is missing"
+    if delta.ordinary or delta.consumed:
+        handled = delta.ordinary + delta.consumed
+        return f"the ledger says that CPU {nmis.vcpu}, which is offline, handled {handled} NMIs"
+    if delta.dropped != nmis.entries:
+        return f"the ledger counts {delta.dropped} NMIs dropped on CPU {nmis.vcpu}, the oracle {nmis.entries} entries"
+    return ""
 
 
 def _total(facts: Facts) -> str:

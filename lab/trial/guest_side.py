@@ -11,7 +11,8 @@ from lab.errors import EvidenceError, GuestError
 from lab.guest.shell import GuestShell
 from lab.guest.text import clean_lines
 from lab.host.deadline import Deadline
-from lab.spec.base import Base, Witness
+from lab.spec.base import Base, Witness, find_base
+from lab.spec.boot import Boot
 from lab.spec.evidence import CpuLedger, RendezvousState, Returned
 from lab.spec.mechanism import Mechanism
 from lab.spec.topology import Topology
@@ -55,12 +56,13 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     raw: dict[str, bytes]
 
 
-def prepare_guest(shell: GuestShell, topology: Topology, base: Base, release: str, deadline: Deadline) -> None:
+def prepare_guest(shell: GuestShell, boot: Boot, release: str, deadline: Deadline) -> None:
     """Make a booted guest ready for trials, and check that it is the machine that was asked for.
 
     :param release: what ``uname -r`` must print
     :raise GuestError: it is not
     """
+    topology, base = boot.topology, find_base(boot.base)
     siblings = "; ".join(f"cat {CPUS}/cpu{cpu}/topology/thread_siblings_list" for cpu in range(topology.vcpus))
     wanted = []
     for cpu in range(topology.vcpus):
@@ -69,6 +71,10 @@ def prepare_guest(shell: GuestShell, topology: Topology, base: Base, release: st
     seen = _ask(shell, siblings, deadline).decode(errors="replace").split()
     if seen != wanted:
         raise GuestError(f"the guest's siblings are {' '.join(seen)[:200]}: {' '.join(wanted)} were asked for")
+    flags = _ask(shell, "grep -m 1 ^flags /proc/cpuinfo", deadline).decode(errors="replace").split()
+    for name, there in (("fsgsbase", boot.fsgsbase), ("monitor", boot.monitor)):
+        if (name in flags) is not there:
+            raise GuestError(f"the guest's CPU {'lacks' if there else 'has'} {name}, which was not asked for")
     _ask(shell, f"test -w {RELOAD}", deadline, "the kernel has no late loading: its Intel driver did not attach")
     if Witness.LEDGER in base.witnesses:
         _ask(shell, f"echo 1 >{DEBUGFS}/armed", deadline, "the kernel has no microcode_lab in debugfs")

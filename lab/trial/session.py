@@ -100,7 +100,7 @@ class Session:
         self._link = link
         self._trials = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
-        guest_side.prepare_guest(machine.shell, boot.topology, self._base, images.kernel_release, deadline)
+        guest_side.prepare_guest(machine.shell, boot, images.kernel_release, deadline)
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
         self._threads = machine.vcpu_threads(deadline)
 
@@ -224,6 +224,10 @@ class _Trial:
             dmesg_before=dmesg_before,
             returned=returned,
         )
+        if self.scenario.boot.monitor:
+            # A thread parked in MWAIT never sleeps under an emulator of several CPUs: it would take a host CPU until
+            # the guest's next trial.
+            session._siblings.put(True, self.deadline)
 
     def _put_update(self, target: int, least: int) -> None:
         """Give the guest an update from one revision to the next."""

@@ -352,7 +352,7 @@ class Load:
 
     def _guest(self) -> GuestEvidence:
         vcpus = range(self.topology.vcpus)
-        # Of an offline CPU's no counter tells: exc_nmi() returns before any.
+        # Of an offline CPU's no counter tells but the ledger's of those dropped: exc_nmi() returns before any other.
         entries = [0 if vcpu in self.offline else self._count(EventKind.NMI_ENTRY, vcpu) for vcpu in vcpus]
         self_sent = [self._count(EventKind.SELF_NMI, vcpu) for vcpu in vcpus]
         if not self.base.witnesses:
@@ -376,6 +376,7 @@ class Load:
                     ordinary=7 + entries[cpu] - min(entries[cpu], self_sent[cpu]),
                     consumed=3 + min(entries[cpu], self_sent[cpu]),
                     self_sent=3 + self_sent[cpu],
+                    dropped=self._count(EventKind.NMI_ENTRY, cpu) if cpu in self.offline else 0,
                 )
                 for cpu in vcpus
             ),

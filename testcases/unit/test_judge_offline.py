@@ -452,9 +452,20 @@ def test_an_nmi_aimed_at_one_left_alone_wakes_it_in_the_window() -> None:
 
     for name in ("quiet", "harmless", "no-nmi-entry-in-window"):
         assert find(verdict, name).finding is Finding.BROKEN
-    # Counted by the oracle alone: exc_nmi() returns before any counter of an offline CPU.
+    # The kernel drops it, and says so.
     assert find(verdict, "nmis-delivered").finding is Finding.HELD
     assert find(verdict, "witnesses-agree").finding is Finding.HELD
+
+
+def test_a_ledger_that_dropped_fewer_than_entered_on_an_offline_cpu_is_doubted() -> None:
+    load = leave_alone(sends=[(1, INSIDE_NS, INSIDE_NS + MS)]).add(INSIDE_NS + 500, EventKind.NMI_ENTRY, 1)
+    evidence = load.watch().build()
+    dropped = find(judge(evidence), "nmis-delivered")
+    silent = find(judge(change(evidence, "guest.ledger_after.1.dropped", 1)), "nmis-delivered")
+
+    assert dropped.finding is Finding.HELD, dropped.reason
+    assert silent.finding is Finding.UNSEEN
+    assert "counts 1 NMIs dropped on CPU 1, the oracle 2 entries" in silent.reason
 
 
 def test_a_ledger_that_counts_for_an_offline_cpu_is_doubted() -> None:
