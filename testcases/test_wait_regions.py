@@ -132,17 +132,21 @@ def test_every_update_site_is_a_landmark(base: str, functions: set[str]) -> None
 
 
 def test_the_wait_of_mainline_ends_where_its_release_is_reported() -> None:
-    """The region holds neither what a sibling does when its time is up, nor anything behind its release test."""
+    """Of siblings, online or not, with the last instruction of their wait; of primaries, outside of every wait."""
     kernel = find_kernel("linux-6.12")
     mechanism = find_mechanism("upstream")
     marks = find_landmarks(kernel, [mechanism])
-    releases = [point.address for point in marks.points if point.kind == "release"]
-    assert len(releases) == 2
-    between = [stretch for stretch in mechanism.landmarks.wait_region if not isinstance(stretch, str)]
-    for start, end in find_stretch(kernel, between[0]):
-        assert not any(start <= address < end for address in releases)
-    # A block that crosses the last range's end would count as outside: the release is the next instruction.
-    assert find_stretch(kernel, between[0])[-1][1] in releases
+    releases = {point.address for point in marks.points if point.kind == "release"}
+    wait = kernel.find("wait_for_ctrl")
+    code = kernel.disassemble(wait)
+    exits = {each.address for each in code if each.group(capstone.CS_GRP_RET)}
+    assert exits < releases
+    (of_primary,) = releases - exits
+    ranges = [found for stretch in mechanism.landmarks.wait_region for found in find_stretch(kernel, stretch)]
+    assert not any(start <= of_primary < end for start, end in ranges)
+    # Nothing but an exit leads out of the wait.
+    jumps = [each.operands[0].imm & (2**64 - 1) for each in code if each.group(capstone.CS_GRP_JUMP)]
+    assert all(wait.start <= target < wait.end for target in jumps)
 
 
 def test_the_wait_in_smm_is_all_that_a_sibling_executes_there_until_it_leaves() -> None:
