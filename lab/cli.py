@@ -50,7 +50,7 @@ from lab.judge import judge as judge_evidence
 from lab.progress import Progress, open_progress
 from lab.report.page import write_report
 from lab.spec.base import BASES, find_base
-from lab.spec.mechanism import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
+from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
 from lab.spec.plan import MAX_SEED, draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.scenario_file import to_words

@@ -6,7 +6,9 @@ import pytest
 from capstone import CsInsn
 
 from conftest import find_kernel
-from lab.spec.mechanism import MECHANISMS, STOCK_MECHANISMS, Copied, CopiedStretch, Mechanism, find_mechanism
+from lab.spec.mechanism import Mechanism
+from lab.spec.mechanisms import MECHANISMS, STOCK_MECHANISMS, find_mechanism
+from lab.spec.places import Copied, CopiedStretch
 from lab.spec.topology import MAX_VCPUS
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks, make_symboliser

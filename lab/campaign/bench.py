@@ -22,7 +22,7 @@ from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
 from lab.spec.base import find_base
 from lab.spec.boot import Boot
-from lab.spec.mechanism import find_mechanism
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology

@@ -12,7 +12,7 @@ from lab.campaign.expectation import run_met, weigh_run
 from lab.campaign.store import TRIALS, MechanismAsked, RunInfo, RunStore
 from lab.spec.evidence import Images
 from lab.spec.expected import Expected, expect
-from lab.spec.mechanism import find_mechanism
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.plan import derive_seed, draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import TrialRecord

@@ -13,7 +13,8 @@ from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unsee
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
 from lab.spec.base import Witness, find_base
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence, Match
-from lab.spec.mechanism import Expectation, find_mechanism
+from lab.spec.mechanism import Expectation
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, NmiCount, Outcome, Verdict
 

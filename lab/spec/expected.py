@@ -3,7 +3,8 @@
 
 import msgspec
 
-from lab.spec.mechanism import Expectation, Threads, find_mechanism
+from lab.spec.mechanism import Expectation, Threads
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.scenario import Aim, Scenario
 
 ALL_WAITING = "all-waiting-before-update"

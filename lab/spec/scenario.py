@@ -8,7 +8,7 @@ import msgspec
 from lab.errors import UsageError
 from lab.spec.base import find_base
 from lab.spec.boot import Boot
-from lab.spec.mechanism import find_mechanism
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.topology import Topology
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from lab.errors import UsageError
-from lab.spec.mechanism import MECHANISMS
+from lab.spec.mechanisms import MECHANISMS
 from lab.spec.scenario import MAX_NMIS, MAX_STRETCH_US, Aim, Parking, Scenario, Siblings
 from lab.spec.topology import Topology
 

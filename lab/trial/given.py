@@ -17,7 +17,7 @@ from lab.errors import UsageError
 from lab.host.files import hash_file
 from lab.spec.base import Base
 from lab.spec.evidence import Match
-from lab.spec.mechanism import mechanisms_of
+from lab.spec.mechanisms import mechanisms_of
 from lab.witness.kernel import Kernel, read_kernel
 from lab.witness.landmarks import find_landmarks
 from lab.witness.recognise import recognise

@@ -35,7 +35,8 @@ from lab.spec.evidence import (
     Timings,
     VcpuRunning,
 )
-from lab.spec.mechanism import find_mechanism, is_play_dead, mechanisms_of
+from lab.spec.mechanism import is_play_dead
+from lab.spec.mechanisms import find_mechanism, mechanisms_of
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario, Siblings
 from lab.spec.verdict import Outcome

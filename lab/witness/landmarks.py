@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from lab.errors import UsageError
-from lab.spec.mechanism import Copied, Landmarks, Mechanism, Place
+from lab.spec.mechanism import Landmarks, Mechanism
+from lab.spec.places import Copied, Place
 from lab.witness.kernel import Kernel
 from lab.witness.places import find_copies, find_places, find_stretch
 

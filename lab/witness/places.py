@@ -13,7 +13,7 @@ import capstone
 import capstone.x86
 
 from lab.errors import UsageError
-from lab.spec.mechanism import (
+from lab.spec.places import (
     Call,
     Copied,
     CopiedStretch,

@@ -35,7 +35,7 @@ from lab.spec.evidence import (
     VcpuRunning,
     WindowSeen,
 )
-from lab.spec.mechanism import find_mechanism
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.plan import Injection, Plan
 from lab.spec.scenario import Aim, Parking, Scenario, Siblings
 from lab.spec.topology import Topology

@@ -27,7 +27,7 @@ from lab.spec.evidence import (
     VcpuRunning,
     WindowSeen,
 )
-from lab.spec.mechanism import FIRST_CAMPAIGN, find_mechanism
+from lab.spec.mechanisms import FIRST_CAMPAIGN, find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology

@@ -8,7 +8,8 @@ import pytest
 from lab.host.paths import SCENARIOS
 from lab.judge.verdict import INVARIANTS
 from lab.spec.expected import ALL_WAITING, NO_NMI_ENTRY, QUIET, RELEASED, expect
-from lab.spec.mechanism import MECHANISMS, Expectation
+from lab.spec.mechanism import Expectation
+from lab.spec.mechanisms import MECHANISMS
 from lab.spec.scenario import Aim, Scenario, Siblings
 from lab.spec.scenario_file import parse_scenario
 from lab.spec.topology import Topology

@@ -10,7 +10,7 @@ from lab.judge import judge
 from lab.judge.facts import find_facts
 from lab.judge.nmis import VcpuNmis, explain
 from lab.spec.evidence import Ending, EventKind, Evidence
-from lab.spec.mechanism import find_mechanism
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, Outcome
 

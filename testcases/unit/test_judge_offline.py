@@ -21,7 +21,7 @@ from lab.judge import judge
 from lab.judge.facts import find_facts
 from lab.judge.witnesses import find_missing_landmarks
 from lab.spec.evidence import BlockCount, EventKind, Evidence, Hazard
-from lab.spec.mechanism import find_mechanism
+from lab.spec.mechanisms import find_mechanism
 from lab.spec.scenario import Parking, Siblings
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, Outcome, Verdict

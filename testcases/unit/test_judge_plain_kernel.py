@@ -11,7 +11,7 @@ from lab.judge import judge
 from lab.judge.dmesg import WORDS
 from lab.spec.base import BASES, STOCK_BASES
 from lab.spec.evidence import EventKind, Evidence, Hazard, Match
-from lab.spec.mechanism import MECHANISMS, STOCK_MECHANISMS
+from lab.spec.mechanisms import MECHANISMS, STOCK_MECHANISMS
 from lab.spec.verdict import Finding, Outcome
 
 UHHUH = "Uhhuh. NMI received for unknown reason 2c on CPU {}."

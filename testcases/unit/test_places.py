@@ -7,17 +7,9 @@ import msgspec
 import pytest
 
 from lab.errors import UsageError
-from lab.spec.mechanism import (
-    MECHANISMS,
-    Call,
-    Copied,
-    CopiedStretch,
-    Copies,
-    Landmarks,
-    Mechanism,
-    Path,
-    Return,
-)
+from lab.spec.mechanism import Landmarks, Mechanism
+from lab.spec.mechanisms import MECHANISMS
+from lab.spec.places import Call, Copied, CopiedStretch, Copies, Path, Return
 from lab.witness.kernel import Function, Kernel, Object
 from lab.witness.landmarks import find_landmarks, make_symboliser
 from lab.witness.places import find_places, find_stretch

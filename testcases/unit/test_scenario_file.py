@@ -12,7 +12,7 @@ import pytest
 from lab.axes import Axes, make_scenario, read_scenario
 from lab.errors import UsageError
 from lab.host.paths import ROOT, SCENARIOS
-from lab.spec.mechanism import MECHANISMS
+from lab.spec.mechanisms import MECHANISMS
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import FAR_APART_US, Aim, Parking, Scenario, Siblings
 from lab.spec.scenario_file import ALLOWED, parse_scenario, to_words
