@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The axes of a scenario as command-line options, the same for every command that runs trials."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 import typer
@@ -13,48 +16,60 @@ from lab.spec.scenario import Aim, Parking, Scenario, Siblings
 from lab.spec.scenario_file import MAX_FILE_BYTES, NamedScenario, parse_scenario
 from lab.spec.topology import Topology
 
-TopologyOption = Annotated[str | None, typer.Option(help="SOCKETSxCORESxTHREADS (default: 1x2x2)")]
-NmisOption = Annotated[int | None, typer.Option(help="how many NMIs each trial sends, 0 for none (default: 12)")]
-AimOption = Annotated[Aim | None, typer.Option(help="whom the NMIs are sent to (default: broadcast)")]
-StretchOption = Annotated[
-    str | None,
-    typer.Option(help="hold windows open for this long, one number or one per core (default: drawn per core)"),
-]
-StretchRangeOption = Annotated[
-    str | None, typer.Option(help="range LOW,HIGH that each core's window is drawn from (default: 10000,50000)")
-]
-FarApartOption = Annotated[
-    bool | None, typer.Option("--far-apart", help="draw 1 ms or 50 ms for each core, and both in each trial")
-]
-SiblingsOption = Annotated[
-    Siblings | None,
-    typer.Option(help="where siblings are at the load; returning: offline, and back afterwards (default: online)"),
-]
-FsgsbaseOption = Annotated[
-    bool | None, typer.Option("--fsgsbase/--no-fsgsbase", help="whether the kernel uses RDGSBASE and WRGSBASE")
-]
-ParkingOption = Annotated[Parking | None, typer.Option(help="what offline threads wait in (default: hlt)")]
-MinRevisionOption = Annotated[
-    bool | None, typer.Option("--min-revision", help="have the kernel insist on least revisions (6.12)")
-]
-ScenarioOption = Annotated[
-    Path | None, typer.Option("--scenario", help="a scenario file; options given beside it win over its keys")
-]
-
 
 class Axes(msgspec.Struct, frozen=True, kw_only=True):
-    """What was given on a command line, None for what was not."""
+    """What was given on a command line, None for what was not. Each field is an option of that name."""
 
-    topology: str | None = None
-    nmis: int | None = None
-    aim: Aim | None = None
-    stretch_us: str | None = None
-    stretch_range_us: str | None = None
-    far_apart: bool | None = None
-    siblings: Siblings | None = None
-    fsgsbase: bool | None = None
-    parking: Parking | None = None
-    min_revision: bool | None = None
+    scenario: Annotated[
+        Path | None, typer.Option(help="a scenario file; options given beside it win over its keys")
+    ] = None
+    topology: Annotated[str | None, typer.Option(help="SOCKETSxCORESxTHREADS (default: 1x2x2)")] = None
+    nmis: Annotated[int | None, typer.Option(help="how many NMIs each trial sends, 0 for none (default: 12)")] = None
+    aim: Annotated[Aim | None, typer.Option(help="whom the NMIs are sent to (default: broadcast)")] = None
+    stretch_us: Annotated[
+        str | None,
+        typer.Option(help="hold windows open for this long, one number or one per core (default: drawn per core)"),
+    ] = None
+    stretch_range_us: Annotated[
+        str | None, typer.Option(help="range LOW,HIGH that each core's window is drawn from (default: 10000,50000)")
+    ] = None
+    far_apart: Annotated[
+        bool | None, typer.Option("--far-apart", help="draw 1 ms or 50 ms for each core, and both in each trial")
+    ] = None
+    siblings: Annotated[
+        Siblings | None,
+        typer.Option(help="where siblings are at the load; returning: offline, and back afterwards (default: online)"),
+    ] = None
+    fsgsbase: Annotated[
+        bool | None, typer.Option("--fsgsbase/--no-fsgsbase", help="whether the kernel uses RDGSBASE and WRGSBASE")
+    ] = None
+    parking: Annotated[Parking | None, typer.Option(help="what offline threads wait in (default: hlt)")] = None
+    min_revision: Annotated[
+        bool | None, typer.Option("--min-revision", help="have the kernel insist on least revisions (6.12)")
+    ] = None
+
+
+def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command's parameter ``axes`` be filled from one option for each of its fields."""
+    hints = get_type_hints(Axes, include_extras=True)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hints[name])
+        for name in Axes.__struct_fields__
+    ]
+    own = inspect.signature(command, eval_str=True)
+    kept = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.parameters.values() if each.name != "axes"
+    ]
+
+    @functools.wraps(command)
+    def run(**words: Any) -> None:
+        axes = Axes(**{name: words.pop(name) for name in Axes.__struct_fields__})
+        command(axes=axes, **words)
+
+    # typer reads both of these.
+    run.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in (*kept, *options)}
+    return run
 
 
 def read_scenario(path: Path) -> NamedScenario:
@@ -65,14 +80,14 @@ def read_scenario(path: Path) -> NamedScenario:
     return parse_scenario(read_text(path, MAX_FILE_BYTES, "scenario"), str(path), path.stem)
 
 
-def make_scenario(given: Axes, mechanism: str | None, file: Path | None) -> Scenario:
+def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
     """Return the scenario of a file, or the default one, with what was given in place of its own; not checked yet.
 
     :param mechanism: None takes that of the file
     :raise UsageError: neither names a mechanism, or an option is no value
     """
-    if file is not None:
-        scenario = read_scenario(file).scenario
+    if given.scenario is not None:
+        scenario = read_scenario(given.scenario).scenario
     elif mechanism is not None:
         scenario = Scenario(mechanism=mechanism)
     else:

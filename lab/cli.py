@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -18,22 +18,7 @@ import typer
 from rich.console import Console
 
 from lab import present
-from lab.axes import (
-    AimOption,
-    Axes,
-    FarApartOption,
-    FsgsbaseOption,
-    MinRevisionOption,
-    NmisOption,
-    ParkingOption,
-    ScenarioOption,
-    SiblingsOption,
-    StretchOption,
-    StretchRangeOption,
-    TopologyOption,
-    make_scenario,
-    read_scenario,
-)
+from lab.axes import Axes, read_scenario, takes_axes
 from lab.build.doctor import examine_host, require_qemu
 from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
@@ -44,23 +29,21 @@ from lab.campaign.bench import measure
 from lab.campaign.expectation import MechanismResult, weigh_run
 from lab.campaign.runner import describe_run, run_trials
 from lab.campaign.store import RunStore, claim_run_output, read_run
+from lab.choice import build_bases, choose_scenario, choose_scenarios, take_own
 from lab.errors import EvidenceError, HostError, LabError, UsageError
 from lab.host.paths import SCENARIOS, is_utf8, show_bytes
 from lab.judge import judge as judge_evidence
-from lab.progress import Progress, open_progress
+from lab.progress import open_progress
 from lab.report.page import write_report
 from lab.spec.base import BASES, find_base
-from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
+from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS
 from lab.spec.plan import MAX_SEED, draw_plan
-from lab.spec.scenario import Scenario
 from lab.spec.scenario_file import to_words
 from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
 from lab.trial.folder import claim_trial_output, read_evidence
-from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.trial.kvm import try_kvm
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial, make_record
-from lab.witness.kernel import Kernel, read_kernel
 
 USAGE = 2
 LAB_FAULT = 4
@@ -69,9 +52,6 @@ INTERRUPTED = 130
 LOG_WIDTH = 160
 
 DEFAULT_TRIALS = 20
-#: In place of a mechanism's name.
-ALL = "all"
-
 app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -197,51 +177,26 @@ def _build_own(
 
 
 @app.command()
+@takes_axes
 def trial(
+    axes: Axes,
     out: OutOption,
     mechanism: MechanismOption = None,
-    scenario_file: ScenarioOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
-    topology: TopologyOption = None,
     seed: Annotated[int | None, typer.Option(help="of the plan (default: drawn)")] = None,
-    nmis: NmisOption = None,
-    aim: AimOption = None,
-    stretch_us: StretchOption = None,
-    stretch_range_us: StretchRangeOption = None,
-    far_apart: FarApartOption = None,
-    siblings: SiblingsOption = None,
-    fsgsbase: FsgsbaseOption = None,
-    parking: ParkingOption = None,
-    min_revision: MinRevisionOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep the guest's own logs and the oracle's ring, too")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run one trial: exit 0 PASS, 1 FAIL, 3 INVALID, 4 ERROR."""
-    given = Axes(
-        topology=topology,
-        nmis=nmis,
-        aim=aim,
-        stretch_us=stretch_us,
-        stretch_range_us=stretch_range_us,
-        far_apart=far_apart,
-        siblings=siblings,
-        fsgsbase=fsgsbase,
-        parking=parking,
-        min_revision=min_revision,
-    )
-    own = _take_own(kernel, vmlinux)
-    if own is not None and mechanism is None and scenario_file is None:
-        mechanism = _find_only(own)
-    scenario = make_scenario(given, mechanism, scenario_file)
-    scenario.check()
-    _check_kernel((scenario,), own)
+    own = take_own(kernel, vmlinux)
+    scenario = choose_scenario(axes, mechanism, own)
     plan = draw_plan(scenario, _check_seed(seed))
     require_qemu()
     folder = claim_trial_output(out)
     try:
         with open_progress() as progress:
-            images, kernels = _build_bases((scenario,), progress, own)
+            images, kernels = build_bases((scenario,), progress.tell, own)
             with WarmGuests(images, kernels, progress.tell) as guests:
                 kept = guests.run_trial(scenario, plan, keep)
     except KeyboardInterrupt:
@@ -279,7 +234,9 @@ def _tell_trial(verdict: Verdict, record: TrialRecord, as_json: bool) -> NoRetur
 
 
 @app.command()
+@takes_axes
 def run(
+    axes: Axes,
     out: OutOption,
     trials: Annotated[int, typer.Option(help="of each mechanism", min=1)] = DEFAULT_TRIALS,
     mechanism: Annotated[
@@ -289,46 +246,22 @@ def run(
             f" (default: that of the scenario, or {', '.join(FIRST_CAMPAIGN)})"
         ),
     ] = None,
-    scenario_file: ScenarioOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
-    topology: TopologyOption = None,
     seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
-    nmis: NmisOption = None,
-    aim: AimOption = None,
-    stretch_us: StretchOption = None,
-    stretch_range_us: StretchRangeOption = None,
-    far_apart: FarApartOption = None,
-    siblings: SiblingsOption = None,
-    fsgsbase: FsgsbaseOption = None,
-    parking: ParkingOption = None,
-    min_revision: MinRevisionOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="remove the run that the folder holds")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."""
-    given = Axes(
-        topology=topology,
-        nmis=nmis,
-        aim=aim,
-        stretch_us=stretch_us,
-        stretch_range_us=stretch_range_us,
-        far_apart=far_apart,
-        siblings=siblings,
-        fsgsbase=fsgsbase,
-        parking=parking,
-        min_revision=min_revision,
-    )
-    own = _take_own(kernel, vmlinux)
-    if own is not None and not mechanism and scenario_file is None:
-        mechanism = [_find_only(own)]
-    scenarios = _choose_scenarios(given, mechanism or [], scenario_file, own)
-    _check_kernel(scenarios, own)
+    own = take_own(kernel, vmlinux)
+    scenarios, left_out = choose_scenarios(axes, mechanism or [], own)
+    for name, why in left_out:
+        sys.stderr.write(f"lab: leaving out {name}: {why}\n")
     run_seed = _check_seed(seed)
     qemu_version = require_qemu()
     folder = claim_run_output(out, replace)
     with open_progress() as progress:
-        images, kernels = _build_bases(scenarios, progress, own)
+        images, kernels = build_bases(scenarios, progress.tell, own)
         progress.begin(trials * len(scenarios))
         command = ("lab", *sys.argv[1:])
         booted = tuple(each.describe(qemu_version) for each in images.values())
@@ -342,71 +275,6 @@ def run(
     if ran.stopped:
         _complain(ran.stopped, ran.exit_status)
     raise typer.Exit(ran.exit_status)
-
-
-def _choose_scenarios(
-    given: Axes, names: list[str], file: Path | None, own: GivenKernel | None
-) -> tuple[Scenario, ...]:
-    """Return one scenario for each mechanism that was asked for; of all, those that can be run so."""
-    if names == [ALL]:
-        there = MECHANISMS if own is None else mechanisms_of(own.base.name)
-        every = [make_scenario(given, each.name, file) for each in there]
-        possible, refused = [], []
-        for scenario in every:
-            try:
-                scenario.check()
-                possible.append(scenario)
-            except UsageError as error:
-                refused.append((scenario.mechanism, error))
-        if not possible:
-            raise refused[0][1]
-        for name, why in refused:
-            sys.stderr.write(f"lab: leaving out {name}: {why}\n")
-        return tuple(possible)
-    if not names and file is None:
-        names = list(FIRST_CAMPAIGN)
-    asked: list[str | None] = [*dict.fromkeys(names)]
-    scenarios = tuple(make_scenario(given, name, file) for name in asked or [None])
-    for scenario in scenarios:
-        scenario.check()
-    return scenarios
-
-
-def _take_own(kernel: Path | None, vmlinux: Path | None) -> GivenKernel | None:
-    """Check the user's own kernel, when there is one."""
-    if kernel is None and vmlinux is None:
-        return None
-    if kernel is None or vmlinux is None:
-        raise UsageError("--kernel and --vmlinux go together: the one is booted, the other tells what is where in it")
-    return take_kernel(kernel, vmlinux)
-
-
-def _find_only(own: GivenKernel) -> str:
-    """Return the mechanism of a kernel that has one."""
-    there = [each.name for each in mechanisms_of(own.base.name)]
-    if len(there) != 1:
-        raise UsageError(f"this kernel has several mechanisms: name one with --mechanism: {', '.join(there)}")
-    return there[0]
-
-
-def _check_kernel(scenarios: Iterable[Scenario], own: GivenKernel | None) -> None:
-    """Refuse mechanisms that the kernel does not have."""
-    there = [each.name for each in (MECHANISMS if own is None else mechanisms_of(own.base.name))]
-    for scenario in scenarios:
-        if scenario.mechanism not in there:
-            whose = "the lab's own kernels have" if own is None else "this kernel has"
-            raise UsageError(f"mechanism '{scenario.mechanism}' is not there: {whose} {', '.join(there)}")
-
-
-def _build_bases(
-    scenarios: Iterable[Scenario], progress: Progress, own: GivenKernel | None
-) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
-    """Return images and kernels by base, of those that the scenarios' mechanisms need."""
-    if own is not None:
-        return {own.base.name: build_around(own, progress.tell)}, {own.base.name: own.kernel}
-    bases = dict.fromkeys(find_mechanism(each.mechanism).base for each in scenarios)
-    images = {base: build_images(progress.tell, base) for base in bases}
-    return images, {base: read_kernel(each.vmlinux) for base, each in images.items()}
 
 
 @contextlib.contextmanager

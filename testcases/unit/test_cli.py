@@ -157,7 +157,7 @@ def test_mechanisms_are_listed_and_the_command_is_shown() -> None:
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-import lab.cli as cli
+import lab.choice as choice, lab.cli as cli
 from report_samples import IMAGES, make_evidence
 from lab.trial.session import Kept
 step, number, count = sys.argv.pop(1), int(sys.argv.pop(1)), 0
@@ -185,7 +185,8 @@ def build_images(tell, base):
     return Images()
 
 cli.require_qemu = lambda: "7.2"
-cli.build_images, cli.read_kernel, cli.WarmGuests = build_images, lambda _: None, Guest
+cli.WarmGuests = Guest
+choice.build_images, choice.read_kernel = build_images, lambda _: None
 cli.main()
 """
 

@@ -25,7 +25,7 @@ ROOMS = {
     "report": {"spec", "host"},
 }
 #: The command line and what writes to its terminal sit on top of all rooms, and may use each other.
-TOP = {"cli", "axes", "present", "progress"}
+TOP = {"cli", "axes", "choice", "present", "progress"}
 ROOMS |= {module: set(ROOMS) | TOP for module in TOP}
 #: Beyond its rooms, a report may import what reads the store and evidence folders, and nothing that runs trials.
 READERS = {"lab.campaign.store", "lab.campaign.expectation", "lab.trial.folder"}

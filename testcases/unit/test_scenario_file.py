@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text(HEAD + 'nmis = 3\naim = "primary"\nstretch_per_core_us = [1, 2]\n')
-    scenario = make_scenario(Axes(nmis=0, topology="1x4x2", stretch_us="7"), "park-hlt", path)
+    scenario = make_scenario(Axes(scenario=path, nmis=0, topology="1x4x2", stretch_us="7"), "park-hlt")
     wanted = Scenario(
         mechanism="park-hlt",
         topology=Topology(1, 4, 2),
@@ -166,7 +166,7 @@ def test_how_long_windows_last_is_said_by_the_option(
 ) -> None:
     path = tmp_path / "x.toml"
     path.write_text(f"{HEAD}{line}\n")
-    scenario = make_scenario(Axes(**given), None, path)
+    scenario = make_scenario(Axes(scenario=path, **given), None)
     scenario.check()
     assert scenario == Scenario(mechanism="nmi-self", **wanted)
 
@@ -174,7 +174,7 @@ def test_how_long_windows_last_is_said_by_the_option(
 @pytest.mark.parametrize("stretch", [{"stretch_us": "7"}, {"stretch_range_us": "7,8"}])
 def test_far_apart_and_another_stretch_cannot_both_be_meant(stretch: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="far-apart draws each core's stretch"):
-        make_scenario(Axes(far_apart=True, **stretch), "nmi-self", None)
+        make_scenario(Axes(scenario=None, far_apart=True, **stretch), "nmi-self")
 
 
 @pytest.mark.parametrize("cores", [2, 3, 8])

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From what a command line asks for to scenarios, and to the images and kernels that these need."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lab.axes import Axes, make_scenario
+from lab.build.images import ImageSet, build_images
+from lab.errors import UsageError
+from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
+from lab.spec.scenario import Scenario
+from lab.trial.given import GivenKernel, build_around, take_kernel
+from lab.witness.kernel import Kernel, read_kernel
+
+#: In place of a mechanism's name.
+ALL = "all"
+
+
+def take_own(kernel: Path | None, vmlinux: Path | None) -> GivenKernel | None:
+    """Check the user's own kernel, when there is one.
+
+    :raise UsageError: one of the two is missing, or they are no kernel fit for trials
+    """
+    if kernel is None and vmlinux is None:
+        return None
+    if kernel is None or vmlinux is None:
+        raise UsageError("--kernel and --vmlinux go together: the one is booted, the other tells what is where in it")
+    return take_kernel(kernel, vmlinux)
+
+
+def choose_scenario(axes: Axes, mechanism: str | None, own: GivenKernel | None) -> Scenario:
+    """Return the scenario of one trial.
+
+    :raise UsageError: it cannot be run
+    """
+    return choose_scenarios(axes, [] if mechanism is None else [mechanism], own, default=())[0][0]
+
+
+def choose_scenarios(
+    axes: Axes, names: list[str], own: GivenKernel | None, default: tuple[str, ...] = FIRST_CAMPAIGN
+) -> tuple[tuple[Scenario, ...], tuple[tuple[str, UsageError], ...]]:
+    """Return one scenario for each mechanism that was asked for; of all, those that can be run, and why not the others.
+
+    :param names: of mechanisms, or ALL
+    :param default: what is meant where neither names, a scenario file nor a kernel with one mechanism say it
+    :raise UsageError: one that was named cannot be run, or none of all can
+    """
+    there = [each.name for each in (MECHANISMS if own is None else mechanisms_of(own.base.name))]
+    if names == [ALL]:
+        return _sift(make_scenario(axes, name) for name in there)
+    if not names and axes.scenario is None:
+        names = list(default) if own is None else [_find_only(there)]
+    asked: list[str | None] = [*dict.fromkeys(names)]
+    scenarios = tuple(make_scenario(axes, name) for name in asked or [None])
+    for scenario in scenarios:
+        scenario.check()
+        if scenario.mechanism not in there:
+            whose = "the lab's own kernels have" if own is None else "this kernel has"
+            raise UsageError(f"mechanism '{scenario.mechanism}' is not there: {whose} {', '.join(there)}")
+    return scenarios, ()
+
+
+def build_bases(
+    scenarios: Iterable[Scenario], tell: Callable[[str], None], own: GivenKernel | None
+) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
+    """Return images and kernels by base, of those that the scenarios' mechanisms need.
+
+    :raise BuildError: a recipe failed
+    :raise HostError: a package or space is missing
+    """
+    if own is not None:
+        return {own.base.name: build_around(own, tell)}, {own.base.name: own.kernel}
+    bases = dict.fromkeys(find_mechanism(each.mechanism).base for each in scenarios)
+    images = {base: build_images(tell, base) for base in bases}
+    return images, {base: read_kernel(each.vmlinux) for base, each in images.items()}
+
+
+def _find_only(there: list[str]) -> str:
+    if len(there) != 1:
+        raise UsageError(f"this kernel has several mechanisms: name one with --mechanism: {', '.join(there)}")
+    return there[0]
+
+
+def _sift(scenarios: Iterable[Scenario]) -> tuple[tuple[Scenario, ...], tuple[tuple[str, UsageError], ...]]:
+    possible, refused = [], []
+    for scenario in scenarios:
+        try:
+            scenario.check()
+            possible.append(scenario)
+        except UsageError as error:
+            refused.append((scenario.mechanism, error))
+    if not possible:
+        raise refused[0][1]
+    return tuple(possible), tuple(refused)
