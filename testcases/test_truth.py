@@ -4,7 +4,7 @@
 import ctypes
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -24,6 +24,7 @@ from lab.spec.plan import Injection, Plan, draw_plan
 from lab.spec.scenario import Aim, Scenario
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Outcome
+from lab.trial.pool import WarmGuest
 from lab.trial.session import Session, open_session
 from lab.witness.kernel import Kernel
 
@@ -49,16 +50,13 @@ def own_session(images: ImageSet, kernel: Kernel, **oracle: int) -> Iterator[Ses
         yield session
 
 
-def test_no_nmi_sent_is_no_pass(trial: Trial) -> None:
-    tried = trial("nmi-self", nmis=0)
-    assert tried.record.outcome is Outcome.INVALID
-    assert "NMI" in tried.verdict.reason
-
-
-def test_a_control_without_nmis_is_not_accused(trial: Trial) -> None:
-    tried = trial("stop-machine", nmis=0)
-    assert tried.record.outcome is Outcome.INVALID
-    assert tried.finding("quiet") is not Finding.BROKEN
+def test_no_nmi_sent_is_no_pass(guests: Callable[[Boot], WarmGuest]) -> None:
+    """A scenario that is about NMIs, and a plan that lost them."""
+    scenario = Scenario(mechanism="nmi-self")
+    plan = Plan(seed=1, stretch_us=(20_000, 20_000), injections=())
+    verdict = judge(guests(scenario.boot).run_trial(scenario, plan).evidence)
+    assert verdict.outcome is Outcome.INVALID
+    assert "NMI" in verdict.reason
 
 
 def test_an_injector_that_loses_its_nmis_is_no_pass(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,11 @@ NO_NMI_ENTRY = "no-nmi-entry-in-window"
 RELEASED = "released-after-update"
 
 
+#: How much later than asked another core's window may end: the oracle holds it up to 150 ms for its siblings to show
+#: themselves, and it may open later.
+MAX_LATE_US = 200_000
+
+
 class Expected(msgspec.Struct, frozen=True):
     """What a run must show for the lab itself to be trusted.
 
@@ -48,4 +53,4 @@ def expect(scenario: Scenario) -> Expected:
 def _ends_before_another_core(scenario: Scenario) -> bool:
     """Say whether the first core's window may end before another one's."""
     given = scenario.stretch_per_core_us
-    return scenario.topology.total_cores > 1 and not (given and given[0] > max(given[1:]))
+    return scenario.topology.total_cores > 1 and not (given and given[0] > max(given[1:]) + MAX_LATE_US)
