@@ -72,37 +72,45 @@ static void count_anew(unsigned int first)
 }
 
 /*
- * Hold the primary as long as asked, and then until no NMI of the lab's is between its sending and
- * its acknowledgement and the siblings have run since the last was acknowledged. One that comes at
- * the very end would show nothing: nobody could tell a sibling that stays quiet from one that the
- * host has not run since.
+ * Wait until no NMI of the lab's is between its sending and its acknowledgement and the siblings
+ * have run since the last was acknowledged. One that comes at the very end would show nothing:
+ * nobody could tell a sibling that stays quiet from one that the host has not run since.
  */
-static void hold_open(const struct core *core, struct oracle_window *window, unsigned int first)
+static void wait_for_life(struct core *core, struct oracle_window *window, unsigned int first,
+			  uint64_t begin)
+{
+	const struct oracle_control *control = &oracle.header->control;
+	uint64_t now;
+
+	for (now = begin; now < core->hold_until_ns; now = now_ns()) {
+		uint32_t latest = load_acquire(&control->nmis_acked);
+
+		if (latest != core->acked) {
+			core->acked = latest;
+			count_anew(first);
+		} else if (load_acquire(&control->nmis_sent) == latest && all_alive(core, first)) {
+			break;
+		}
+		sleep_until(at_most(now_ns() + EXTEND_STEP_NS, core->hold_until_ns));
+	}
+	store_relaxed(&window->extended_ns, window->extended_ns + (now - begin));
+}
+
+/* Hold the primary as long as asked, and then until its siblings have shown themselves. */
+static void hold_open(struct core *core, struct oracle_window *window, unsigned int first)
 {
 	const struct oracle_control *control = &oracle.header->control;
 	uint64_t end = now_ns() + window->asked_ns;
-	uint64_t bound = end + at_most(load_relaxed(&control->extend_bound_ns), EXTEND_CAP_NS);
-	uint32_t acked = load_acquire(&control->nmis_acked);
-	uint64_t now;
 
+	core->hold_until_ns = end + at_most(load_relaxed(&control->extend_bound_ns), EXTEND_CAP_NS);
+	core->acked = load_acquire(&control->nmis_acked);
 	if (window->asked_ns)
 		sleep_until(end);
 	/* A halted sibling that an NMI has only just woken gets a step to reach its stall. */
 	if (!is_stalling(core))
-		acked = load_acquire(&control->nmis_acked);
+		core->acked = load_acquire(&control->nmis_acked);
 	count_anew(first);
-	for (now = end; now < bound; now = now_ns()) {
-		uint32_t latest = load_acquire(&control->nmis_acked);
-
-		if (latest != acked) {
-			acked = latest;
-			count_anew(first);
-		} else if (load_acquire(&control->nmis_sent) == acked && all_alive(core, first)) {
-			break;
-		}
-		sleep_until(at_most(now_ns() + EXTEND_STEP_NS, bound));
-	}
-	store_relaxed(&window->extended_ns, now - end);
+	wait_for_life(core, window, first, end);
 }
 
 /* Set all that a window starts with, while nobody yet looks at it. */
@@ -197,6 +205,11 @@ static void window_close(struct core *core, uint64_t pc)
 	struct stamp stamp;
 
 	if (!is_stalling(core)) {
+		/* The host may have run others for long since the WRMSR, and NMIs have come. */
+		store_relaxed(&oracle.vcpus[core->primary].held, 1);
+		wait_for_life(core, window, first, now_ns());
+		store_relaxed(&oracle.vcpus[core->primary].held, 0);
+		gap_restart(&oracle.vcpus[core->primary]);
 		__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
 		/* As on opening: whoever went on before this is seen to have. */
 		membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
