@@ -139,4 +139,4 @@ def _weigh(expected: Expected, counts: OutcomeCounts, caught: int) -> tuple[bool
         return False, f"{counts.failed} of {trials} trials FAIL"
     if not counts.passed:
         return False, f"no trial of {trials} passed"
-    return True, f"clean: {counts.passed} of {trials} trials PASS and none FAILs"
+    return True, f"{expected.kind.value}: {counts.passed} of {trials} trials PASS and none FAILs{because}"
