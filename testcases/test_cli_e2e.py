@@ -16,10 +16,12 @@ import msgspec
 import psutil
 import pytest
 
+from lab.axes import read_scenario
 from lab.build.images import ImageSet
 from lab.campaign.store import RECORDS, read_run
 from lab.host.deadline import Deadline
-from lab.host.paths import ROOT
+from lab.host.paths import ROOT, SCENARIOS
+from lab.spec.topology import Topology
 from lab.spec.verdict import EXIT_STATUS, Outcome
 from lab.trial.folder import read_evidence
 
@@ -83,6 +85,15 @@ def test_a_trial_exits_by_its_outcome_and_judging_again_agrees(
     shown = run_lab("judge", str(out))
     assert shown.returncode == tried.returncode
     assert shown.stdout.startswith(outcome.value)
+
+
+def test_a_scenario_file_and_options_beside_it_are_what_runs(tmp_path: Path) -> None:
+    scenario = SCENARIOS / "stop-machine-offline.toml"
+    out = tmp_path / "trial"
+    tried = run_lab("trial", "--scenario", str(scenario), "--topology", "1x1x2", "--out", str(out), "--json")
+    assert tried.returncode == EXIT_STATUS[Outcome.FAIL], tried.stdout + tried.stderr
+    kept = read_evidence(out).scenario
+    assert kept == msgspec.structs.replace(read_scenario(scenario).scenario, topology=Topology(1, 1, 2))
 
 
 class Started:
