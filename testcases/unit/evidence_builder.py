@@ -432,7 +432,7 @@ class Load:
         if self.siblings is not Siblings.RETURNING:
             return None
         count = self.topology.vcpus
-        return Returned(failed=False, online=tuple(range(count)), revisions=(2,) * count)
+        return Returned(failed=False, online=tuple(range(count)), revisions=(2 if self.base.engine else 1,) * count)
 
     def _state(self, vcpu: int) -> CpuState:
         if vcpu in self.offline:

@@ -308,6 +308,17 @@ def test_one_that_was_to_return_has_to_come_back_with_the_new_revision(
     assert judge(starved).outcome is Outcome.INVALID
 
 
+def test_without_engine_there_is_no_new_revision_to_come_back_with() -> None:
+    evidence = tell(mechanism="stock-nmi", siblings=Siblings.RETURNING).watch().build()
+    verdict = judge(evidence)
+
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert find(verdict, "offline-siblings-return").reason.endswith("waited again after the load and came back")
+    assert finding(change(evidence, f"{BACK}.revisions.1", -1), "offline-siblings-return") is Finding.UNSEEN
+    assert finding(change(evidence, f"{BACK}.online", (0,)), "offline-siblings-return") is Finding.BROKEN
+    assert finding(change(evidence, f"{BACK}.failed", True), "offline-siblings-return") is Finding.BROKEN
+
+
 def test_an_update_while_it_comes_back_is_one_too_many() -> None:
     load = tell(siblings=Siblings.RETURNING).watch()
     load.add(SENTINEL_AT_NS + 5 * MS, EventKind.EARLY, 1, in_load=False)
