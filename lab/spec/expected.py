@@ -50,6 +50,12 @@ def expect(scenario: Scenario) -> Expected:
     return Expected(mechanism.expectation)
 
 
+def expect_still(scenario: Scenario) -> Expected:
+    """Return what is expected of its mechanism where no NMI is sent and no window is held open for longer."""
+    no_stretch = (0,) * scenario.topology.total_cores
+    return expect(msgspec.structs.replace(scenario, nmis=0, far_apart=False, stretch_per_core_us=no_stretch))
+
+
 def _ends_before_another_core(scenario: Scenario) -> bool:
     """Say whether the first core's window may end before another one's."""
     given = scenario.stretch_per_core_us

@@ -35,7 +35,7 @@ from lab.spec.evidence import (
     Timings,
     VcpuRunning,
 )
-from lab.spec.expected import expect
+from lab.spec.expected import expect_still
 from lab.spec.mechanism import Expectation, is_play_dead
 from lab.spec.mechanisms import find_mechanism, mechanisms_of
 from lab.spec.plan import Plan
@@ -129,7 +129,7 @@ class Session:
             still = Plan(seed=plan.seed, stretch_us=(0,) * self.topology.total_cores, injections=())
             first = self._run_load(scenario, still)
             ended_well = first.evidence.ending is Ending.COMPLETE
-            surprising = expect(scenario).kind is not Expectation.CAUGHT
+            surprising = expect_still(scenario).kind is not Expectation.CAUGHT
             if not ended_well or (surprising and judge(first.evidence).outcome is Outcome.FAIL):
                 return self._add_files(first) if keep_files else first
         kept = self._run_load(scenario, plan)

@@ -7,7 +7,7 @@ import pytest
 
 from lab.host.paths import SCENARIOS
 from lab.judge.verdict import INVARIANTS
-from lab.spec.expected import ALL_WAITING, NO_NMI_ENTRY, QUIET, RELEASED, expect
+from lab.spec.expected import ALL_WAITING, NO_NMI_ENTRY, QUIET, RELEASED, expect, expect_still
 from lab.spec.mechanism import Expectation
 from lab.spec.mechanisms import MECHANISMS
 from lab.spec.scenario import Aim, Scenario, Siblings
@@ -94,6 +94,27 @@ def test_an_nmi_sent_straight_to_a_parked_sibling_gets_past_its_masked_vectors()
     assert kind("park-hlt", aim=Aim.SIBLING, nmis=0) is CLEAN
     assert kind("park-hlt", aim=Aim.PRIMARY) is CLEAN
     assert kind("nmi-self", aim=Aim.SIBLING) is CLEAN
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "asked", "still"),
+    [
+        # CPU 0 is the last to be done where its window is held longest, and not where none is held.
+        ("upstream", {"siblings": Siblings.OFFLINE, "stretch_per_core_us": (400_000, 1_000)}, CLEAN, CAUGHT),
+        ("upstream", {"siblings": Siblings.OFFLINE, "far_apart": True}, CAUGHT, CAUGHT),
+        ("upstream", {"siblings": Siblings.OFFLINE, "topology": ONE_CORE}, CLEAN, CLEAN),
+        ("stop-machine", {"siblings": Siblings.OFFLINE}, CAUGHT, CAUGHT),
+        ("stop-machine", {}, CAUGHT, CLEAN),
+        ("park-hlt", {"aim": Aim.SIBLING}, CAUGHT, CLEAN),
+        ("nmi-self", {}, CLEAN, CLEAN),
+    ],
+)
+def test_a_load_without_plan_is_held_to_what_is_expected_of_it_alone(
+    name: str, axes: dict[str, Any], asked: Expectation, still: Expectation
+) -> None:
+    scenario = Scenario(mechanism=name, **axes)
+
+    assert (expect(scenario).kind, expect_still(scenario).kind) == (asked, still)
 
 
 def test_what_catches_is_an_invariant_of_the_judges() -> None:
