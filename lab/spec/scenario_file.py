@@ -83,8 +83,13 @@ def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
 
 
 def to_words(scenario: Scenario) -> tuple[str, ...]:
-    """Return the options of ``lab trial`` and ``lab run`` that ask for a scenario, without those of its defaults."""
+    """Return the options of ``lab trial`` and ``lab run`` that ask for a scenario, without those of its defaults.
+
+    A range that nothing is drawn from is left out: the command line refuses two ways to say how long windows last.
+    """
     plain = Scenario(mechanism=scenario.mechanism)
+    if scenario.far_apart:
+        scenario = msgspec.structs.replace(scenario, stretch_us=plain.stretch_us)
     low_us, high_us = scenario.stretch_us
     words: dict[str, tuple[str, ...]] = {
         "nmis": ("--nmis", str(scenario.nmis)),

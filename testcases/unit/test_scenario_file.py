@@ -64,6 +64,14 @@ def test_a_field_means_the_same_in_a_file_and_as_options(change: dict[str, objec
     assert _from_words(to_words(scenario)) == scenario
 
 
+def test_a_range_that_far_apart_leaves_unused_is_not_asked_for() -> None:
+    scenario = parse_scenario(HEAD + "far_apart = true\nstretch_us = [5000, 6000]\n", "f", "f").scenario
+    asked = _from_words(to_words(scenario))
+
+    assert asked == msgspec.structs.replace(scenario, stretch_us=Scenario(mechanism="nmi-self").stretch_us)
+    assert draw_plan(asked, 1) == draw_plan(scenario, 1)
+
+
 def _plain(value: object) -> object:
     return str(value) if isinstance(value, Topology) else value
 
