@@ -31,8 +31,10 @@ def take_own(kernel: Path | None, vmlinux: Path | None) -> GivenKernel | None:
 def choose_scenario(axes: Axes, mechanism: str | None, own: GivenKernel | None) -> Scenario:
     """Return the scenario of one trial.
 
-    :raise UsageError: it cannot be run
+    :raise UsageError: it cannot be run, or more than one was asked for
     """
+    if mechanism == ALL:
+        raise UsageError(f"mechanism '{ALL}' is several, and a trial has one: 'lab run' takes it")
     return choose_scenarios(axes, [] if mechanism is None else [mechanism], own, default=())[0][0]
 
 

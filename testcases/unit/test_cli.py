@@ -81,6 +81,10 @@ REFUSED = {
         ("trial", "--mechanism", "stock-nmi", "--out", "{out}"),
         "mechanism 'stock-nmi' is not there: the lab's own kernels have stop-machine, ",
     ),
+    "all mechanisms in one trial": (
+        ("trial", "--mechanism", "all", "--out", "{out}"),
+        "mechanism 'all' is several, and a trial has one",
+    ),
     "folder to judge that is none": (("judge", "{out}"), "is not a folder: an evidence folder is needed"),
     "folder to report that is none": (("report", "{out}"), "is not a folder: that of a run is needed"),
 }
