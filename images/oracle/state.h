@@ -25,9 +25,10 @@ struct core {
 	uint32_t load;
 	uint32_t mechanism;
 	uint32_t mode;
+	uint64_t stall_until_ns;
+	/* Of the open window, for its primary's thread alone. */
 	uint32_t acked;		/* the lab's NMIs since which the siblings are looked at */
 	uint64_t hold_until_ns; /* beyond which nobody is waited for */
-	uint64_t stall_until_ns;
 	/* The trial whose window stalls siblings, 0 when none does: what they wait on. */
 	uint32_t stall;
 	/* The load in which this core met its first WRMSR 0x79. */
