@@ -9,7 +9,7 @@ from lab.judge.finding import broken_unless, clean, held, unseen
 from lab.judge.starvation import why_starved
 from lab.spec.evidence import Resting, Returned
 from lab.spec.mechanism import is_play_dead
-from lab.spec.scenario import Parking, Siblings
+from lab.spec.scenario import Siblings
 from lab.spec.verdict import Invariant, Proof
 
 
@@ -60,8 +60,7 @@ def _waits(facts: Facts, resting: Resting) -> bool:
 
 def _waits_in_hlt(facts: Facts, resting: Resting) -> bool:
     """Say whether a thread that was to be parked in MWAIT is halted, which MWAIT never does under an emulator."""
-    asked = facts.evidence.scenario.parking is Parking.MWAIT
-    return asked and resting.halted and is_play_dead(resting.symbol)
+    return facts.evidence.scenario.boot.monitor and resting.halted and is_play_dead(resting.symbol)
 
 
 def _describe(resting: Resting) -> str:

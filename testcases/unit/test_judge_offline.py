@@ -308,6 +308,13 @@ def test_one_that_was_to_return_has_to_come_back_with_the_new_revision(
     assert judge(starved).outcome is Outcome.INVALID
 
 
+def test_a_mechanism_that_needs_mwait_parks_offline_siblings_in_it_whatever_is_asked() -> None:
+    evidence = tell(mechanism="park-mwait").build()
+    assert finding(evidence, "offline-siblings-return") is Finding.UNSEEN
+    turning = change(evidence, "oracle.resting.1", lambda old: msgspec.structs.replace(old, halted=False, symbol=WAITS))
+    assert finding(turning, "offline-siblings-return") is Finding.HELD
+
+
 def test_without_engine_there_is_no_new_revision_to_come_back_with() -> None:
     evidence = tell(mechanism="stock-nmi", siblings=Siblings.RETURNING).watch().build()
     verdict = judge(evidence)
