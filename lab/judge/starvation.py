@@ -4,7 +4,7 @@
 Sources: the oracle's longest gap between two callbacks of a vCPU, /proc/PID/task/TID/schedstat, and the windows' holds.
 """
 
-from lab.judge.facts import Facts
+from lab.judge.facts import Facts, Window
 from lab.spec.evidence import VcpuRunning
 
 #: Under a third of the kernel's one-second limits (late_cpus_in, late_cpus_out): two such gaps do not use one up.
@@ -31,9 +31,9 @@ def why_starved(facts: Facts) -> str:
             ran_ms, waited_ms = running.ran_ns // NS_PER_MS, running.waited_ns // NS_PER_MS
             return f"vCPU {running.vcpu} ran for {ran_ms} ms and waited {waited_ms} ms for a host CPU"
     for window in facts.windows:
-        hold_ns = window.seen.asked_ns + window.seen.extended_ns
+        hold_ns = _measure_hold_ns(facts, window)
         if hold_ns > MAX_HOLD_NS:
-            return f"the lab itself held core {window.seen.core}'s window for {hold_ns // NS_PER_MS} ms"
+            return f"core {window.seen.core}'s window was held for {hold_ns // NS_PER_MS} ms by the lab or its host"
     return ""
 
 
@@ -45,6 +45,13 @@ def why_not_shown_running(facts: Facts) -> str:
     if len(oracle.gaps_ns) != len(facts.vcpus):
         return f"the oracle gave the gaps of {len(oracle.gaps_ns)} of {len(facts.vcpus)} vCPUs"
     return why_starved(facts)
+
+
+def _measure_hold_ns(facts: Facts, window: Window) -> int:
+    """Return how long a primary was kept from its next block; of a window still open, up to the last record."""
+    seen = window.seen
+    end_ns = seen.close_ns if seen.close_seq else max((event.mono_ns for event in facts.every_event), default=0)
+    return max(seen.asked_ns + seen.extended_ns, end_ns - seen.open_ns)
 
 
 def _waited_too_long(running: VcpuRunning) -> bool:

@@ -31,6 +31,7 @@ from lab.report.figures import (
 from lab.report.latency import REFERENCE, Added, measure_added
 from lab.report.text import finalize, format_count, format_exact_us, format_us
 from lab.spec.mechanism import Expectation
+from lab.spec.mechanisms import STOCK_MECHANISMS
 from lab.spec.scenario import Scenario
 from lab.spec.scenario_file import to_words
 from lab.spec.verdict import Outcome, TrialRecord
@@ -117,6 +118,8 @@ def reproduce(record: TrialRecord, scenario: Scenario) -> str:
     :param scenario: of the run; what it leaves at its default is left out
     """
     asked = to_words(msgspec.structs.replace(scenario, mechanism=record.mechanism))
+    if record.mechanism in {each.name for each in STOCK_MECHANISMS}:
+        asked = ("--kernel", "BZIMAGE", "--vmlinux", "VMLINUX", *asked)
     return shlex.join(("lab", "trial", *asked, "--seed", str(record.seed), "--out", "DIR"))
 
 

@@ -277,6 +277,8 @@ def test_commands_can_be_pasted() -> None:
     aimed = msgspec.structs.replace(plain, aim=Aim.SIBLING, nmis=3, stretch_per_core_us=(1000, 50000))
     options = "--nmis 3 --aim sibling --stretch-us 1000,50000"
     assert reproduce(record, aimed) == f"{command} {options} --seed {record.seed} --out DIR"
+    brought = msgspec.structs.replace(record, mechanism="stock-nmi")
+    assert reproduce(brought, plain).startswith("lab trial --kernel BZIMAGE --vmlinux VMLINUX --mechanism stock-nmi ")
     assert judge_again("a b; rm -rf x") == "lab judge './a b; rm -rf x'"
 
 
