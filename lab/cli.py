@@ -390,7 +390,7 @@ def main() -> NoReturn:
     except LabError as error:
         code = _complain(str(error), LAB_FAULT)
     except typer.TyperException as error:
-        code = _complain(error.format_message(), USAGE)
+        code = _complain(error.format_message().replace("Value error, ", ""), USAGE)
     except _Interrupted as interrupt:
         code = _complain(f"interrupted: {interrupt}", INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
