@@ -33,6 +33,19 @@ void gap_restart(struct oracle_vcpu *vcpu)
 	store_relaxed(&vcpu->last_tsc, now_tsc());
 }
 
+/* The oracle keeps the vCPU from running, which is no gap of the host's. */
+void gap_hold(struct oracle_vcpu *vcpu)
+{
+	store_relaxed(&vcpu->held, 1);
+}
+
+/* It goes on: its gap begins anew before it counts as running again. */
+void gap_let_go(struct oracle_vcpu *vcpu)
+{
+	gap_restart(vcpu);
+	store_release(&vcpu->held, 0);
+}
+
 void gaps_begin(uint32_t trial)
 {
 	struct oracle_status *status = &oracle.header->status;

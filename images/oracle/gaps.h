@@ -9,6 +9,8 @@
 
 void gap_seen(struct oracle_vcpu *vcpu, uint64_t tsc);
 void gap_restart(struct oracle_vcpu *vcpu);
+void gap_hold(struct oracle_vcpu *vcpu);
+void gap_let_go(struct oracle_vcpu *vcpu);
 void gaps_begin(uint32_t trial);
 void gaps_end(void);
 

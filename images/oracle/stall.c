@@ -63,11 +63,10 @@ bool stall_block(unsigned int vcpu, struct core *core, uint64_t tsc)
 	if (sibling->stall_overrun)
 		return true;
 
-	store_relaxed(&own->held, 1);
+	gap_hold(own);
 	store_relaxed(&sibling->stalled_tsc, tsc);
 	wait_for_close(core, trial);
-	gap_restart(own); /* before it counts as running again */
-	store_release(&own->held, 0);
+	gap_let_go(own);
 
 	if (load_acquire(&core->stall) != trial)
 		return false;

@@ -185,10 +185,9 @@ void window_open(unsigned int vcpu, uint64_t pc)
 		return;
 	}
 	event.kind = ORACLE_WINDOW_OPEN;
-	store_relaxed(&oracle.vcpus[vcpu].held, 1);
+	gap_hold(&oracle.vcpus[vcpu]);
 	run_window(core, window, &event);
-	store_relaxed(&oracle.vcpus[vcpu].held, 0);
-	gap_restart(&oracle.vcpus[vcpu]);
+	gap_let_go(&oracle.vcpus[vcpu]);
 }
 
 static void window_close(struct core *core, uint64_t pc)
@@ -206,10 +205,9 @@ static void window_close(struct core *core, uint64_t pc)
 
 	if (!is_stalling(core)) {
 		/* The host may have run others for long since the WRMSR, and NMIs have come. */
-		store_relaxed(&oracle.vcpus[core->primary].held, 1);
+		gap_hold(&oracle.vcpus[core->primary]);
 		wait_for_life(core, window, first, now_ns());
-		store_relaxed(&oracle.vcpus[core->primary].held, 0);
-		gap_restart(&oracle.vcpus[core->primary]);
+		gap_let_go(&oracle.vcpus[core->primary]);
 		__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
 		/* As on opening: whoever went on before this is seen to have. */
 		membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
