@@ -99,7 +99,7 @@ class Facts:
     @property
     def online(self) -> tuple[int, ...]:
         """The vCPUs that were online during the load."""
-        return tuple(vcpu for vcpu in self.vcpus if vcpu not in self.offline)
+        return self.evidence.scenario.online_threads
 
     def has_landmarks(self, vcpu: int) -> bool:
         """Say whether the landmarks are known to be those of the kernel that a vCPU runs.

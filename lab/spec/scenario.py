@@ -90,9 +90,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def offline_threads(self) -> tuple[int, ...]:
         """The vCPUs that are offline while their cores are updated."""
-        if self.siblings is Siblings.ONLINE:
-            return ()
-        return tuple(vcpu for core in range(self.topology.total_cores) for vcpu in self.topology.siblings_of(core))
+        return () if self.siblings is Siblings.ONLINE else self.topology.siblings
+
+    @property
+    def online_threads(self) -> tuple[int, ...]:
+        """All other vCPUs."""
+        offline = self.offline_threads
+        return tuple(vcpu for vcpu in range(self.topology.vcpus) if vcpu not in offline)
 
     def check(self) -> None:
         """Refuse what cannot be run.

@@ -74,6 +74,16 @@ class Topology(msgspec.Struct, frozen=True):
         """Return the vCPUs of a core that must stay quiet while its primary updates."""
         return self.threads_of(core)[1:]
 
+    @property
+    def primaries(self) -> tuple[int, ...]:
+        """The primaries of all cores."""
+        return tuple(self.primary_of(core) for core in range(self.total_cores))
+
+    @property
+    def siblings(self) -> tuple[int, ...]:
+        """The siblings of all cores."""
+        return tuple(vcpu for core in range(self.total_cores) for vcpu in self.siblings_of(core))
+
     def apic_id(self, vcpu: int) -> int:
         """Return a vCPU's APIC id: thread, core and socket in bit fields as wide as each count needs (SDM 3A 9.9)."""
         thread_bits = (self.threads - 1).bit_length()

@@ -114,11 +114,11 @@ def set_siblings(shell: GuestShell, topology: Topology, online: bool, deadline: 
 
     :raise GuestError: the guest does not do it
     """
-    wanted = range(topology.vcpus) if online else [topology.primary_of(core) for core in range(topology.total_cores)]
+    wanted = tuple(range(topology.vcpus)) if online else topology.primaries
     what = "bring its siblings back" if online else "take its siblings offline"
     script = f"echo {'on' if online else 'off'} >{SMT_CONTROL} && cat {CPUS}/online"
     text = _ask(shell, script, deadline, f"the guest does not {what}").decode(errors="replace")
-    if parse_cpu_list(text, topology.vcpus) != tuple(wanted):
+    if parse_cpu_list(text, topology.vcpus) != wanted:
         raise GuestError(f"the guest did not {what}: CPUs {text.strip()[:80]} are online")
 
 

@@ -44,6 +44,5 @@ class SiblingSwitch:
 
     def compare(self, shown: tuple[int, ...]) -> None:
         """Forget where the siblings are when the guest shows other CPUs online."""
-        primaries = tuple(self._topology.primary_of(core) for core in range(self._topology.total_cores))
-        if shown != (primaries if self._online is False else tuple(range(self._topology.vcpus))):
+        if shown != (self._topology.primaries if self._online is False else tuple(range(self._topology.vcpus))):
             self._online = None
