@@ -206,14 +206,14 @@ def _find_hazards(facts: Facts, window: Window) -> list[Proof]:
     return [
         _proof(facts, window, event, f"vCPU {vcpu} executed {event.hazard.value} at {facts.where(event)}")
         for vcpu, event in _hazards(facts, window, nasty=True)
-        if not (facts.parks_at(vcpu, event.symbol) and event.hazard is Hazard.MWAIT) and not _is_parking(facts, event)
+        if not _is_parking(facts, event)
     ]
 
 
 def _is_parking(facts: Facts, event: OracleEvent) -> bool:
-    """Say whether a hazard is the MONITOR or MWAIT that the mechanism itself parks by; see :meth:`Facts.parks_at`."""
-    function = event.symbol.partition("+")[0]
-    return event.hazard is Hazard.MWAIT and function in facts.mechanism.landmarks.parking
+    """Say whether a hazard is the MONITOR or MWAIT that a thread parks by: as offline, or as the mechanism has it."""
+    by_mechanism = event.symbol.partition("+")[0] in facts.mechanism.landmarks.parking
+    return event.hazard is Hazard.MWAIT and (by_mechanism or facts.parks_at(event.vcpu, event.symbol))
 
 
 def _why_not_harmless(facts: Facts, window: Window) -> str:
