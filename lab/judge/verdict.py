@@ -77,9 +77,8 @@ def _require(facts: Facts, invariant: Invariant) -> Invariant:
     """Require of a mechanism only what it promises and its kernel can show; all else is reported all the same."""
     mechanism = facts.mechanism
     disturbed = mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
-    unpromised = disturbed or invariant.name in mechanism.unpromised
     unshown = invariant.finding is Finding.UNSEEN and invariant.name in mechanism.unshown
-    if unpromised or unshown or not is_required(invariant.name, facts.base, bool(facts.offline)):
+    if disturbed or unshown or not is_required(invariant.name, facts.base, bool(facts.offline)):
         return msgspec.structs.replace(invariant, required=False)
     return invariant
 
@@ -181,8 +180,7 @@ def _why_aimed_amiss(evidence: Evidence) -> str:
     unaimable = find_mechanism(scenario.mechanism).unaimable
     aimed = {injection.vcpu for injection in evidence.plan.injections}
     aimed |= {sent.vcpu for sent in evidence.injections.sent} if evidence.injections is not None else set()
-    topology = scenario.topology
-    hit = sorted(aimed & {vcpu for core in range(topology.total_cores) for vcpu in topology.siblings_of(core)})
+    hit = sorted(aimed.intersection(scenario.topology.siblings))
     return f"the plan aims at vCPU {hit[0]}, a sibling, but {unaimable}" if unaimable and hit else ""
 
 
@@ -197,8 +195,7 @@ def _why_other_kernel(evidence: Evidence) -> str:
 def _why_other_siblings(evidence: Evidence) -> str:
     if evidence.guest is None:
         return ""
-    scenario = evidence.scenario
-    wanted = tuple(vcpu for vcpu in range(scenario.topology.vcpus) if vcpu not in scenario.offline_threads)
+    wanted = evidence.scenario.online_threads
     if evidence.guest.online == wanted:
         return ""
     return f"CPUs {list(evidence.guest.online[:20])} of the guest were online instead of {list(wanted)}"

@@ -89,11 +89,10 @@ class Mechanism(msgspec.Struct, frozen=True):
         times of theirs, and in a window they do not even execute their wait region
     :param unaimable: why no plan may aim NMIs at a sibling of it, empty where one may
     :param needs_monitor: it works on CPUs with MONITOR and MWAIT only
-    :param unshown: names of invariants that an emulator cannot show to hold: not required where unseen, but seen broken
-        they accuse it like any other
+    :param unshown: names of invariants that it has nothing to show of, or nothing that shows under an emulator: not
+        required where unseen, but seen broken they accuse it like any other
     :param stalled: the update itself holds the siblings: the oracle stalls each at its next block in a window, and the
         block in flight when it opens is allowed
-    :param unpromised: names of invariants that it does not promise, so that no PASS needs them
     """
 
     name: str
@@ -107,7 +106,6 @@ class Mechanism(msgspec.Struct, frozen=True):
     siblings_absent: bool = False
     unaimable: str = ""
     stalled: bool = False
-    unpromised: tuple[str, ...] = ()
 
 
 #: What a mechanism gives up that brings no threads together.

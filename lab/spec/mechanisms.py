@@ -212,7 +212,7 @@ MECHANISMS = (
         expectation=Expectation.CLEAN,
         landmarks=Landmarks(load_begin=_STOP_MACHINE.load_begin, load_end=_STOP_MACHINE.load_end),
         stalled=True,
-        unpromised=RENDEZVOUS,
+        unshown=RENDEZVOUS,
     ),
     Mechanism(
         name="smi",
