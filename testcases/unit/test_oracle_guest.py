@@ -54,6 +54,25 @@ def events_of(evidence: OracleEvidence, *kinds: EventKind) -> list[OracleEvent]:
     return [event for event in evidence.events if event.kind in kinds]
 
 
+#: What a whole load leaves, but for what its sibling does in the window.
+WHOLE_LOAD = [
+    (EventKind.LOAD_BEGIN, 0, "load_begin"),
+    (EventKind.CALL_IN, 1, "call_in"),
+    (EventKind.WINDOW_OPEN, 0, "window_site"),
+    (EventKind.IN_FLIGHT, 1, "region"),
+    (EventKind.WINDOW_CLOSE, 0, "after_window"),
+    (EventKind.RETRY, 0, "retry_site"),
+    (EventKind.RELEASE, 1, "region_end"),
+    (EventKind.LOAD_END, 0, "load_end"),
+]
+
+
+def list_kinds(evidence: OracleEvidence) -> list[tuple[EventKind, int, str]]:
+    """Return what the records of the load with the first window say."""
+    load = evidence.windows[0].load
+    return [(event.kind, event.vcpu, event.symbol) for event in evidence.events if event.load == load]
+
+
 def run_whole_load(bench: Bench, *, stalled: bool = False) -> OracleEvidence:
     """Run trials until one was not armed in the middle of a load."""
     for trial in range(1, 50):
@@ -67,17 +86,7 @@ def test_waiting_sibling_is_seen_quiet(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin) as bench:
         evidence = run_whole_load(bench)
     first = evidence.windows[0]
-    kinds = [(event.kind, event.vcpu, event.symbol) for event in evidence.events if event.load == first.load]
-    assert kinds == [
-        (EventKind.LOAD_BEGIN, 0, "load_begin"),
-        (EventKind.CALL_IN, 1, "call_in"),
-        (EventKind.WINDOW_OPEN, 0, "window_site"),
-        (EventKind.IN_FLIGHT, 1, "region"),
-        (EventKind.WINDOW_CLOSE, 0, "after_window"),
-        (EventKind.RETRY, 0, "retry_site"),
-        (EventKind.RELEASE, 1, "region_end"),
-        (EventKind.LOAD_END, 0, "load_end"),
-    ]
+    assert list_kinds(evidence) == WHOLE_LOAD
     assert len(evidence.windows) == 1
     assert evidence.records_lost == 0
     sibling = first.siblings[0]

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 from oracle_bench import Bench, compile_plugin, start_bench
-from test_oracle_guest import LONG_STRETCH_US, MECHANISM, WAIT_S, events_of, run_trial, run_whole_load
+from test_oracle_guest import (
+    LONG_STRETCH_US,
+    MECHANISM,
+    WAIT_S,
+    WHOLE_LOAD,
+    events_of,
+    list_kinds,
+    run_trial,
+    run_whole_load,
+)
 
 from lab.host.deadline import Deadline
 from lab.spec.evidence import EventKind, Hazard, OracleEvidence
@@ -26,17 +35,7 @@ def test_a_stalled_sibling_begins_no_block_and_goes_on_afterwards(plugin: Path, 
     with start_bench(tmp_path, plugin) as bench:
         evidence = run_whole_load(bench, stalled=True)
     window = evidence.windows[0]
-    kinds = [(event.kind, event.vcpu, event.symbol) for event in evidence.events if event.load == window.load]
-    assert kinds == [
-        (EventKind.LOAD_BEGIN, 0, "load_begin"),
-        (EventKind.CALL_IN, 1, "call_in"),
-        (EventKind.WINDOW_OPEN, 0, "window_site"),
-        (EventKind.IN_FLIGHT, 1, "region"),
-        (EventKind.WINDOW_CLOSE, 0, "after_window"),
-        (EventKind.RETRY, 0, "retry_site"),
-        (EventKind.RELEASE, 1, "region_end"),
-        (EventKind.LOAD_END, 0, "load_end"),
-    ]
+    assert list_kinds(evidence) == WHOLE_LOAD
     sibling = window.siblings[0]
     assert (window.stalled, sibling.stall_overrun, sibling.halted_at_close) == (True, False, False)
     assert (sibling.region_blocks, sibling.outside_blocks, sibling.blocks) == (0, 0, ())
