@@ -50,7 +50,9 @@ def test_mainline_lets_an_offline_sibling_go_when_cpu_0_is_done_not_its_own_core
     What happens follows from which core is done first, and from nothing else.
     """
     late = [
-        trial("upstream", seed=seed, siblings=Siblings.OFFLINE, stretch_per_core_us=(1_000, 40_000)) for seed in (1, 2)
+        # Cores do not begin together: the first window is long enough for the second to have opened by its end.
+        trial("upstream", seed=seed, siblings=Siblings.OFFLINE, stretch_per_core_us=(100_000, 400_000))
+        for seed in (1, 2)
     ]
     for each in late:
         assert each.record.outcome is Outcome.FAIL

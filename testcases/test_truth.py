@@ -23,7 +23,7 @@ from lab.spec.boot import Boot
 from lab.spec.plan import Injection, Plan, draw_plan
 from lab.spec.scenario import Aim, Scenario
 from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Outcome
+from lab.spec.verdict import Finding, Outcome, Verdict
 from lab.trial.pool import WarmGuest
 from lab.trial.session import Session, open_session
 from lab.witness.kernel import Kernel
@@ -35,6 +35,8 @@ PTRACE_INTERRUPT = 0x4207
 PTRACE_DETACH = 17
 WAIT_FOR_ALL = 0x40000000
 
+#: How often a sibling may be stopped too late.
+STARVED_TRIES = 8
 STOP_TRIES = 20
 ANSWER_S = 0.05
 
@@ -143,15 +145,32 @@ def test_a_sibling_that_the_host_never_ran_proves_nothing(images: ImageSet, kern
     with own_session(images, kernel) as session:
         clean = session.run_trial(scenario, _plan_in_window())
         assert judge(clean.evidence).outcome is Outcome.PASS, judge(clean.evidence).reason
-        sibling = session.machine.vcpu_threads(Deadline.after(5))[1]
-        starver = _Starver(session.machine, sibling, stop_s=0.4)
-        session.machine.broadcast = starver  # type: ignore[assignment]
-        kept = session.run_trial(scenario, _plan_in_window())
-        starver.join()
-    verdict = judge(kept.evidence)
-    assert verdict.outcome is Outcome.INVALID, verdict.reason
+        for _ in range(STARVED_TRIES):
+            verdict, hit = _run_starved(session, scenario)
+            assert verdict.outcome is Outcome.INVALID, verdict.reason
+            if hit:
+                break
+    assert hit, "the sibling was never stopped in time for its NMI to come into the window"
     findings = {invariant.name: invariant.finding for invariant in verdict.invariants}
     assert findings["quiet"] is Finding.UNSEEN
+
+
+def _run_starved(session: Session, scenario: Scenario) -> tuple[Verdict, bool]:
+    """Return the verdict, and whether the NMI came while the window was open and the sibling stopped.
+
+    On a busy host it may take until after the window to stop the sibling where it does not hold QEMU's lock.
+    """
+    broadcast = session.machine.broadcast
+    starver = _Starver(session.machine, session.machine.vcpu_threads(Deadline.after(5))[1], stop_s=0.4)
+    session.machine.broadcast = starver  # type: ignore[assignment]
+    evidence = session.run_trial(scenario, _plan_in_window()).evidence
+    starver.join()
+    session.machine.broadcast = broadcast
+    assert evidence.oracle is not None
+    assert evidence.injections is not None
+    (window,) = evidence.oracle.windows
+    (sent,) = evidence.injections.sent
+    return judge(evidence), window.open_ns <= sent.send_ns and 0 < sent.reply_ns <= window.close_ns
 
 
 def _plan_in_window() -> Plan:
