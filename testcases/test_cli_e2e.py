@@ -16,9 +16,9 @@ import msgspec
 import psutil
 import pytest
 
-from lab.axes import read_scenario
 from lab.build.images import ImageSet
 from lab.campaign.store import RECORDS, read_run
+from lab.cli.axes import read_scenario
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT, SCENARIOS
 from lab.spec.topology import Topology

@@ -161,7 +161,8 @@ def test_mechanisms_are_listed_and_the_command_is_shown() -> None:
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-import lab.choice as choice, lab.cli as cli
+import lab.cli.choice as choice, lab.cli.runs as runs, lab.cli.trials as trials
+from lab.cli import main
 from report_samples import IMAGES, make_evidence
 from lab.trial.session import Kept
 step, number, count = sys.argv.pop(1), int(sys.argv.pop(1)), 0
@@ -188,10 +189,10 @@ def build_images(tell, base):
         os.kill(os.getpid(), number)
     return Images()
 
-cli.require_qemu = lambda: "7.2"
-cli.WarmGuests = Guest
+runs.require_qemu = trials.require_qemu = lambda: "7.2"
+runs.WarmGuests = trials.WarmGuests = Guest
 choice.build_images, choice.read_kernel = build_images, lambda _: None
-cli.main()
+main()
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lab.axes import Axes, make_scenario, read_scenario
+from lab.cli.axes import Axes, make_scenario, read_scenario
 from lab.errors import UsageError
 from lab.host.paths import ROOT, SCENARIOS
 from lab.spec.mechanisms import MECHANISMS
@@ -79,10 +79,10 @@ def _plain(value: object) -> object:
 def _from_words(words: tuple[str, ...]) -> Scenario:
     """Read options as the command line does, in a process of its own that ends before anything is built."""
     script = (
-        "import sys, msgspec, lab.cli as cli\n"
+        "import sys, msgspec, lab.cli.trials as trials\nfrom lab.cli import main\n"
         "def show(scenario, seed): print(msgspec.json.encode(scenario).decode()); sys.exit(0)\n"
-        "cli.draw_plan = show\n"
-        "cli.main()\n"
+        "trials.draw_plan = show\n"
+        "main()\n"
     )
     command = [sys.executable, "-c", script, "trial", *words, "--out", "/nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

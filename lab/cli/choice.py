@@ -4,8 +4,8 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lab.axes import Axes, make_scenario
 from lab.build.images import ImageSet, build_images
+from lab.cli.axes import Axes, make_scenario
 from lab.errors import UsageError
 from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
 from lab.spec.scenario import Scenario

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands about the host and what guests are made of."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lab.build.doctor import examine_host
+from lab.build.images import ImageSet, build_images
+from lab.build.initramfs import build_initramfs
+from lab.build.kernel import DEFAULT_BASE, build_kernel
+from lab.build.oracle import build_oracle
+from lab.build.own_kernel import build_own_kernel
+from lab.cli import present
+from lab.cli.app import LAB_FAULT, JsonOption, out, print_json
+from lab.cli.progress import open_progress
+from lab.errors import UsageError
+from lab.spec.base import BASES, find_base
+from lab.trial.kvm import try_kvm
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this host can do, and how to mend what it lacks."""
+    checks = (*examine_host(), try_kvm())
+    if as_json:
+        print_json({"checks": checks})
+    else:
+        out().print(present.make_check_table(checks))
+    raise typer.Exit(0 if all(check.ok for check in checks) else LAB_FAULT)
+
+
+def build(
+    what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle or all")] = "all",
+    base: Annotated[str, typer.Option(help=f"which kernel: {', '.join(each.name for each in BASES)}")] = DEFAULT_BASE,
+    tree: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="build the kernel of this git tree of Linux, and leave it as it is"),
+    ] = None,
+    patches: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="with --tree: apply these on top, by series or in order of name")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FRAGMENT", help="with --tree: settings that win over the lab's own")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build what guests are made of, or find it in the cache."""
+    if tree is not None or patches is not None or config is not None:
+        _build_own(what, base, tree, patches, config, as_json)
+        return
+    recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
+        "kernel": lambda tell: build_kernel(tell, base).folder,
+        "initramfs": build_initramfs,
+        "oracle": build_oracle,
+        "all": lambda tell: build_images(tell, base),
+    }
+    if what not in recipes:
+        raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}")
+    find_base(base)
+    with open_progress() as progress:
+        built = recipes[what](progress.tell)
+    parts = (
+        {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "oracle")}
+        if isinstance(built, ImageSet)
+        else {what: str(built)}
+    )
+    if as_json:
+        print_json(parts)
+        return
+    for name, path in parts.items():
+        out().print(f"{name:10} {path}")
+
+
+def _build_own(
+    what: str, base: str, tree: Path | None, patches: Path | None, config: Path | None, as_json: bool
+) -> None:
+    if tree is None:
+        raise UsageError(f"--{'patches' if patches is not None else 'config'} goes with --tree only")
+    if base != DEFAULT_BASE:
+        raise UsageError(f"--base is for the lab's own kernels: '{base}' cannot be given with --tree")
+    if what != "kernel":
+        raise UsageError(f"--tree is a kernel's: 'lab build kernel --tree {tree}', and not '{what}'")
+    with open_progress() as progress:
+        built = build_own_kernel(tree, patches, config, progress.tell)
+    if as_json:
+        print_json(present.describe_own_kernel(built))
+    else:
+        for name, value in present.describe_own_kernel(built).items():
+            out().print(f"{name:13} {value}")
