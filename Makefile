@@ -2,7 +2,7 @@
 # The newcomer's way in; everything else is the lab command, .venv/bin/lab --help.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench
+.PHONY: help setup run test bench mutants
 
 help: ## Show this
 	@awk -F ': ## ' '/^[a-z]+: ## / { printf "make %-8s%s\n", $$1, $$2 }' Makefile
@@ -23,3 +23,7 @@ test: ## Set up and run all tests
 bench: ## Set up and measure boot, trial and report times
 	@images/host/setup
 	.venv/bin/lab bench
+
+mutants: ## Set up and try whether the lab notices all that is broken on purpose
+	@images/host/setup
+	.venv/bin/lab mutants --out "reports/mutants-$$(date +%Y%m%d-%H%M%S)"

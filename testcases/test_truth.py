@@ -162,7 +162,7 @@ def _run_starved(session: Session, scenario: Scenario) -> tuple[Verdict, bool]:
     """
     broadcast = session.machine.broadcast
     starver = _Starver(session.machine, session.machine.vcpu_threads(Deadline.after(5))[1], stop_s=0.4)
-    session.machine.broadcast = starver  # type: ignore[assignment]
+    session.machine.broadcast = starver
     evidence = session.run_trial(scenario, _plan_in_window()).evidence
     starver.join()
     session.machine.broadcast = broadcast

@@ -45,15 +45,19 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def build_images(progress: Progress, base: str = DEFAULT_BASE) -> ImageSet:
+def build_images(
+    progress: Progress, base: str = DEFAULT_BASE, *, kernel_patch: Path | None = None, oracle_patch: Path | None = None
+) -> ImageSet:
     """Build everything, or find it in the cache; what is quick to fail comes first.
 
+    :param kernel_patch: one more, on top of those of the base
+    :param oracle_patch: changes the oracle first
     :raise BuildError: a recipe failed
     :raise HostError: a package or space is missing
     """
-    plugin = build_oracle(progress) / oracle.NAME
+    plugin = build_oracle(progress, oracle_patch) / oracle.NAME
     archive = build_initramfs(progress) / initramfs.NAME
-    kernel = build_kernel(progress, base)
+    kernel = build_kernel(progress, base, kernel_patch)
     kernel_sums = read_sums(kernel.folder)
     return ImageSet(
         kernel=kernel.image,

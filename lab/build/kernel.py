@@ -79,12 +79,14 @@ class Recipe(msgspec.Struct, frozen=True):
     :param source: the upstream tarball, with one folder at its top
     :param common: a fragment of configuration below that of the folder, None without one
     :param tree: names the tree that is kept between builds, the folder's name when empty
+    :param extra: patches on top of those of the folder
     """
 
     folder: Path
     source: Path
     common: Path | None = None
     tree: str = ""
+    extra: tuple[Path, ...] = ()
 
     @property
     def fragments(self) -> tuple[Path, ...]:
@@ -95,7 +97,7 @@ class Recipe(msgspec.Struct, frozen=True):
     @property
     def patches(self) -> tuple[Path, ...]:
         """The patches, in the order they are applied."""
-        return tuple(self.folder / "patches" / name for name in read_series(self.folder))
+        return (*(self.folder / "patches" / name for name in read_series(self.folder)), *self.extra)
 
     @property
     def unpatched(self) -> "Recipe":
@@ -121,21 +123,23 @@ def find_recipe(base: str) -> Recipe:
     return Recipe(folder, source, ANY_CONFIG)
 
 
-def build_kernel(progress: Progress, base: str = DEFAULT_BASE) -> Kernel:
+def build_kernel(progress: Progress, base: str = DEFAULT_BASE, patch: Path | None = None) -> Kernel:
     """Build the kernel of images/kernels/<base>, or find it in the cache.
 
+    :param patch: one more, on top of those of the base
     :raise UsageError: there is no such base
     :raise BuildError: a patch, the configuration or the compiler failed; the text names it and the log
     :raise HostError: a package or space is missing
     """
-    return build_recipe(find_recipe(base), progress)
+    recipe = find_recipe(base)
+    return build_recipe(recipe if patch is None else msgspec.structs.replace(recipe, extra=(patch,)), progress)
 
 
 def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
     """Build a kernel, or find it in the cache; raises as :func:`build_kernel` does."""
     unpatched = (hash_once(recipe.source), *describe_steps())
     common = recipe.fragments[0].read_bytes()
-    key = make_key(*unpatched, common, key_tree(recipe.folder))
+    key = make_key(*unpatched, common, key_tree(recipe.folder), *(path.read_bytes() for path in recipe.extra))
     log = find_log("kernel", key)
     # A setting of the folder's own is taken back as its patches are: what make compiled without it stays good.
     state = make_key(*unpatched, common)

@@ -2,6 +2,8 @@
 """The oracle: images/oracle compiled into the plugin that QEMU loads."""
 
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.build.cache import Progress, cached, find_log, key_tree, make_key
@@ -14,31 +16,43 @@ from lab.host.paths import IMAGES
 NAME = "oracle.so"
 
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
+#: Where in the file a hunk belongs is not to be guessed.
+_PATCH = ("patch", "-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "--reject-file=-")
 #: A few thousand lines of C on a busy host.
 _MAX_COMPILE_S = 300.0
 
 
-def build_oracle(progress: Progress) -> Path:
+def build_oracle(progress: Progress, patch: Path | None = None) -> Path:
     """Compile the plugin, or find it in the cache, and return the cache entry that holds it (NAME).
 
+    :param patch: applied to a copy of the sources first
     :raise BuildError: it does not compile; the text names the log
     """
     folder = IMAGES / "oracle"
     sources = sorted(path.name for path in folder.glob("*.c"))
     if not sources:
         raise BuildError(f"oracle: there is no C file in '{folder}'")
-    key = make_key(key_tree(folder), *read_versions(), *_FLAGS)
+    key = make_key(key_tree(folder), *read_versions(), *_FLAGS, *([] if patch is None else [patch.read_bytes()]))
 
     def build(target: Path) -> None:
         progress("oracle: compiling")
         log = find_log("oracle", key)
         log.write_bytes(b"")
+        where = folder
+        if patch is not None:
+            where = Path(shutil.copytree(folder, target / "patched"))
+            _run([*_PATCH, f"--input={patch}"], where, log)
         # From inside the folder, so that no path of this machine gets into the file.
-        command = [COMPILER, *_FLAGS, *sources, "-o", os.fspath(target / NAME)]
-        try:
-            proc.run(command, cwd=folder, env=ENVIRONMENT, log=log, deadline=Deadline.after(_MAX_COMPILE_S))
-        except ProcessError as error:
-            telling = [line for line in error.output.splitlines() if "error:" in line] or [str(error)]
-            raise BuildError(f"oracle: {telling[0].strip()} (log: {log})") from error
+        _run([COMPILER, *_FLAGS, *sources, "-o", target / NAME], where, log)
+        if patch is not None:
+            shutil.rmtree(where)
 
     return cached("oracle", key, build, progress)
+
+
+def _run(command: Sequence[str | os.PathLike[str]], folder: Path, log: Path) -> None:
+    try:
+        proc.run(command, cwd=folder, env=ENVIRONMENT, log=log, deadline=Deadline.after(_MAX_COMPILE_S))
+    except ProcessError as error:
+        telling = [line for line in error.output.splitlines() if "error:" in line or "FAILED" in line] or [str(error)]
+        raise BuildError(f"oracle: {telling[0].strip()} (log: {log})") from error

@@ -12,13 +12,14 @@ import typer
 from lab.cli.app import INTERRUPTED, LAB_FAULT, USAGE, Interrupted, complain
 from lab.cli.images import build, doctor
 from lab.cli.lists import mechanisms, scenarios
+from lab.cli.mutants import mutants
 from lab.cli.runs import bench, report, run
 from lab.cli.trials import judge, trial
 from lab.errors import HostError, LabError, UsageError
 from lab.host.paths import is_utf8, show_bytes
 
 #: In the order in which they are listed.
-COMMANDS = (doctor, build, trial, judge, run, report, bench, scenarios, mechanisms)
+COMMANDS = (doctor, build, trial, judge, run, report, mutants, bench, scenarios, mechanisms)
 
 app = typer.Typer(
     rich_markup_mode=None,

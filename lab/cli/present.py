@@ -31,7 +31,8 @@ _FINDING_STYLE = {Finding.HELD: "green", Finding.BROKEN: "bold red", Finding.UNS
 _SHOWN_PROOFS = 3
 
 
-def _make_table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
+    """Return an empty table of the lab's looks."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -40,7 +41,7 @@ def _make_table(*columns: str) -> Table:
 
 def make_check_table(checks: Iterable[Check]) -> RenderableType:
     """Return what ``lab doctor`` shows."""
-    table = _make_table("", "what", "found", "mend with")
+    table = make_table("", "what", "found", "mend with")
     for check in checks:
         mark = Text("ok", "green") if check.ok else Text("lacks", "bold red")
         table.add_row(mark, check.name, Text(clean(check.found)), Text(check.mend))
@@ -89,7 +90,7 @@ def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
         (verdict.outcome.value, _OUTCOME_STYLE[verdict.outcome]),
         f"  {record.mechanism} {record.topology} seed {record.seed}: {clean(verdict.reason)}",
     )
-    table = _make_table("invariant", "finding", "why")
+    table = make_table("invariant", "finding", "why")
     for invariant in verdict.invariants:
         why = Text(clean(invariant.reason))
         for proof in invariant.proofs[:_SHOWN_PROOFS] if invariant.finding is Finding.BROKEN else ():
@@ -135,7 +136,7 @@ def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> di
 def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableType:
     """Return a run's table for a terminal."""
     outcomes = [outcome.value for outcome in reversed(Outcome)]
-    table = _make_table(
+    table = make_table(
         "mechanism", "expected", "met", "quiet", "harmless", *outcomes, "NMIs", "window", "load", "added"
     )
     for result in results:
@@ -169,7 +170,7 @@ def _format_added(added: Added | None) -> str:
 
 def make_bench_table(figures: Iterable[Figure]) -> RenderableType:
     """Return what ``lab bench`` shows."""
-    table = _make_table("figure", "median", "min", "max", "n")
+    table = make_table("figure", "median", "min", "max", "n")
     for figure in figures:
         low, high = (f"{value:.2f} {figure.unit}" for value in (min(figure.values), max(figure.values)))
         table.add_row(figure.name, f"{figure.median:.2f} {figure.unit}", low, high, str(len(figure.values)))

@@ -15,7 +15,7 @@ from lab.guest.command import QEMU, InheritedFds, command_line
 from lab.guest.console import Console
 from lab.guest.ending import EndLatch, GuestEnd
 from lab.guest.exit import ExitWatch, read_messages
-from lab.guest.nmi import AimedInjector, BroadcastInjector
+from lab.guest.nmi import AimedInjector, BroadcastInjector, Injector
 from lab.guest.qmp import QmpChannel
 from lab.guest.shell import GuestShell
 from lab.guest.spec import GuestKeys, GuestSpec
@@ -48,7 +48,7 @@ class Machine:
         *,
         process: proc.Process,
         qmp: QmpChannel,
-        broadcast: BroadcastInjector,
+        broadcast: Injector,
         aimed: AimedInjector,
         console: Console,
         shell: GuestShell,
@@ -57,7 +57,7 @@ class Machine:
     ) -> None:
         self.shell = shell
         self.qmp = qmp
-        self.broadcast = broadcast
+        self.broadcast: Injector = broadcast
         self.aimed = aimed
         self.console = console
         self.latch = latch

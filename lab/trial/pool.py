@@ -12,6 +12,7 @@ from typing import Final
 from lab import __version__
 from lab.build.images import ImageSet
 from lab.errors import GuestError
+from lab.guest.machine import Machine
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.spec.boot import Boot
@@ -20,6 +21,9 @@ from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
 from lab.trial.session import Kept, Session, open_session
 from lab.witness.kernel import Kernel
+
+#: What is done to a guest that has booted, before its first trial.
+Prepare = Callable[[Machine], None]
 
 #: How long to wait for other labs on this host to free enough vCPUs. They may be in the middle of a campaign.
 ADMISSION_S: Final = 3600.0
@@ -30,14 +34,23 @@ class WarmGuest:
 
     :param images: of the machine's base
     :param progress: told, in a few words, what is being waited for
+    :param prepare: changes each guest once it has booted
     :ivar failed_boots: how many trials in a row, the last one included, got no guest
     """
 
-    def __init__(self, images: ImageSet, kernel: Kernel, boot: Boot, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        kernel: Kernel,
+        boot: Boot,
+        progress: Callable[[str], None],
+        prepare: Prepare | None = None,
+    ) -> None:
         self._images = images
         self._kernel = kernel
         self._boot = boot
         self._progress = progress
+        self._prepare = prepare
         self._stack = contextlib.ExitStack()
         self._session: Session | None = None
         self.failed_boots = 0
@@ -59,7 +72,10 @@ class WarmGuest:
         if self._session is None:
             try:
                 self._progress(f"booting a guest: {self._boot}")
-                self._session = self._stack.enter_context(open_session(self._images, self._kernel, self._boot))
+                session = self._stack.enter_context(open_session(self._images, self._kernel, self._boot))
+                if self._prepare is not None:
+                    self._prepare(session.machine)
+                self._session = session
             except BaseException:
                 self.retire()
                 raise
@@ -96,11 +112,16 @@ class WarmGuests:
     """
 
     def __init__(
-        self, images: Mapping[str, ImageSet], kernels: Mapping[str, Kernel], progress: Callable[[str], None]
+        self,
+        images: Mapping[str, ImageSet],
+        kernels: Mapping[str, Kernel],
+        progress: Callable[[str], None],
+        prepare: Prepare | None = None,
     ) -> None:
         self._images = images
         self._kernels = kernels
         self._progress = progress
+        self._prepare = prepare
         self._guests: dict[Boot, WarmGuest] = {}
         self._stack = contextlib.ExitStack()
 
@@ -120,7 +141,7 @@ class WarmGuests:
     def find(self, boot: Boot) -> WarmGuest:
         """Return the guest that serves a machine's trials."""
         if boot not in self._guests:
-            made = WarmGuest(self._images[boot.base], self._kernels[boot.base], boot, self._progress)
+            made = WarmGuest(self._images[boot.base], self._kernels[boot.base], boot, self._progress, self._prepare)
             self._guests[boot] = self._stack.enter_context(made)
         return self._guests[boot]
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Mutants of the lab's own side, which are no patches: NMIs that are never sent, landmarks of another kernel."""
+
+import time
+from typing import Final
+
+import msgspec
+
+from lab.build.cache import Progress
+from lab.build.mutants import build_mutant
+from lab.errors import UsageError
+from lab.guest.machine import Machine
+from lab.guest.nmi import INJECT_S
+from lab.host.deadline import Deadline
+from lab.spec.mechanisms import find_mechanism
+from lab.spec.mutant import Mutant, Subject
+from lab.spec.scenario import Scenario
+from lab.spec.verdict import Outcome
+from lab.witness.kernel import Kernel, read_kernel
+
+_SCENARIO: Final = Scenario(mechanism="nmi-self")
+_BASE: Final = find_mechanism(_SCENARIO.mechanism).base
+
+NEVER_SENT: Final = Mutant(
+    name="nmis-never-sent",
+    subject=Subject.LAB,
+    base=_BASE,
+    breaks="QEMU is asked for its status in place of each NMI, and the log says that it was sent",
+    caught_by=("nmis-delivered",),
+    scenario=_SCENARIO,
+    ends_in=Outcome.INVALID,
+)
+STALE_VMLINUX: Final = Mutant(
+    name="stale-vmlinux",
+    subject=Subject.LAB,
+    base=_BASE,
+    breaks="the landmarks are those of a kernel with one function more",
+    caught_by=("quiet", "all-waiting-before-update"),
+    scenario=_SCENARIO,
+    ends_in=Outcome.INVALID,
+)
+LAB_MUTANTS: Final = (NEVER_SENT, STALE_VMLINUX)
+
+
+class _MuteInjector:
+    """Acknowledges NMIs that nobody gets; see :class:`lab.guest.nmi.Injector`."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._qmp = machine.qmp
+
+    def inject(self, vcpu: int, deadline: Deadline | None = None) -> tuple[int, int]:  # noqa: ARG002
+        send_ns = time.monotonic_ns()
+        self._qmp.execute("query-status", deadline=deadline or Deadline.after(INJECT_S))
+        return send_ns, time.monotonic_ns()
+
+
+def mute(machine: Machine) -> None:
+    """Have a guest's NMIs go nowhere."""
+    machine.broadcast = _MuteInjector(machine)
+
+
+def read_stale(mutants: tuple[Mutant, ...], progress: Progress) -> Kernel:
+    """Return a kernel that has all functions of the sound one, at other addresses: that of one of its mutants.
+
+    :raise UsageError: there is none
+    """
+    for mutant in mutants:
+        if mutant.subject is Subject.KERNEL and mutant.base == _BASE:
+            return read_kernel(build_mutant(mutant, progress).vmlinux)
+    raise UsageError(f"mutant '{STALE_VMLINUX.name}' needs a mutant of {_BASE}, and there is none")
+
+
+def on_control(mutant: Mutant) -> Scenario:
+    """Return the scenario of a kernel that is known to be broken, for a mutant that must not make it look good."""
+    changes = {"mechanism": "stop-machine", "parking": mutant.scenario.parking}
+    return msgspec.structs.replace(mutant.scenario, **changes)
