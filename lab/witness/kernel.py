@@ -152,7 +152,7 @@ class Kernel:
         """Return the addresses of all WRMSR to MSR 0x79.
 
         They are found by the constant on its way to ECX (the MSR's number is one, at every site of the loader) and
-        the next WRMSR that is reached with ECX unchanged.
+        every WRMSR that is reached from there with ECX unchanged: a compiler loads it once for two in a row.
         """
         sites: set[int] = set()
         for start, data in self._text.items():
@@ -164,17 +164,45 @@ class Kernel:
                 at = data.find(_MOV_79, at + 1)
         return tuple(sorted(sites))
 
-    def _follow(self, function: Function, moved_at: int) -> tuple[int, ...]:
-        holds = False
-        for instruction in self.disassemble(function):
-            if instruction.address == moved_at:
-                holds = True
-            elif holds and instruction.mnemonic == "wrmsr":
-                return (instruction.address,)
-            elif holds:
-                _, written = instruction.regs_access()
-                holds = not any(instruction.reg_name(register) in _ECX for register in written)
-        return ()
+    def _follow(self, function: Function, moved_at: int) -> set[int]:
+        """Walk all ways through a function from behind the move, each up to where ECX is something else."""
+        code = {instruction.address: instruction for instruction in self.disassemble(function)}
+        sites: set[int] = set()
+        if moved_at not in code:
+            return sites
+        seen: set[int] = set()
+        ways = [moved_at + code[moved_at].size]
+        while ways:
+            address = ways.pop()
+            if address in seen or address not in code:
+                continue
+            seen.add(address)
+            instruction = code[address]
+            if instruction.mnemonic == "wrmsr":
+                sites.add(address)
+            if not _changes_ecx(instruction):
+                ways += _find_next(instruction)
+        return sites
+
+
+def _changes_ecx(instruction: capstone.CsInsn) -> bool:
+    """Say whether ECX may be another behind an instruction: a function that is called may use it as it likes."""
+    if instruction.group(capstone.CS_GRP_CALL):
+        return True
+    _, written = instruction.regs_access()
+    return any(instruction.reg_name(register) in _ECX for register in written)
+
+
+def _find_next(instruction: capstone.CsInsn) -> list[int]:
+    """Return where a function goes on behind one of its instructions; of a jump through a register nobody knows."""
+    behind = [instruction.address + instruction.size]
+    if instruction.group(capstone.CS_GRP_RET) or instruction.group(capstone.CS_GRP_IRET):
+        return []
+    if not instruction.group(capstone.CS_GRP_JUMP):
+        return behind
+    target = instruction.operands[0]
+    targets = [int(target.imm)] if target.type == capstone.x86.X86_OP_IMM else []
+    return targets if instruction.mnemonic == "jmp" else [*behind, *targets]
 
 
 def read_kernel(vmlinux: Path) -> Kernel:
