@@ -34,6 +34,8 @@ _NEAREST: Final = 3
 #: ``mov $0x79, %ecx``: MSR_IA32_UCODE_WRITE on its way to WRMSR.
 _MOV_79: Final = b"\xb9" + struct.pack("<I", 0x79)
 _ECX: Final = ("ecx", "rcx", "cx", "cl")
+#: The disassembler gives addresses as signed numbers.
+_ALL_BITS: Final = 2**64 - 1
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -201,7 +203,7 @@ def _find_next(instruction: capstone.CsInsn) -> list[int]:
     if not instruction.group(capstone.CS_GRP_JUMP):
         return behind
     target = instruction.operands[0]
-    targets = [int(target.imm)] if target.type == capstone.x86.X86_OP_IMM else []
+    targets = [int(target.imm) & _ALL_BITS] if target.type == capstone.x86.X86_OP_IMM else []
     return targets if instruction.mnemonic == "jmp" else [*behind, *targets]
 
 
