@@ -83,13 +83,44 @@ def make_update(
     # different for each revision, so that a mix-up of two updates shows.
     data = struct.pack(f"<{data_size // 4}I", *((revision + index) % _WORD_LIMIT for index in range(data_size // 4)))
 
-    def pack(checksum: int) -> bytes:
-        return _HEADER.pack(
-            *(_VERSION, revision, date_bcd, signature, checksum, _VERSION, platform_mask),
-            *(data_size, total_size, 0, min_req_ver, 0),
-        )
+    header = Header(
+        header_version=_VERSION,
+        revision=revision,
+        date_bcd=date_bcd,
+        signature=signature,
+        checksum=0,
+        loader_version=_VERSION,
+        platform_mask=platform_mask,
+        data_size=data_size,
+        total_size=total_size,
+        meta_size=0,
+        min_req_ver=min_req_ver,
+        reserved=0,
+    )
+    return seal(pack_header(header) + data)
 
-    return pack(-sum_words(pack(0) + data) % _WORD_LIMIT) + data
+
+def pack_header(header: Header) -> bytes:
+    """Return a header's bytes, whatever its fields say."""
+    return _HEADER.pack(*msgspec.structs.astuple(header))
+
+
+def read_header(data: bytes) -> Header:
+    """Return the header at the beginning of some bytes, without a check of its fields.
+
+    :raise UsageError: they are too few
+    """
+    if len(data) < HEADER_SIZE:
+        raise UsageError(f"microcode file is {len(data)} bytes long: a header takes {HEADER_SIZE}")
+    return Header(**dict(zip(Header.__struct_fields__, _HEADER.unpack_from(data), strict=True)))
+
+
+def seal(body: bytes) -> bytes:
+    """Return header and data with the checksum that the kernel wants of them: the sum of all words is 0."""
+    header = msgspec.structs.replace(read_header(body), checksum=0)
+    data = body[HEADER_SIZE:]
+    checksum = -sum_words(pack_header(header) + data) % _WORD_LIMIT
+    return pack_header(msgspec.structs.replace(header, checksum=checksum)) + data
 
 
 def parse_header(data: bytes) -> Header:
@@ -97,9 +128,7 @@ def parse_header(data: bytes) -> Header:
 
     :raise UsageError: the kernel would refuse it; the text says why
     """
-    if len(data) < HEADER_SIZE:
-        raise UsageError(f"microcode file is {len(data)} bytes long: a header takes {HEADER_SIZE}")
-    header = Header(**dict(zip(Header.__struct_fields__, _HEADER.unpack_from(data), strict=True)))
+    header = read_header(data)
     if header.header_version != _VERSION or header.loader_version != _VERSION:
         raise UsageError("microcode file is of an unknown format: header and loader version are not 1")
     if header.total_size > len(data) or header.total_size % BLOCK_SIZE:
