@@ -21,8 +21,6 @@ from lab.trial.session import open_session
 pytestmark = pytest.mark.e2e
 
 BASE = "linux-6.12"
-#: Where the kernel's image is mapped from, without KASLR (__START_KERNEL_map).
-KERNEL_MAP = 0xFFFFFFFF80000000
 SHAPE = Topology(1, 1, 2)
 TRIALS = 20
 
@@ -96,6 +94,4 @@ def _clear_use_nmi(machine: Machine) -> None:
         found = symbols.get_symbol_by_name("microcode_intel_ops")
     assert found is not None
     (symbol,) = found
-    address = symbol["st_value"] - KERNEL_MAP + flag.mem.disp
-    reply = machine.aimed._lines.exchange(b"writeb %#x 0\n" % address, Deadline.after(5), "qtest")
-    assert reply.line == b"OK"
+    machine.memory.write_kernel(symbol["st_value"] + flag.mem.disp, 0, 1, Deadline.after(5))

@@ -15,6 +15,7 @@ from lab.guest.command import QEMU, InheritedFds, command_line
 from lab.guest.console import Console
 from lab.guest.ending import EndLatch, GuestEnd
 from lab.guest.exit import ExitWatch, read_messages
+from lab.guest.memory import GuestMemory
 from lab.guest.nmi import AimedInjector, BroadcastInjector, Injector
 from lab.guest.qmp import QmpChannel
 from lab.guest.shell import GuestShell
@@ -59,6 +60,7 @@ class Machine:
         self.qmp = qmp
         self.broadcast: Injector = broadcast
         self.aimed = aimed
+        self.memory = GuestMemory(aimed.qtest)
         self.console = console
         self.latch = latch
         self.run_dir = run_dir

@@ -76,10 +76,13 @@ def _decode(line: bytes) -> dict[str, object]:
 
 
 class AimedInjector:
-    """An MSI write through qtest: one vCPU, also an offline one. Never for a vCPU that waits for its SIPI."""
+    """An MSI write through qtest: one vCPU, also an offline one. Never for a vCPU that waits for its SIPI.
+
+    :ivar qtest: the channel, which writes all of the guest's memory
+    """
 
     def __init__(self, end: socket.socket, topology: Topology, ending: EndLatch) -> None:
-        self._lines = LineChannel(end, ending, is_reply=lambda _: True)
+        self.qtest = LineChannel(end, ending, is_reply=lambda _: True)
         self._commands = tuple(
             f"writel {MSI_BASE + (topology.apic_id(vcpu) << 12):#x} {MSI_NMI:#x}\n".encode()
             for vcpu in range(topology.vcpus)
@@ -90,7 +93,7 @@ class AimedInjector:
         if not 0 <= vcpu < len(self._commands):
             raise GuestError(f"vCPU {vcpu} is none of the guest's {len(self._commands)}")
         what = f"qtest's reply to an NMI for vCPU {vcpu}"
-        reply = self._lines.exchange(self._commands[vcpu], deadline or Deadline.after(INJECT_S), what)
+        reply = self.qtest.exchange(self._commands[vcpu], deadline or Deadline.after(INJECT_S), what)
         if reply.line != b"OK":
             raise GuestError(f"qtest replied {reply.line[:80]!r} to an NMI for vCPU {vcpu}")
         return reply.send_ns, reply.reply_ns

@@ -23,6 +23,7 @@ CPUS: Final = "/sys/devices/system/cpu"
 RELOAD: Final = f"{CPUS}/microcode/reload"
 FIRMWARE: Final = "/lib/firmware/intel-ucode"
 SMT_CONTROL: Final = f"{CPUS}/smt/control"
+TAINTED: Final = "/proc/sys/kernel/tainted"
 FORCE_MINREV: Final = "/sys/module/microcode/parameters/force_minrev"
 
 #: The kernel complains of NMI handlers that take longer than 1 ms. Under an emulator that is the host's scheduling, and
@@ -38,6 +39,7 @@ MAX_DMESG_LINES: Final = 2_000
 _ERRNO_OF: Final = {os.strerror(number): number for number in range(1, 134)}
 _WRITE_ERROR: Final = re.compile(r"write error: (?P<text>[A-Za-z /]{1,60})$")
 _SECTION: Final = "==mclab=="
+_NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 _STATUS: Final = re.compile(r"status=(?P<status>[0-9]{1,3})")
 
 
@@ -143,6 +145,30 @@ def set_min_revision(shell: GuestShell, forced: bool, deadline: Deadline) -> Non
     """
     problem = "the guest's kernel cannot be told to look at least revisions"
     _ask(shell, f"echo {'Y' if forced else 'N'} >{FORCE_MINREV}", deadline, problem)
+
+
+def put_update(shell: GuestShell, name: str, update: bytes | None, deadline: Deadline) -> None:
+    """Give the guest a microcode file, or take away the one that it has.
+
+    :param name: below intel-ucode/
+    :raise GuestError: the guest could not write or remove it
+    """
+    path = f"{FIRMWARE}/{name}"
+    if update is None:
+        _ask(shell, f"rm -f {path}", deadline)
+    else:
+        shell.put(path, update, deadline)
+
+
+def read_tainted(shell: GuestShell, deadline: Deadline) -> int:
+    """Return the kernel's taint flags.
+
+    :raise EvidenceError: the guest shows something else
+    """
+    text = _text(_ask(shell, f"cat {TAINTED}", deadline)).strip()
+    if not _NUMBER.fullmatch(text):
+        raise EvidenceError(f"the guest's taint flags are no number: {text[:80]!r}")
+    return int(text)
 
 
 def choose_mechanism(shell: GuestShell, mechanism: Mechanism, base: Base, deadline: Deadline) -> tuple[str, ...]:

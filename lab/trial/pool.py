@@ -5,13 +5,13 @@ Between trials its vCPUs are halted: it holds a share of the host's vCPU budget 
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Final
 
 from lab import __version__
 from lab.build.images import ImageSet
-from lab.errors import GuestError
+from lab.errors import GuestError, LabError
 from lab.guest.machine import Machine
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
@@ -80,6 +80,23 @@ class WarmGuest:
                 self.retire()
                 raise
         return self._session
+
+    @contextlib.contextmanager
+    def serve(self) -> Iterator[Session]:
+        """Give the guest and its share of the host's vCPUs to the block; one that failed or ended is replaced.
+
+        :raise GuestError: none boots, or the host's vCPUs are never free
+        :raise HostError: the host could not start one
+        """
+        with admit(self._boot.topology.vcpus, Deadline.after(ADMISSION_S), tell=self._progress):
+            session = self._find_session()
+            try:
+                yield session
+            except LabError:
+                self.retire()
+                raise
+            if not session.usable:
+                self.retire()
 
     def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
         """Run one trial. One that gets no guest, since none boots or the host's vCPUs are never free, ends so.

@@ -31,12 +31,11 @@ from lab.spec.evidence import (
     OracleEvidence,
     RendezvousState,
     Returned,
-    Sent,
     Timings,
     VcpuRunning,
 )
 from lab.spec.expected import expect_still
-from lab.spec.mechanism import Expectation, is_play_dead
+from lab.spec.mechanism import Expectation, Mechanism, is_play_dead
 from lab.spec.mechanisms import find_mechanism, mechanisms_of
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario, Siblings
@@ -44,6 +43,7 @@ from lab.spec.verdict import Outcome
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread, Overhead
 from lab.trial.keys import make_guest_keys
+from lab.trial.sentinels import SETTLE_BOUND_S, SETTLE_STEP_S, send_sentinels
 from lab.trial.siblings import SiblingSwitch
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks, make_symboliser
@@ -60,8 +60,6 @@ TRIAL_S: Final = 30.0
 FIRST_OVERHEAD: Final = Overhead(before_us=30_000)
 #: An NMI that is pending enters at the vCPU's next block; quiet for longer than a time slice of the host means none is.
 SETTLED_S: Final = 0.03
-SETTLE_STEP_S: Final = 0.001
-SETTLE_BOUND_S: Final = 1.0
 CONSOLE_TAIL_LINES: Final = 60
 #: A trial has a few hundred events; a storm of a thousand NMIs on sixteen vCPUs still fits.
 RING_RECORDS: Final = 65_536
@@ -95,7 +93,7 @@ class Session:
     ) -> None:
         self.topology = boot.topology
         self.machine = machine
-        self._base = find_base(boot.base)
+        self.base = find_base(boot.base)
         self._siblings = SiblingSwitch(machine.shell, boot.topology)
         self._images = images.describe(machine.qemu_version)
         self._symbolise = symbolise
@@ -110,6 +108,19 @@ class Session:
     def usable(self) -> bool:
         """Whether the guest can serve another trial."""
         return self.machine.ending is None
+
+    def arm_oracle(self, mechanism: Mechanism, stretch_us: tuple[int, ...]) -> OracleLink:
+        """Have the oracle record all from now on as a trial of its own, and return the link by which that is ended.
+
+        :param stretch_us: how long to hold each core's window open
+        """
+        self._trials += 1
+        self._link.arm(self._trials, mechanism.bit, stretch_us, stalled=mechanism.stalled)
+        return self._link
+
+    def collect_oracle(self) -> OracleEvidence:
+        """Return what the oracle saw since it was armed last."""
+        return self._link.collect(self._symbolise)
 
     def all_play_dead(self, places: Iterable[int]) -> bool:
         """Say whether all of some addresses are where offline threads wait."""
@@ -184,22 +195,21 @@ class _Trial:
         """Do the load and ask the guest about it."""
         session, topology = self.session, self.session.topology
         session._siblings.put(not self.scenario.offline_threads, self.deadline)
-        before = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
+        before = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
         session._siblings.compare(before.online)
         target = guest_side.find_next_revision(before.revisions)
         self._put_update(target, max(before.revisions))
         mechanism = find_mechanism(self.scenario.mechanism)
-        dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session._base, self.deadline)
+        dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session.base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
-        session._trials += 1
-        self.link.arm(session._trials, mechanism.bit, self.plan.stretch_us, stalled=mechanism.stalled)
+        session.arm_oracle(mechanism, self.plan.stretch_us)
         try:
             load_errno = self._load()
             self._settle()
             self._send_sentinels()
             # Where no update takes effect, a second write begins a second load, which would show nothing new.
-            repeat_errno = guest_side.load_late(self.shell, self.deadline) if session._base.engine else -1
-            after = guest_side.take_readings(self.shell, topology, session._base, self.deadline)
+            repeat_errno = guest_side.load_late(self.shell, self.deadline) if session.base.engine else -1
+            after = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
             self._wait_for_rest()
             returned = self._return_siblings()
         finally:
@@ -236,13 +246,12 @@ class _Trial:
     def _put_update(self, target: int, least: int) -> None:
         """Give the guest an update from one revision to the next."""
         session, scenario = self.session, self.scenario
-        if session._base.has_min_revision:
+        if session.base.has_min_revision:
             guest_side.set_min_revision(self.shell, scenario.min_revision, self.deadline)
         update = make_update(
             session._signature, session._platform, target, min_req_ver=least if scenario.min_revision else 0
         )
-        path = f"{guest_side.FIRMWARE}/{firmware_name(session._signature)}"
-        self.shell.put(path, update, self.deadline)
+        guest_side.put_update(self.shell, firmware_name(session._signature), update, self.deadline)
 
     def _wait_for_rest(self) -> None:
         """See that each offline sibling is back where it waits to be brought up again; the judge says whether it is."""
@@ -303,17 +312,9 @@ class _Trial:
             )
 
     def _send_sentinels(self) -> None:
-        """Send each vCPU one more NMI, and wait until all have been entered: then nothing older is pending any more."""
         assert self.injections is not None
-        entered = self.link.entries() + self.session.topology.vcpus
-        sentinels = []
-        for vcpu in range(self.session.topology.vcpus):
-            send_ns, reply_ns = self.machine.aimed.inject(vcpu, self.deadline)
-            sentinels.append(Sent(index=-1, vcpu=vcpu, send_ns=send_ns, reply_ns=reply_ns))
-        self.injections = msgspec.structs.replace(self.injections, sentinels=tuple(sentinels))
-        bound = self.deadline.within(SETTLE_BOUND_S)
-        while self.link.entries() < entered and not bound.expired:
-            time.sleep(SETTLE_STEP_S)
+        sentinels = send_sentinels(self.machine, self.link, self.session.topology.vcpus, self.deadline)
+        self.injections = msgspec.structs.replace(self.injections, sentinels=sentinels)
 
     def _settle(self) -> None:
         """Wait until no NMI is pending any more, as far as it shows: the same for every outcome."""
@@ -323,7 +324,7 @@ class _Trial:
             time.sleep(SETTLED_S)
 
     def _read_state(self) -> RendezvousState | None:
-        if Witness.STATE not in self.session._base.witnesses:
+        if Witness.STATE not in self.session.base.witnesses:
             return None
         try:
             state, self.raw["state.txt"] = guest_side.read_state(self.shell, self.session.topology, self.deadline)
@@ -334,7 +335,7 @@ class _Trial:
     def collect(self, ending: Ending, reason: str) -> Kept:
         """Bring all evidence together, also when the guest is gone."""
         self.link.disarm()
-        oracle: OracleEvidence = self.link.collect(self.session._symbolise)
+        oracle = self.session.collect_oracle()
         console = self.machine.console.part(self.console_mark)
         self.raw["console.log"] = "".join(f"{line}\n" for line in console.lines).encode()
         timings = Timings(

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Has a warm guest read one microcode file: what the kernel said of it, and what came of it."""
+
+from typing import Final
+
+import msgspec
+
+from lab.build.ucode import firmware_name
+from lab.build.ucode_files import UcodeCpu
+from lab.errors import EvidenceError, GuestError
+from lab.host.deadline import Deadline
+from lab.judge.dmesg import message_of
+from lab.spec.evidence import EventKind, OracleEvidence, Sent
+from lab.spec.mechanism import Mechanism
+from lab.trial import guest_side
+from lab.trial.sentinels import send_sentinels
+from lab.trial.session import TRIAL_S, Session
+from lab.witness.kernel import Kernel
+
+#: What the kernel keeps its taint flags in, an unsigned long (kernel/panic.c).
+TAINTED_MASK: Final = "tainted_mask"
+#: Of all that the kernel logs, what its loader does: its own lines, and those about the file that it asks for.
+_LOADER: Final = "microcode"
+
+
+class FileTried(msgspec.Struct, frozen=True, kw_only=True):
+    """What one write to ``reload`` did with one file, in a guest whose kernel was not tainted before.
+
+    :param load_errno: what the write returned, 0 for success
+    :param said: the kernel's lines about microcode, without level and time
+    :param tainted: the kernel's taint flags after it
+    :param revisions_before: per CPU, from sysfs
+    :param windows: cores whose first WRMSR 0x79 of the load the oracle saw, in order of their numbers
+    :param strays: how many WRMSRs 0x79 it saw beside those: later ones of a core, and ones outside any load
+    """
+
+    load_errno: int
+    said: tuple[str, ...]
+    tainted: int
+    revisions_before: tuple[int, ...]
+    revisions_after: tuple[int, ...]
+    windows: tuple[int, ...]
+    strays: int
+
+
+def read_cpu(session: Session) -> UcodeCpu:
+    """Return the CPU that a file for this guest is to be made for, as it is now.
+
+    :raise GuestError: the guest does not show it
+    :raise EvidenceError: it shows something else
+    """
+    shell, deadline = session.machine.shell, Deadline.after(TRIAL_S)
+    signature, platform = guest_side.read_signature(shell, deadline)
+    readings = guest_side.take_readings(shell, session.topology, session.base, deadline)
+    return UcodeCpu(signature=signature, platform=platform, revision=max(readings.revisions))
+
+
+def try_file(
+    session: Session, kernel: Kernel, mechanism: Mechanism, data: bytes | None, *, min_revision: bool = False
+) -> FileTried:
+    """Put a file where the kernel asks for it, write to ``reload`` once, and say what came of it.
+
+    :param kernel: the one that the guest runs
+    :param mechanism: what a load is done by, where the file leads to one
+    :param data: None where there is to be no file
+    :param min_revision: the kernel is told to refuse updates that it may not load over its revision
+    :raise GuestError: the guest did not do what was asked of it, or ended
+    :raise EvidenceError: a witness failed, so that what it did not see may have been
+    """
+    shell, deadline = session.machine.shell, Deadline.after(TRIAL_S)
+    base = session.base
+    signature, _ = guest_side.read_signature(shell, deadline)
+    guest_side.put_update(shell, firmware_name(signature), data, deadline)
+    if base.has_min_revision:
+        guest_side.set_min_revision(shell, min_revision, deadline)
+    _clear_tainted(session, kernel, deadline)
+    before = guest_side.take_readings(shell, session.topology, base, deadline)
+    guest_side.choose_mechanism(shell, mechanism, base, deadline)
+    link = session.arm_oracle(mechanism, (0,) * session.topology.total_cores)
+    try:
+        load_errno = guest_side.load_late(shell, deadline)
+        dmesg, _ = guest_side.read_dmesg(shell, deadline)
+        tainted = guest_side.read_tainted(shell, deadline)
+        after = guest_side.take_readings(shell, session.topology, base, deadline)
+        # Last: a kernel that does not know the lab's NMIs complains of them.
+        sentinels = send_sentinels(session.machine, link, session.topology.vcpus, deadline)
+    finally:
+        link.disarm()
+    oracle = session.collect_oracle()
+    check_watched(oracle, sentinels)
+    return FileTried(
+        load_errno=load_errno,
+        said=tuple(message for line in dmesg if _LOADER in (message := message_of(line))),
+        tainted=tainted,
+        revisions_before=before.revisions,
+        revisions_after=after.revisions,
+        windows=tuple(sorted(window.core for window in oracle.windows)),
+        strays=sum(event.kind in (EventKind.RETRY, EventKind.EARLY) for event in oracle.events),
+    )
+
+
+def check_watched(oracle: OracleEvidence, sentinels: tuple[Sent, ...]) -> None:
+    """See that the oracle kept all that it recorded, and recorded the NMI that each vCPU was sent in the end.
+
+    :raise EvidenceError: it did not: that it saw no WRMSR then means nothing
+    """
+    if oracle.records_lost or oracle.windows_lost:
+        raise EvidenceError(f"the oracle lost {oracle.records_lost} records and {oracle.windows_lost} windows")
+    for sent in sentinels:
+        own = (event for event in oracle.events if event.vcpu == sent.vcpu and event.kind is EventKind.NMI_ENTRY)
+        if not any(event.mono_ns >= sent.send_ns for event in own):
+            raise EvidenceError(f"the oracle did not see the NMI that vCPU {sent.vcpu} was sent")
+
+
+def _clear_tainted(session: Session, kernel: Kernel, deadline: Deadline) -> None:
+    """Make the kernel forget that it is tainted, from outside: a guest can only add flags."""
+    flags = kernel.find_object(TAINTED_MASK)
+    session.machine.memory.write_kernel(flags.start, 0, flags.size, deadline)
+    left = guest_side.read_tainted(session.machine.shell, deadline)
+    if left:
+        raise GuestError(f"the guest's taint flags are {left} after they were cleared")
