@@ -14,6 +14,7 @@ import pytest
 
 from conftest import find_kernel
 from lab.build.ucode_files import FILES, GOOD, HIGH_REVISION, UcodeCpu, find_file
+from lab.host.deadline import Deadline
 from lab.spec.boot import Boot
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.topology import Topology
@@ -26,6 +27,10 @@ pytestmark = pytest.mark.e2e
 SHAPE = Topology(1, 2, 2)
 OLD, NEW = "linux-6.1", "linux-6.12"
 MECHANISMS = {OLD: "nmi-self", NEW: "upstream"}
+#: What checks one update, and returns 0 where nothing is wrong with it.
+CHECKS = {OLD: "microcode_sanity_check", NEW: "intel_microcode_sanity_check"}
+#: xor %eax,%eax; ret; nop
+RETURN_0 = int.from_bytes(bytes.fromhex("31c0c390"), "little")
 #: TAINT_CPU_OUT_OF_SPEC, 'S'; what a WARN, an oops or anything else adds would show beside it.
 OUT_OF_SPEC = 1 << 2
 
@@ -262,5 +267,22 @@ def test_revisions_are_unsigned(guests: Guests, base: str) -> None:
             high = read_cpu(session)
             assert try_bytes(session, base, before) == low.over(high)
             assert try_bytes(session, base, find_file("good").make(high)) == loads.over(high)
+    finally:
+        guest.retire()
+
+
+@pytest.mark.parametrize("base", MECHANISMS)
+def test_a_kernel_that_checks_nothing_is_seen(guests: Guests, base: str) -> None:
+    """A negative control: the same kernels, whose check of an update is overwritten from outside."""
+    guest = find_guest(guests, base)
+    guest.retire()
+    check = find_kernel(base).find(CHECKS[base])
+    loads = old_loads() if base == OLD else new_loads(UNSTATED)
+    try:
+        with guest.serve() as session:
+            session.machine.memory.write_kernel(check.start, RETURN_0, 4, Deadline.after(5))
+            for name in ("bad-checksum", "loader-version", "data-too-large"):
+                cpu = read_cpu(session)
+                assert try_bytes(session, base, find_file(name).make(cpu)) == loads.over(cpu)
     finally:
         guest.retire()
