@@ -167,6 +167,11 @@ ROWS = {
         new_refuses(BAD_TABLE),
         "6.12 takes the size as signed, and stumbles over the signature table that this leaves room for",
     ),
+    "negative-data-size": Row(
+        old_leaves(BAD_SIZE),
+        new_loads(UNSTATED),
+        "6.12 takes the size as signed, and its checks let it pass",
+    ),
     "header-version": Row(
         old_leaves(BAD_FORMAT), new_refuses(f"{BAD_FORMAT} Header type 0"), "6.12 names the header's version"
     ),

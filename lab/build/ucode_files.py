@@ -23,6 +23,10 @@ TABLE_SIZE: Final = 20 + 2 * 12
 TABLED_DATA_SIZE: Final = 2048 - HEADER_SIZE - TABLE_SIZE
 #: With this many signatures more, a table's size is the same in 32 bits.
 COUNT_WRAP: Final = 2**30
+#: As signed, -28: the signature table begins with the header's loader version.
+OVERLAPPED_DATA_SIZE: Final = 2**32 - 28
+#: The header, and the last word of the table's only signature.
+OVERLAPPED_SIZE: Final = HEADER_SIZE + 4
 #: The least revision that is negative, were it signed.
 HIGH_REVISION: Final = 0x8000_0001
 #: A file may hold revisions up to two newer than the CPU's.
@@ -123,6 +127,21 @@ def make_extended(
     return body + table.ljust(table_size, b"\0")[:table_size]
 
 
+def make_overlapped(cpu: UcodeCpu) -> bytes:
+    """Return an update with a data size of -28, in which all sums come out right where it is taken as signed.
+
+    What the checksum is of ends with it then, 20 bytes into the header. The rest is an extended signature table: the
+    loader version is its count, 1, and the platform mask its checksum; its only signature lies across the header's end.
+    """
+    header = read_header(make_good(cpu, data_size=OVERLAPPED_DATA_SIZE, total_size=OVERLAPPED_SIZE))
+    before = header.header_version + header.revision + header.date_bcd + header.signature
+    checksum = -before % _WORD_LIMIT
+    listed = (header.signature + header.platform_mask + checksum) % _WORD_LIMIT
+    table = header.loader_version + header.platform_mask + header.data_size + header.total_size + listed
+    header = msgspec.structs.replace(header, checksum=checksum, meta_size=-table % _WORD_LIMIT)
+    return pack_header(header) + struct.pack("<I", listed)
+
+
 def _foreign(cpu: UcodeCpu) -> bytes:
     return make_good(cpu, signature=cpu.signature ^ 0x1)
 
@@ -219,6 +238,11 @@ MALFORMED: Final = (
         "huge-data-size",
         "a data size of 0xfffffff0, which is -16 where it is taken as signed",
         lambda cpu: make_good(cpu, data_size=0xFFFF_FFF0),
+    ),
+    UcodeFile(
+        "negative-data-size",
+        "a data size of -28, and all sums right where it is taken as signed",
+        make_overlapped,
     ),
     UcodeFile("header-version", "header version 0", lambda cpu: make_good(cpu, header_version=0)),
     UcodeFile(

@@ -67,7 +67,7 @@ MIXTURES = {
 BAD_SUMS = {"good-then-bad-checksum": [1], "bad-checksum-then-good": [0], "good-bad-checksum-good": [1]}
 OTHERS = {
     *("high-revision", "older-revision", "equal-revision", "empty", "no-file"),
-    *("truncated-header", "truncated-file", "bad-checksum"),
+    *("truncated-header", "truncated-file", "bad-checksum", "negative-data-size"),
 }
 
 
@@ -153,6 +153,23 @@ def test_parts_and_bits_of_a_good_one() -> None:
     assert flipped.bit_length() > 8 * HEADER_SIZE
     assert make("empty") == b""
     assert find_file("no-file").make(CPU) is None
+
+
+@given(cpu=CPUS)
+def test_a_negative_data_size_comes_out_right_where_it_is_signed(cpu: UcodeCpu) -> None:
+    made = make("negative-data-size", cpu)
+    header = read_header(made)
+    assert (header.header_version, header.loader_version, header.revision) == (1, 1, cpu.revision + 1)
+    assert header.signature == cpu.signature
+    assert header.platform_mask == cpu.platform
+    assert header.total_size == len(made)
+    signed = header.data_size - 2**32
+    assert signed == -28
+    body, table = made[: HEADER_SIZE + signed], made[HEADER_SIZE + signed :]
+    assert sum_words(body) == sum_words(table) == 0
+    assert struct.unpack_from("<I", table) == ((len(table) - 20) // 12,)
+    right = (header.signature + header.platform_mask + header.checksum) % 2**32
+    assert {sum(entry) % 2**32 for entry in struct.iter_unpack("<3I", table[20:])} == {right}
 
 
 @pytest.mark.parametrize(
