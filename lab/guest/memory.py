@@ -15,7 +15,7 @@ _COMMANDS: Final = {1: "writeb", 2: "writew", 4: "writel", 8: "writeq"}
 
 
 class GuestMemory:
-    """Writes numbers to the kernel's data, through qtest."""
+    """Writes numbers to the kernel's data and code, through qtest."""
 
     def __init__(self, qtest: LineChannel) -> None:
         self._qtest = qtest
