@@ -10,6 +10,8 @@
 #include "hazards.h"
 #include "install.h"
 #include "landmarks.h"
+#include "phase.h"
+#include "places.h"
 #include "qemu_plugin_api.h"
 #include "ring.h"
 #include "state.h"
@@ -24,11 +26,15 @@ static __attribute__((noinline)) void watched_block(unsigned int vcpu, uint64_t 
 						    uint32_t watch)
 {
 	uint64_t tsc = now_tsc();
+	bool closed = false;
 
 	if (watch & WATCH_LOAD)
 		gap_seen(&oracle.vcpus[vcpu], tsc);
 	if (watch & WATCH_WINDOW)
-		window_block(vcpu, packed, tsc);
+		closed = window_block(vcpu, packed, tsc);
+	/* Last: a block that closes its core's window is in the phase behind it. */
+	if (watch & WATCH_PLACES)
+		places_block(vcpu, pc_of(packed), closed);
 }
 
 static void on_block(unsigned int vcpu, void *userdata)
@@ -55,16 +61,20 @@ static void begin_load(uint32_t trial)
 
 	count_one(&status->load);
 	store_release(&status->load_active, 1);
-	if (trial)
+	if (trial) {
 		gaps_begin(trial);
+		places_begin(trial);
+	}
 }
 
 static void end_load(void)
 {
 	struct oracle_status *status = &oracle.header->status;
 
-	if (load_relaxed(&status->load_active))
+	if (load_relaxed(&status->load_active)) {
 		gaps_end();
+		places_end();
+	}
 	store_release(&status->load_active, 0);
 }
 
@@ -94,13 +104,21 @@ static void reach_point(unsigned int vcpu, const struct point *point)
 	if (trial && !(point->mechanisms >> mechanism & 1))
 		return;
 	if (point->kind == POINT_WRMSR79) {
+		places_point(vcpu, ORACLE_WINDOW_OPEN, point->address);
 		window_open(vcpu, point->address);
 		return;
 	}
 	if (point->kind == ORACLE_LOAD_BEGIN)
 		begin_load(trial);
-	if (trial)
+	/* One that is held at its call-in has not called in. */
+	if (point->kind == ORACLE_CALL_IN)
+		places_point(vcpu, point->kind, point->address);
+	if (trial) {
 		report_point(vcpu, point, trial);
+		phase_follow(vcpu, point->kind);
+	}
+	if (point->kind != ORACLE_CALL_IN)
+		places_point(vcpu, point->kind, point->address);
 	if (point->kind == ORACLE_LOAD_END)
 		end_load();
 }

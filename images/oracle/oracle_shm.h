@@ -5,7 +5,7 @@
  * guest cannot reach it.
  *
  *   header (one page) | vCPUs | windows, one per core | siblings, one per vCPU |
- *   block tables, one per vCPU | ring of records
+ *   block tables, one per vCPU | cover tables, one per vCPU | ring of records
  *
  * All of it outlives QEMU.
  */
@@ -15,12 +15,13 @@
 #include <stdint.h>
 
 #define ORACLE_MAGIC	   0x6c63616c62616c6dull
-#define ORACLE_SHM_VERSION 2
+#define ORACLE_SHM_VERSION 3
 #define ORACLE_HEADER_SIZE 4096
 #define ORACLE_MAX_VCPUS   64
 #define ORACLE_MAX_CORES   16
 #define ORACLE_HAZARDS	   16
 #define ORACLE_MECHANISMS  16
+#define ORACLE_HOLDS	   16
 
 /* What a record reports: lab.spec.evidence.EventKind, in its order. */
 enum oracle_kind {
@@ -39,6 +40,22 @@ enum oracle_kind {
 	ORACLE_RETRY = 13,
 	ORACLE_EARLY = 14,
 	ORACLE_IPI_NMI = 15,
+	ORACLE_HELD = 16,	  /* a vCPU is held; the detail is which hold */
+	ORACLE_LET_GO = 17,	  /* and goes on, told to */
+	ORACLE_HOLD_OVERRUN = 18, /* or since its bound ended */
+	ORACLE_RESUMED = 19,	  /* the first block that it begins after a hold */
+};
+
+/* Where a late load is, seen from one core: lab.spec.phase.Phase, in its order. */
+enum oracle_phase {
+	PHASE_ANY = 0,
+	PHASE_BEFORE = 1,
+	PHASE_GATHER = 2,  /* begun, and not all threads of the core have called in */
+	PHASE_ARMED = 3,   /* all have */
+	PHASE_WINDOW = 4,  /* the core is being updated */
+	PHASE_CLOSING = 5, /* it is, and no sibling has been let go */
+	PHASE_RELEASE = 6, /* siblings leave */
+	PHASE_AFTER = 7,   /* the load has ended */
 };
 
 /* Classes of hazards: lab.spec.evidence.Hazard, in its order. */
@@ -71,7 +88,8 @@ struct oracle_record {
 	uint16_t hazard;
 	uint32_t load;
 	uint32_t trial;
-	uint64_t reserved[2];
+	uint64_t detail; /* of a hold's records, which hold */
+	uint64_t reserved;
 };
 
 /* Shape, written by the lab before QEMU starts and never again. */
@@ -87,11 +105,14 @@ struct oracle_shape {
 	uint32_t threads;
 	uint32_t ring_records;
 	uint32_t table_blocks; /* a power of two */
+	uint32_t cover_blocks; /* a power of two */
+	uint32_t cover_size;
 	uint64_t total_size;
 	uint64_t vcpu_offset;
 	uint64_t window_offset;
 	uint64_t sibling_offset;
 	uint64_t table_offset;
+	uint64_t cover_offset;
 	uint64_t ring_offset;
 };
 
@@ -106,7 +127,25 @@ struct oracle_control {
 	uint32_t nmis_sent;	 /* of this trial, written before each is sent */
 	uint32_t nmis_acked;	 /* and after each is acknowledged */
 	uint64_t stall_bound_ns; /* how much longer than its stretch a window stalls siblings */
-	uint64_t reserved[6];	 /* for the bounds of holds, once a mode needs them */
+	uint32_t holds;		 /* how many there are */
+	uint32_t cover;		 /* 1: count all blocks of the load in the cover tables */
+	uint64_t reserved[5];
+};
+
+/*
+ * Where one vCPU is to be held: right before a block, or at a landmark. The vCPU waits there until
+ * let_go is the trial's number, or the bound ends.
+ */
+struct oracle_hold {
+	uint64_t address; /* of a block; of a landmark's instruction, or 0 for any of its kind */
+	uint64_t bound_ns;
+	uint32_t kind; /* of a landmark (enum oracle_kind), 0 for a block */
+	uint32_t vcpu;
+	uint32_t phase;	  /* of the vCPU's core, PHASE_ANY for any */
+	uint32_t arrival; /* at which it is held, 1 for the first that counts */
+	uint32_t let_go;
+	uint32_t arrivals; /* so far in the trial, written by that vCPU's thread only */
+	uint64_t reserved[3];
 };
 
 /* What the oracle tells; each counter only grows. */
@@ -123,7 +162,7 @@ struct oracle_status {
 	uint32_t installed;
 	uint32_t watched_load; /* the last load of an armed trial, which gaps are looked for in */
 	uint32_t watched_trial;
-	uint32_t reserved;
+	uint32_t covers_lost; /* blocks that found no place in a cover table, over all trials */
 };
 
 struct oracle_header {
@@ -134,7 +173,9 @@ struct oracle_header {
 	struct oracle_status status;
 	uint8_t pad_status[256 - sizeof(struct oracle_status)];
 	uint64_t next_seq; /* on a line of its own: all vCPUs add to it */
-	uint8_t pad_end[ORACLE_HEADER_SIZE - 1024 - sizeof(uint64_t)];
+	uint8_t pad_next[1024 - sizeof(uint64_t)];
+	struct oracle_hold holds[ORACLE_HOLDS];
+	uint8_t pad_end[ORACLE_HEADER_SIZE - 2048 - ORACLE_HOLDS * sizeof(struct oracle_hold)];
 };
 
 /* One vCPU, written by its own thread, on lines of its own. */
@@ -201,6 +242,13 @@ struct oracle_block {
 	uint32_t in_region;
 };
 
+/* How often a vCPU began one block in one phase of a load; a count of 0 is an empty place. */
+struct oracle_cover {
+	uint64_t pc;
+	uint32_t phase;
+	uint32_t count;
+};
+
 /* One datagram on the link. */
 struct oracle_message {
 	uint32_t kind;
@@ -208,7 +256,7 @@ struct oracle_message {
 	uint64_t seq;
 	uint64_t mono_ns;
 	uint32_t load;
-	uint32_t core;
+	uint32_t detail; /* of a hold's messages, which hold */
 };
 
 _Static_assert(sizeof(struct oracle_record) == 64, "a record is one cache line");
@@ -216,6 +264,8 @@ _Static_assert(sizeof(struct oracle_header) == ORACLE_HEADER_SIZE, "the header i
 _Static_assert(sizeof(struct oracle_vcpu) == 128, "a vCPU shares no line pair");
 _Static_assert(sizeof(struct oracle_window) == 128, "a window shares no line pair");
 _Static_assert(sizeof(struct oracle_block) == 32, "blocks fill lines");
+_Static_assert(sizeof(struct oracle_cover) == 16, "covers fill lines");
+_Static_assert(sizeof(struct oracle_hold) == 64, "a hold is one cache line");
 _Static_assert(sizeof(struct oracle_message) == 32, "a message is 32 bytes");
 
 #endif /* ORACLE_SHM_H */

@@ -39,6 +39,7 @@ struct stamp ring_put(const struct event *event)
 	record->hazard = event->hazard;
 	record->load = event->load;
 	record->trial = event->trial;
+	record->detail = event->detail;
 	store_release(&record->stamp, stamp.seq);
 	return stamp;
 }
@@ -51,7 +52,7 @@ void link_send(const struct event *event, const struct stamp *stamp)
 		.seq = stamp->seq,
 		.mono_ns = stamp->mono_ns,
 		.load = event->load,
-		.core = event->vcpu / oracle.threads,
+		.detail = event->detail,
 	};
 
 	/* The guest must never wait for the lab. */

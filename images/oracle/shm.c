@@ -32,7 +32,8 @@ static const char *check_shape(const struct oracle_shape *shape, uint64_t file_s
 	    shape->vcpu_size != sizeof(struct oracle_vcpu) ||
 	    shape->window_size != sizeof(struct oracle_window) ||
 	    shape->sibling_size != sizeof(struct oracle_sibling) ||
-	    shape->block_size != sizeof(struct oracle_block))
+	    shape->block_size != sizeof(struct oracle_block) ||
+	    shape->cover_size != sizeof(struct oracle_cover))
 		return "its parts are of other sizes";
 	if (!shape->vcpus || shape->vcpus > ORACLE_MAX_VCPUS || !shape->threads ||
 	    shape->vcpus % shape->threads || shape->vcpus / shape->threads > ORACLE_MAX_CORES)
@@ -40,7 +41,9 @@ static const char *check_shape(const struct oracle_shape *shape, uint64_t file_s
 	if (!shape->ring_records || shape->ring_records > MAX_RING_RECORDS)
 		return "its ring has no or too many records";
 	if (!shape->table_blocks || shape->table_blocks > MAX_TABLE_BLOCKS ||
-	    shape->table_blocks & (shape->table_blocks - 1))
+	    shape->table_blocks & (shape->table_blocks - 1) || !shape->cover_blocks ||
+	    shape->cover_blocks > MAX_TABLE_BLOCKS ||
+	    shape->cover_blocks & (shape->cover_blocks - 1))
 		return "its tables' size is not a power of two up to 65536";
 	if (total != file_size)
 		return "it is not as long as it says";
@@ -49,6 +52,8 @@ static const char *check_shape(const struct oracle_shape *shape, uint64_t file_s
 	    !fits(shape->sibling_offset, shape->vcpus, shape->sibling_size, total) ||
 	    !fits(shape->table_offset, (uint64_t)shape->vcpus * shape->table_blocks,
 		  shape->block_size, total) ||
+	    !fits(shape->cover_offset, (uint64_t)shape->vcpus * shape->cover_blocks,
+		  shape->cover_size, total) ||
 	    !fits(shape->ring_offset, shape->ring_records, shape->record_size, total))
 		return "a part reaches past its end";
 	return NULL;
@@ -84,12 +89,14 @@ static void adopt(char *base)
 	oracle.windows = (void *)(base + shape->window_offset);
 	oracle.siblings = (void *)(base + shape->sibling_offset);
 	oracle.tables = (void *)(base + shape->table_offset);
+	oracle.covers = (void *)(base + shape->cover_offset);
 	oracle.ring = (void *)(base + shape->ring_offset);
 	oracle.vcpu_count = shape->vcpus;
 	oracle.threads = shape->threads;
 	oracle.core_count = shape->vcpus / shape->threads;
 	oracle.ring_records = shape->ring_records;
 	oracle.table_blocks = shape->table_blocks;
+	oracle.cover_blocks = shape->cover_blocks;
 	for (uint32_t vcpu = 0; vcpu < oracle.vcpu_count; vcpu++)
 		oracle.core_by_vcpu[vcpu] = &oracle.cores[vcpu / oracle.threads];
 }

@@ -16,6 +16,7 @@
 /* Why a core's vCPUs must do more than publish their block. */
 #define WATCH_WINDOW 1u /* its window is open */
 #define WATCH_LOAD   2u /* a late load of an armed trial is going on: look for gaps */
+#define WATCH_PLACES 4u /* and it has holds, or all its blocks are counted */
 
 struct core {
 	uint32_t watch;
@@ -33,6 +34,9 @@ struct core {
 	uint32_t stall;
 	/* The load in which this core met its first WRMSR 0x79. */
 	uint32_t opened_load;
+	/* Of the load that is going on. */
+	uint32_t phase;
+	uint64_t called_in; /* a bit per thread */
 } __attribute__((aligned(128)));
 
 struct oracle {
@@ -41,6 +45,7 @@ struct oracle {
 	struct oracle_window *windows;
 	struct oracle_sibling *siblings;
 	struct oracle_block *tables;
+	struct oracle_cover *covers;
 	struct oracle_record *ring;
 	struct core *core_by_vcpu[ORACLE_MAX_VCPUS]; /* spares every block a division */
 	uint64_t alive_from[ORACLE_MAX_VCPUS]; /* region blocks that do not show life any more */
@@ -50,6 +55,7 @@ struct oracle {
 	uint32_t threads;
 	uint32_t ring_records;
 	uint32_t table_blocks;
+	uint32_t cover_blocks;
 	int link;
 };
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "gaps.h"
+#include "phase.h"
 #include "ring.h"
 #include "siblings.h"
 #include "stall.h"
@@ -185,6 +186,7 @@ void window_open(unsigned int vcpu, uint64_t pc)
 		return;
 	}
 	event.kind = ORACLE_WINDOW_OPEN;
+	phase_follow(vcpu, ORACLE_WINDOW_OPEN);
 	gap_hold(&oracle.vcpus[vcpu]);
 	run_window(core, window, &event);
 	gap_let_go(&oracle.vcpus[vcpu]);
@@ -216,6 +218,7 @@ static void window_close(struct core *core, uint64_t pc)
 		if (vcpu != core->primary)
 			oracle.siblings[vcpu].halted = is_halted(&oracle.vcpus[vcpu]);
 	stamp = ring_put(&event);
+	phase_follow(core->primary, ORACLE_WINDOW_CLOSE);
 	window->close_ns = stamp.mono_ns;
 	window->close_tsc = stamp.tsc;
 	store_release(&window->close_seq, stamp.seq);
@@ -227,16 +230,19 @@ static void window_close(struct core *core, uint64_t pc)
 	link_send(&event, &stamp);
 }
 
-void window_block(unsigned int vcpu, uint64_t packed, uint64_t tsc)
+bool window_block(unsigned int vcpu, uint64_t packed, uint64_t tsc)
 {
 	struct core *core = core_of(vcpu);
 
-	if (vcpu == core->primary)
+	if (vcpu == core->primary) {
 		window_close(core, pc_of(packed));
-	else if (!is_stalling(core))
+		return true;
+	}
+	if (!is_stalling(core))
 		sibling_block(vcpu, core, packed, tsc);
 	else if (stall_block(vcpu, core, tsc))
 		sibling_block(vcpu, core, packed, now_tsc());
+	return false;
 }
 
 void window_hazard(unsigned int vcpu, uint64_t packed)

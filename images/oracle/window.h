@@ -16,8 +16,11 @@ bool window_prepare(void);
 /* The vCPU is about to execute WRMSR 0x79. */
 void window_open(unsigned int vcpu, uint64_t pc);
 
-/* While the core's window is open: a vCPU begins a block, or is about to execute a hazard. */
-void window_block(unsigned int vcpu, uint64_t packed, uint64_t tsc);
+/*
+ * While the core's window is open: a vCPU begins a block, true when that closes the window; or it
+ * is about to execute a hazard.
+ */
+bool window_block(unsigned int vcpu, uint64_t packed, uint64_t tsc);
 void window_hazard(unsigned int vcpu, uint64_t packed);
 
 #endif /* WINDOW_H */

@@ -12,9 +12,14 @@ import typer
 
 from lab.errors import UsageError
 from lab.host.files import read_text
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed
 from lab.spec.scenario import Aim, Parking, Scenario, Siblings
-from lab.spec.scenario_file import MAX_FILE_BYTES, NamedScenario, parse_scenario
+from lab.spec.scenario_file import MAX_FILE_BYTES, PLACED_KEYS, NamedScenario, parse_scenario, read_placed
 from lab.spec.topology import Topology
+
+#: More than any number that is allowed; Python refuses to read those with thousands.
+MAX_DIGITS = 20
 
 
 class Axes(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +51,17 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True):
     parking: Annotated[Parking | None, typer.Option(help="what offline threads wait in (default: hlt)")] = None
     min_revision: Annotated[
         bool | None, typer.Option("--min-revision", help="have the kernel insist on least revisions (6.12)")
+    ] = None
+    phase: Annotated[
+        Phase | None, typer.Option(help="send the NMIs in this phase of each core's load (default: all over it)")
+    ] = None
+    role: Annotated[Role | None, typer.Option(help="with --phase: for this thread of each core (default: all)")] = None
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,..",
+            help=f"hold a thread at a place and send an NMI meanwhile, may be given again: {', '.join(PLACED_KEYS)}",
+        ),
     ] = None
 
 
@@ -93,9 +109,11 @@ def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
     else:
         raise UsageError("a mechanism is needed: give --mechanism NAME or --scenario FILE")
     changes: dict[str, object] = {"mechanism": mechanism or scenario.mechanism}
-    for name in ("nmis", "aim", "far_apart", "siblings", "fsgsbase", "parking", "min_revision"):
+    for name in ("nmis", "aim", "far_apart", "siblings", "fsgsbase", "parking", "min_revision", "phase", "role"):
         if getattr(given, name) is not None:
             changes[name] = getattr(given, name)
+    if given.place:
+        changes["placed"] = tuple(_parse_place(text) for text in given.place)
     stretched = given.stretch_us is not None or given.stretch_range_us is not None
     if given.far_apart and stretched:
         raise UsageError("far-apart draws each core's stretch: it cannot be given with a stretch of its own")
@@ -118,6 +136,19 @@ def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
     if len(per_core_us) == 1:
         per_core_us *= scenario.topology.total_cores
     return msgspec.structs.replace(scenario, stretch_per_core_us=per_core_us)
+
+
+def _parse_place(text: str) -> Placed:
+    table: dict[str, object] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"place '{text}': '{part}' is not KEY=VALUE with one of {', '.join(PLACED_KEYS)}")
+        if key in table:
+            raise UsageError(f"place '{text}': key '{key}' is given twice")
+        is_number = value.removeprefix("-").isdecimal() and key != "at"
+        table[key] = int(value) if is_number and len(value) < MAX_DIGITS else value
+    return read_placed(table, f"place '{text}'")
 
 
 def _parse_us(text: str, option: str) -> tuple[int, ...]:

@@ -10,11 +10,13 @@ from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, witnesses
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
 from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unseen
+from lab.judge.landings import find_landings, why_missed
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
 from lab.spec.base import Witness, find_base
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence, Match
 from lab.spec.mechanism import Expectation
 from lab.spec.mechanisms import find_mechanism
+from lab.spec.phase import Phase
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, NmiCount, Outcome, Verdict
 
@@ -69,6 +71,7 @@ def judge(evidence: Evidence) -> Verdict:
         durations=find_durations(facts),
         nmis=counted,
         windows_judged=judged,
+        landings=find_landings(facts),
         windows_unseen=windows - judged,
     )
 
@@ -97,13 +100,22 @@ def _conclude(
     if objection:
         return Outcome.INVALID, objection
     held = f"all {len(required)} required invariants held over {len(facts.windows)} windows"
-    if not facts.evidence.scenario.nmis:
-        return Outcome.PASS, f"{held}, without NMIs, as asked" + _tell_what_is_missing(facts)
-    return Outcome.PASS, (
-        f"{held}, {proven.total} of {counted.sent} NMIs proven in a window: {proven.siblings} pending on a sibling,"
+    return Outcome.PASS, held + _tell_nmis(facts, counted, proven) + _tell_what_is_missing(facts)
+
+
+def _tell_nmis(facts: Facts, counted: NmiCount, proven: Proven) -> str:
+    """Say what the plan's NMIs show, and what its holds."""
+    plan, phase = facts.evidence.plan, facts.evidence.scenario.phase
+    held = f", {len(plan.holds)} holds reached and let go" if plan.holds else ""
+    if not counted.sent:
+        return f", without NMIs, as asked{held}"
+    if phase not in (None, Phase.WINDOW):
+        return f", {counted.sent} of {counted.sent} NMIs sent in {phase.value}, as asked{held}"
+    return (
+        f", {proven.total} of {counted.sent} NMIs proven in a window: {proven.siblings} pending on a sibling,"
         f" {proven.primaries} at the primary"
         + (f", {proven.masked} met a masked LINT1" if proven.masked else "")
-        + _tell_what_is_missing(facts)
+        + held
     )
 
 
@@ -139,11 +151,12 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     for one in required:
         if one.finding is not Finding.HELD:
             return f"{one.name} unseen: {one.reason}"
-    if counted.sent and not facts.evidence.scenario.nmis:
+    if counted.sent and not facts.evidence.scenario.sends_nmis:
         return "NMIs were sent though the scenario is about none"
-    if facts.evidence.scenario.nmis and counted.proven_in_window < MIN_PROVEN_NMIS:
+    scenario = facts.evidence.scenario
+    if scenario.nmis and scenario.phase in (None, Phase.WINDOW) and counted.proven_in_window < MIN_PROVEN_NMIS:
         return "no NMI was proven sent and pending within a window"
-    return ""
+    return why_missed(facts)
 
 
 def _why_foreign(evidence: Evidence) -> str:

@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from lab.spec.phase import Phase
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
 
@@ -42,6 +43,14 @@ class EventKind(enum.Enum):
     EARLY = "early"
     #: The vCPU is about to send NMIs to others.
     IPI_NMI = "ipi-nmi"
+    #: The vCPU is held where the plan says; the detail is which hold.
+    HELD = "held"
+    #: It goes on, told to by the lab.
+    LET_GO = "let-go"
+    #: It goes on since the hold's bound ended.
+    HOLD_OVERRUN = "hold-overrun"
+    #: The first block that it begins after a hold.
+    RESUMED = "resumed"
 
 
 class Hazard(enum.Enum):
@@ -67,6 +76,7 @@ class OracleEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     :param load: number of the late load since the guest started, 0 outside any
     :param pc: guest address of the block or instruction
+    :param detail: of a hold's records, its index in the plan
     :param symbol: ``symbol+0x..`` of that address, empty when it is none of the kernel's
     """
 
@@ -79,6 +89,7 @@ class OracleEvent(msgspec.Struct, frozen=True, kw_only=True):
     pc: int
     symbol: str
     hazard: Hazard = Hazard.NONE
+    detail: int = 0
 
 
 class BlockCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +167,26 @@ class Resting(msgspec.Struct, frozen=True, kw_only=True):
     symbol: str
 
 
+class Covered(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one vCPU began one block in one phase of the load, seen from its core."""
+
+    vcpu: int
+    phase: Phase
+    pc: int
+    symbol: str
+    count: int
+
+
+class Cover(msgspec.Struct, frozen=True, kw_only=True):
+    """Every block that the load's vCPUs began; kept only where it was asked for.
+
+    :param lost: blocks that found no place, so that the list is not whole
+    """
+
+    blocks: tuple[Covered, ...]
+    lost: int
+
+
 class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """What the TCG plugin saw between arming and disarming.
 
@@ -164,6 +195,8 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     :param windows_lost: windows for which no place was left
     :param resting: every vCPU's place once the guest had come to rest, while offline siblings were still offline; empty
         when nobody looked
+    :param arrivals: per hold of the plan, how often its vCPU came to its place
+    :param cover: None where it was not asked for
     """
 
     events: tuple[OracleEvent, ...]
@@ -172,6 +205,8 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     windows_lost: int
     gaps_ns: tuple[int, ...]
     resting: tuple[Resting, ...] = ()
+    arrivals: tuple[int, ...] = ()
+    cover: Cover | None = None
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,9 @@ import random
 import msgspec
 
 from lab.errors import UsageError
+from lab.spec.hold import Hold
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import UNPINNED, Placed, Target, find_thread, to_hold
 from lab.spec.scenario import FAR_APART_US, Aim, Scenario
 
 MAX_SEED = 2**64 - 1
@@ -20,23 +23,32 @@ class Injection(msgspec.Struct, frozen=True):
     :param at_ppm: when, in parts per million of the span that begins at the load's begin
     :param aim: how
     :param vcpu: whom, or -1 for all of them
+    :param hold: index of the hold of the plan during which it is sent, whatever ``at_ppm`` says; -1 for none
+    :param phase: the phase of ``core`` that it is meant to be sent in, None for any; without a hold, ``before`` is
+        before the load command, ``after`` behind the load's end, and ``at_ppm`` is of the core's window in ``window``
+    :param core: seen from which core the phase is
     """
 
     at_ppm: int
     aim: Aim
     vcpu: int
+    hold: int = -1
+    phase: Phase | None = None
+    core: int = 0
 
 
 class Plan(msgspec.Struct, frozen=True):
     """What one trial injects, and how long each core's window is held open.
 
     :param stretch_us: per core, in microseconds
-    :param injections: in order of time
+    :param injections: in order of time, then those of holds
+    :param holds: where vCPUs are held meanwhile
     """
 
     seed: int
     stretch_us: tuple[int, ...]
     injections: tuple[Injection, ...]
+    holds: tuple[Hold, ...] = ()
 
 
 def draw_plan(scenario: Scenario, seed: int) -> Plan:
@@ -53,12 +65,58 @@ def draw_plan(scenario: Scenario, seed: int) -> Plan:
     topology = scenario.topology
     stretch_us = scenario.stretch_per_core_us or _draw_stretch(scenario, source)
     injections = []
-    for at_ppm in sorted(int(source.random() * PPM) for _ in range(scenario.nmis)):
+    for at_ppm in sorted(int(source.random() * PPM) for _ in range(scenario.random_nmis)):
         core = int(source.random() * topology.total_cores)
         sibling = topology.siblings_of(core)[int(source.random() * (topology.threads - 1))]
         vcpu = {Aim.BROADCAST: -1, Aim.SIBLING: sibling, Aim.PRIMARY: topology.primary_of(core)}[scenario.aim]
         injections.append(Injection(at_ppm=at_ppm, aim=scenario.aim, vcpu=vcpu))
-    return Plan(seed=seed, stretch_us=stretch_us, injections=tuple(injections))
+    if scenario.phase in UNPINNED:
+        injections += _draw_phase(scenario, scenario.phase, source)
+    placed = scenario.all_placed
+    injections += [inject for index, each in enumerate(placed) if (inject := _place(scenario, each, index)) is not None]
+    return Plan(
+        seed=seed,
+        stretch_us=stretch_us,
+        injections=tuple(injections),
+        holds=tuple(to_hold(each, topology) for each in placed),
+    )
+
+
+def _draw_phase(scenario: Scenario, phase: Phase, source: random.Random) -> list[Injection]:
+    """Draw as many NMIs as the scenario has, in a phase that needs no hold."""
+    injections = []
+    for at_ppm in sorted(int(source.random() * PPM) for _ in range(scenario.nmis)):
+        core = int(source.random() * scenario.topology.total_cores)
+        aim, vcpu = _find_target(scenario, core)
+        injections.append(Injection(at_ppm=at_ppm, aim=aim, vcpu=vcpu, phase=phase, core=core))
+    return injections
+
+
+def _find_target(scenario: Scenario, core: int) -> tuple[Aim, int]:
+    if scenario.role is None:
+        return Aim.BROADCAST, -1
+    vcpu = find_thread(scenario.topology, scenario.role, core)
+    return (Aim.SIBLING if scenario.role in (Role.SIBLING, Role.OFFLINE) else Aim.PRIMARY), vcpu
+
+
+def _place(scenario: Scenario, placed: Placed, index: int) -> Injection | None:
+    topology = scenario.topology
+    match placed.nmi:
+        case Target.NONE:
+            return None
+        case Target.BROADCAST:
+            aim, vcpu = Aim.BROADCAST, -1
+        case Target.PRIMARY:
+            aim, vcpu = Aim.PRIMARY, topology.primary_of(placed.core)
+        case Target.SIBLING:
+            aim, vcpu = Aim.SIBLING, topology.siblings_of(placed.core)[0]
+        case Target.HELD:
+            vcpu = find_thread(topology, placed.role, placed.core)
+            aim = Aim.SIBLING if vcpu in topology.siblings else Aim.PRIMARY
+        case Target.OTHER:
+            aim, vcpu = Aim.PRIMARY, find_thread(topology, Role.OTHER, placed.core)
+    phase = scenario.phase if index >= len(scenario.placed) else placed.phase
+    return Injection(at_ppm=0, aim=aim, vcpu=vcpu, hold=index, phase=phase, core=placed.core)
 
 
 def _draw_stretch(scenario: Scenario, source: random.Random) -> tuple[int, ...]:

@@ -8,7 +8,10 @@ import msgspec
 from lab.errors import UsageError
 from lab.spec.base import find_base
 from lab.spec.boot import Boot
+from lab.spec.hold import DEFAULT_BOUND_US, MAX_HELD_US, check_holds
 from lab.spec.mechanisms import find_mechanism
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import TARGETS, UNPINNED, Placed, Target, find_thread, pin_phase, to_hold
 from lab.spec.topology import Topology
 
 
@@ -60,6 +63,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     :param nmis: how many NMIs a plan sends; with 0 a PASS needs none
     :param fsgsbase: whether the kernel may use RDGSBASE and WRGSBASE
     :param parking: what offline threads wait in; with a mechanism that needs MONITOR and MWAIT always those
+    :param phase: the NMIs are for this phase of each core's load, and a trial in which one missed it shows nothing;
+        None draws them over the whole load
+    :param role: with a phase: for the thread that has this role, None for all
+    :param placed: NMIs at certain places beside them
     :param min_revision: the kernel is told to refuse updates that do not name a revision they may be loaded over, and
         is given one that does
     """
@@ -75,6 +82,33 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     fsgsbase: bool = True
     parking: Parking = Parking.HLT
     min_revision: bool = False
+    phase: Phase | None = None
+    role: Role | None = None
+    placed: tuple[Placed, ...] = ()
+
+    @property
+    def sends_nmis(self) -> bool:
+        """Whether a plan of it sends any."""
+        return bool(self.nmis) or any(each.nmi is not Target.NONE for each in self.placed)
+
+    @property
+    def random_nmis(self) -> int:
+        """How many NMIs are drawn over the whole load."""
+        return self.nmis if self.phase is None else 0
+
+    @property
+    def all_placed(self) -> tuple[Placed, ...]:
+        """The NMIs that need a hold: those at certain places, then one per core for a phase that has to be pinned."""
+        if self.phase is None or self.phase in UNPINNED or not self.nmis:
+            return self.placed
+        role = self.role or Role.SIBLING
+        at, pin = pin_phase(self.phase, role)
+        target = Target.BROADCAST if self.role is None else TARGETS[role]
+        cores = range(self.topology.total_cores)
+        # On the way to the call-in a thread that is held is the one that the NMI is for.
+        bound_us = min(DEFAULT_BOUND_US, MAX_HELD_US // len(cores))
+        pins = (Placed(at=at, role=pin, core=core, nmi=target, bound_us=bound_us) for core in cores)
+        return (*self.placed, *pins)
 
     @property
     def boot(self) -> Boot:
@@ -120,6 +154,25 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
                 f" topology {self.topology} has {self.topology.total_cores}"
             )
         self._check_axes()
+        self._check_places()
+
+    def _check_places(self) -> None:
+        if self.role is not None and self.phase is None:
+            raise UsageError(f"role is {self.role.value}: it goes with a phase only")
+        if (self.role is Role.OFFLINE) is not bool(self.offline_threads) and self.role in (Role.OFFLINE, Role.SIBLING):
+            raise UsageError(f"role is {self.role.value}: siblings are {self.siblings.value} in this scenario")
+        mechanism = find_mechanism(self.mechanism)
+        if self.phase is Phase.GATHER and not mechanism.landmarks.call_in:
+            raise UsageError(f"phase is gather: mechanism '{self.mechanism}' has no rendezvous to gather for")
+        if self.phase is Phase.RELEASE and not mechanism.landmarks.release:
+            raise UsageError(f"phase is release: mechanism '{self.mechanism}' has no rendezvous to be released from")
+        placed = self.all_placed
+        check_holds(tuple(to_hold(each, self.topology) for each in placed))
+        aimed = any(find_thread(self.topology, each.role, each.core) in self.topology.siblings for each in placed)
+        hits = self.role in (Role.SIBLING, Role.OFFLINE) or any(each.nmi is Target.SIBLING for each in placed)
+        hits = hits or (aimed and any(each.nmi is Target.HELD for each in placed))
+        if mechanism.unaimable and hits:
+            raise UsageError(f"an NMI is for a sibling: not with mechanism '{self.mechanism}', {mechanism.unaimable}")
 
     def _check_axes(self) -> None:
         mechanism = find_mechanism(self.mechanism)

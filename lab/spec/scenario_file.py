@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 
 from lab.errors import UsageError
+from lab.spec.hold import LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
 from lab.spec.mechanisms import MECHANISMS
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed, Target
 from lab.spec.scenario import MAX_NMIS, MAX_STRETCH_US, Aim, Parking, Scenario, Siblings
 from lab.spec.topology import Topology
 
@@ -18,8 +21,21 @@ MAX_FILE_BYTES = 64 * 1024
 _STRETCH = f"whole numbers of microseconds from 0 to {MAX_STRETCH_US}"
 
 
-def _names(values: type[Aim | Siblings | Parking]) -> str:
+def _names(values: type[Aim | Siblings | Parking | Phase | Role | Target]) -> str:
     return "one of " + ", ".join(f'"{each.value}"' for each in values)
+
+
+#: What each key of a placed NMI may be.
+PLACED_KEYS: Mapping[str, str] = {
+    "at": f"a landmark ({', '.join(LANDMARKS)}), function+0x.. or 0x..",
+    "role": _names(Role),
+    "core": "the number of a core",
+    "phase": _names(Phase),
+    "arrival": f"a whole number from 1 to {MAX_ARRIVAL}",
+    "nmi": _names(Target),
+    "bound_us": f"a whole number of microseconds from 1 to {MAX_HELD_US}, of all together",
+    "until": "the number of another placed NMI, counted from 0",
+}
 
 
 #: What each key may be, in words for whoever wrote it wrong.
@@ -36,6 +52,9 @@ ALLOWED: Mapping[str, str] = {
     "fsgsbase": "true or false",
     "parking": _names(Parking),
     "min_revision": "true or false",
+    "phase": _names(Phase),
+    "role": _names(Role),
+    "placed": f"tables with the keys {', '.join(PLACED_KEYS)}",
 }
 
 
@@ -101,6 +120,9 @@ def to_words(scenario: Scenario) -> tuple[str, ...]:
         "fsgsbase": ("--no-fsgsbase",),
         "parking": ("--parking", scenario.parking.value),
         "min_revision": ("--min-revision",),
+        "phase": ("--phase", scenario.phase.value if scenario.phase else ""),
+        "role": ("--role", scenario.role.value if scenario.role else ""),
+        "placed": tuple(word for each in scenario.placed for word in ("--place", _to_word(each))),
     }
     changed = [option for name, option in words.items() if getattr(scenario, name) != getattr(plain, name)]
     return (
@@ -109,9 +131,21 @@ def to_words(scenario: Scenario) -> tuple[str, ...]:
     )
 
 
+def _to_word(placed: Placed) -> str:
+    plain = Placed(at=placed.at, role=placed.role)
+    fields = {
+        name: getattr(placed, name)
+        for name in Placed.__struct_fields__
+        if name in ("at", "role") or getattr(placed, name) != getattr(plain, name)
+    }
+    return ",".join(f"{name}={getattr(value, 'value', value)}" for name, value in fields.items())
+
+
 def _read_field(file: str, key: str, value: object) -> Any:
     if key == "topology":
         return _read_topology(file, value)
+    if key == "placed":
+        return _read_placed(file, value)
     wanted = {field.name: field.type for field in msgspec.structs.fields(Scenario)}[key]
     try:
         found = msgspec.convert(value, wanted, strict=True)
@@ -123,6 +157,35 @@ def _read_field(file: str, key: str, value: object) -> Any:
     if found is None or (key == "mechanism" and found not in known):
         raise UsageError(f"scenario '{file}': key '{key}' is {_show(value)}: allowed is {ALLOWED[key]}")
     return found
+
+
+def _read_placed(file: str, value: object) -> tuple[Placed, ...]:
+    tables = value if isinstance(value, list) else [value]
+    return tuple(read_placed(each, f"scenario '{file}': placed[{index}]") for index, each in enumerate(tables))
+
+
+def read_placed(value: object, what: str) -> Placed:
+    """Read one placed NMI.
+
+    :param value: a table of PLACED_KEYS
+    :param what: errors call it so
+    :raise UsageError: it is no such table; the error names the key and what is allowed
+    """
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} is {_show(value)}: allowed is a table with the keys {', '.join(PLACED_KEYS)}")
+    for key in value:
+        if key not in PLACED_KEYS:
+            raise UsageError(f"{what}: key {_show(key)} is unknown: there are {', '.join(PLACED_KEYS)}")
+    for key in ("at", "role"):
+        if key not in value:
+            raise UsageError(f"{what}: key '{key}' is missing: {PLACED_KEYS[key]}")
+    types = {field.name: field.type for field in msgspec.structs.fields(Placed)}
+    for key, each in value.items():
+        try:
+            msgspec.msgpack.encode(msgspec.convert(each, types[key], strict=True))
+        except (msgspec.ValidationError, OverflowError):
+            raise UsageError(f"{what}: key '{key}' is {_show(each)}: allowed is {PLACED_KEYS[key]}") from None
+    return msgspec.convert(value, Placed)
 
 
 def _read_topology(file: str, value: object) -> Topology:

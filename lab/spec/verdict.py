@@ -6,6 +6,7 @@ import enum
 import msgspec
 
 from lab.spec.evidence import Match
+from lab.spec.phase import Phase, Role
 
 
 class Finding(enum.Enum):
@@ -91,6 +92,27 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     tsc_error_us: float | None = None
 
 
+class Landing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one NMI of the plan landed on one vCPU.
+
+    :param nmi: index of the plan's injection
+    :param pending: the phase of the vCPU's core in which it was set pending, None when that is one of two
+    :param fraction: how far into that phase, 0 to 1; None where the phase has no two ends
+    :param entered: the phase in which the vCPU entered it, None when it shared another one's entry
+    :param entry_seq: the record of that entry, 0 without one
+    :param delay_us: from its sending to that entry, by the host's clock
+    """
+
+    nmi: int
+    vcpu: int
+    role: Role
+    pending: Phase | None
+    fraction: float | None
+    entered: Phase | None
+    entry_seq: int
+    delay_us: float | None
+
+
 class NmiCount(msgspec.Struct, frozen=True, kw_only=True):
     """NMIs of one trial.
 
@@ -121,6 +143,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     nmis: NmiCount = NmiCount()
     windows_judged: int = 0
     windows_unseen: int = 0
+    landings: tuple[Landing, ...] = ()
 
 
 class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +151,7 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     :param invariants: name to ``held``, ``broken`` or ``unseen``
     :param evidence: the evidence folder, relative to the run's folder
+    :param coverage: ``phase role`` to how many NMIs were set pending there, ``unsure`` for a phase that is one of two
     :param match: how kernel and vmlinux are known to belong together, None where no guest booted
     """
 
@@ -145,3 +169,4 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     kernel_sha256: str
     evidence: str
     match: Match | None = None
+    coverage: dict[str, int] = {}

@@ -1,63 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The injector: sends a plan's NMIs from the moment the oracle sees the load begin, and keeps the log."""
+"""The injector: sends a plan's NMIs as the oracle tells what the load does, lets held vCPUs go, and keeps the log."""
 
-import contextlib
 import threading
 import time
 from types import TracebackType
-
-import msgspec
 
 from lab.errors import DeadlineError, GuestError, HostError
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
 from lab.spec.evidence import EventKind, InjectionLog, Sent
-from lab.spec.plan import PPM, Injection, Plan
+from lab.spec.plan import Plan
 from lab.spec.scenario import Aim
-from lab.witness.oracle.link import OracleLink
+from lab.trial.schedule import Overhead, Schedule
+from lab.witness.oracle.link import LinkMessage, OracleLink
 
 #: How long the thread may take to notice that its deadline has passed.
 JOIN_S = 10.0
 #: How long to listen for the load at a time, before asking whether one can still come.
 LISTEN_S = 0.5
-#: The least share of a plan's NMIs that is sent while windows are open.
-MIN_WINDOW_PPM = 500_000
 _NS_PER_US = 1_000
 _NS_PER_S = 1_000_000_000
-
-
-class Overhead(msgspec.Struct, frozen=True):
-    """What a load is thought to take beside its longest window: until the first one opens, and after the longest."""
-
-    before_us: int
-    after_us: int = 0
-
-    @property
-    def total_us(self) -> int:
-        """Both together."""
-        return self.before_us + self.after_us
-
-
-def place(at_ppm: int, overhead: Overhead, window_us: int) -> tuple[int, bool]:
-    """Return when an NMI is due, in nanoseconds, and whether since the first window opened instead of the load's begin.
-
-    A load has three parts, and each gets NMIs by its length; but the windows at least MIN_WINDOW_PPM of them: where a
-    mechanism takes CPUs down and brings them up again, they are a small part of the load, and the one that matters.
-
-    :param at_ppm: when, in parts per million of the load
-    :param window_us: how long the longest window is to last
-    """
-    before_ppm, window_ppm = 0, PPM
-    if overhead.total_us:
-        share_ppm = window_us * PPM // (overhead.total_us + window_us)
-        window_ppm = max(share_ppm, MIN_WINDOW_PPM) if window_us else 0
-        before_ppm = (PPM - window_ppm) * overhead.before_us // overhead.total_us
-    if at_ppm < before_ppm:
-        return at_ppm * overhead.before_us * _NS_PER_US // before_ppm, False
-    if at_ppm < before_ppm + window_ppm:
-        return (at_ppm - before_ppm) * window_us * _NS_PER_US // window_ppm, True
-    into_ppm, after_ppm = at_ppm - before_ppm - window_ppm, PPM - before_ppm - window_ppm
-    return (window_us + into_ppm * overhead.after_us // after_ppm) * _NS_PER_US, True
 
 
 class InjectionThread:
@@ -69,6 +31,9 @@ class InjectionThread:
     draws for the windows and what follows are counted from the first window's opening, not from what the rendezvous
     was thought to take: else a slow host shifts them all before the windows, a quick one behind them. What is left for
     the rendezvous when the first window opens is sent at once.
+
+    A vCPU that comes to its hold is told of by the oracle; its NMIs are sent, and it is let go once they are
+    acknowledged, and the hold that it is to outlast is over.
     """
 
     def __init__(self, machine: Machine, link: OracleLink, plan: Plan, overhead: Overhead, deadline: Deadline) -> None:
@@ -80,10 +45,14 @@ class InjectionThread:
         self._deadline = deadline
         self._begin_ns = 0
         self._opened_ns = 0
+        self._ended_ns = 0
         self._sent: list[Sent] = []
         self._problem = ""
         self._defect: Exception | None = None
         self._load_over = threading.Event()
+        self._schedule = Schedule(plan, overhead)
+        self._reached: set[int] = set()
+        self._over: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="injector", daemon=True)
 
     def __enter__(self) -> "InjectionThread":
@@ -113,50 +82,98 @@ class InjectionThread:
 
     @property
     def opened_ns(self) -> int:
-        """When the first window opened; 0 when no NMI had to wait for that."""
+        """When the first window opened; 0 when the thread did not hear of it."""
         return self._opened_ns
+
+    @property
+    def ended_ns(self) -> int:
+        """When the load ended; 0 when the thread did not hear of it."""
+        return self._ended_ns
+
+    def send_before(self) -> None:
+        """Send what is due before the load command; to be called before it and before the thread starts.
+
+        :raise GuestError: the guest ended, or an NMI was refused
+        """
+        for index in self._schedule.take_before():
+            self._send(index)
 
     def _run(self) -> None:
         try:
-            self._begin_ns = self._wait_for(EventKind.LOAD_BEGIN)
-            for index, injection in enumerate(self._plan.injections):
-                after_ns, from_opening = place(injection.at_ppm, self._overhead, self._window_us)
-                if not from_opening:
-                    self._wait_before_opening(self._begin_ns + after_ns)
-                else:
-                    self._opened_ns = self._opened_ns or self._wait_for(EventKind.WINDOW_OPEN)
-                    self._wait_until(self._opened_ns + after_ns)
-                self._send(index, injection)
+            while not self._is_done():
+                message = self._hear()
+                if message is not None:
+                    self._take(message)
+                self._send_due()
         except GuestError as error:
             self._problem = f"{len(self._sent)} of {len(self._plan.injections)} NMIs were sent: {error}"
         except Exception as error:  # a defect of the lab must end as ERROR, not as a silent thread
             self._defect = error
 
-    def _wait_for(self, kind: EventKind) -> int:
-        while True:
-            over = self._load_over.is_set()
-            try:
-                return self._link.wait_for(kind, self._deadline.within(LISTEN_S)).mono_ns
-            except DeadlineError:
-                # The command that was to load has ended: what the thread waits for cannot come any more.
-                if over or self._deadline.expired:
-                    raise
+    def _is_done(self) -> bool:
+        all_sent = len(self._sent) == len(self._plan.injections)
+        return bool(self._begin_ns) and all_sent and len(self._over) == len(self._plan.holds)
 
-    def _wait_before_opening(self, at_ns: int) -> None:
-        """Wait for a time, but not beyond the first window's opening: else what is due in it would come too late."""
+    def _hear(self) -> LinkMessage | None:
+        """Wait for the oracle's next message, or for the next NMI's time."""
+        due_ns = self._schedule.next_ns
+        over = self._load_over.is_set()
         self._deadline.check("the time of the next NMI")
-        delay_s = (at_ns - time.monotonic_ns()) / _NS_PER_S
-        if delay_s > 0 and not self._opened_ns:
-            with contextlib.suppress(DeadlineError):
-                self._opened_ns = self._link.wait_for(EventKind.WINDOW_OPEN, self._deadline.within(delay_s)).mono_ns
+        wait_s = LISTEN_S if due_ns is None else (due_ns - time.monotonic_ns()) / _NS_PER_S
+        if wait_s <= 0:
+            return None
+        try:
+            return self._link.hear(self._deadline.within(min(wait_s, LISTEN_S)))
+        except DeadlineError:
+            # The command that was to load has ended: what is not due by now cannot come any more.
+            if self._deadline.expired or (over and due_ns is None):
+                raise DeadlineError(self._tell_missing()) from None
+            return None
 
-    def _wait_until(self, at_ns: int) -> None:
-        self._deadline.check("the time of the next NMI")
-        delay_ns = min(at_ns, self._deadline.at_ns) - time.monotonic_ns()
-        if delay_ns > 0:
-            time.sleep(delay_ns / _NS_PER_S)
+    def _tell_missing(self) -> str:
+        waiting = sorted(set(range(len(self._plan.holds))) - self._reached)
+        if not self._begin_ns:
+            return "deadline reached while waiting for the oracle's load-begin"
+        if waiting:
+            hold = self._plan.holds[waiting[0]]
+            return f"vCPU {hold.vcpu} did not come to hold {waiting[0]}, at {hold.at}, for the {hold.arrival}. time"
+        return "the load ended before the time of the next NMI"
 
-    def _send(self, index: int, injection: Injection) -> None:
+    def _take(self, message: LinkMessage) -> None:
+        match message.kind:
+            case EventKind.LOAD_BEGIN:
+                self._begin_ns = self._begin_ns or message.mono_ns
+                self._schedule.begin(message.mono_ns)
+            case EventKind.WINDOW_OPEN:
+                self._opened_ns = self._opened_ns or message.mono_ns
+                self._schedule.open(message.core, message.mono_ns)
+            case EventKind.LOAD_END:
+                self._ended_ns = self._ended_ns or message.mono_ns
+                self._schedule.end(message.mono_ns)
+            case EventKind.HELD:
+                self._serve_hold(message.detail)
+
+    def _serve_hold(self, reached: int) -> None:
+        self._reached.add(reached)
+        for index, injection in enumerate(self._plan.injections):
+            if injection.hold == reached:
+                self._send(index)
+        progress = True
+        while progress:
+            ready = [
+                index for index in self._reached - self._over if self._plan.holds[index].until in (-1, *self._over)
+            ]
+            for index in ready:
+                self._link.let_go(index)
+                self._over.add(index)
+            progress = bool(ready)
+
+    def _send_due(self) -> None:
+        for index in self._schedule.take_due(time.monotonic_ns()):
+            self._send(index)
+
+    def _send(self, index: int) -> None:
+        injection = self._plan.injections[index]
         aimed = injection.aim is not Aim.BROADCAST
         injector = self._machine.aimed if aimed else self._machine.broadcast
         with self._link.sending():

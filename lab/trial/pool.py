@@ -98,12 +98,13 @@ class WarmGuest:
             if not session.usable:
                 self.retire()
 
-    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False, *, cover: bool = False) -> Kept:
         """Run one trial. One that gets no guest, since none boots or the host's vCPUs are never free, ends so.
 
         A guest that ended is replaced for the next trial.
 
-        :param keep_files: as :meth:`lab.trial.session.Session.run_trial`
+        :param keep_files: and ``cover`` as :meth:`lab.trial.session.Session.run_trial`
+        :raise UsageError: as it does
         :raise HostError: the host could not start a guest
         """
         with contextlib.ExitStack() as share:
@@ -115,7 +116,7 @@ class WarmGuest:
                 self.failed_boots += 1
                 return Kept(_explain_no_guest(scenario, plan, str(error)), {})
             self.failed_boots = 0
-            kept = session.run_trial(scenario, plan, keep_files)
+            kept = session.run_trial(scenario, plan, keep_files, cover=cover)
         if kept.evidence.ending is not Ending.COMPLETE or not session.usable:
             self.retire()
         return kept
@@ -162,9 +163,9 @@ class WarmGuests:
             self._guests[boot] = self._stack.enter_context(made)
         return self._guests[boot]
 
-    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False, *, cover: bool = False) -> Kept:
         """Run one trial on the machine it needs; raises as :meth:`WarmGuest.run_trial` does."""
-        return self.find(scenario.boot).run_trial(scenario, plan, keep_files)
+        return self.find(scenario.boot).run_trial(scenario, plan, keep_files, cover=cover)
 
 
 def _explain_no_guest(scenario: Scenario, plan: Plan, reason: str) -> Evidence:

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From kept evidence to a verdict beside it, and to the record that outlives it."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Final
 
 from lab.judge import judge
 from lab.spec.evidence import Evidence
 from lab.spec.verdict import TrialRecord, Verdict
 from lab.trial.folder import write_evidence, write_verdict
 from lab.trial.session import Kept
+
+#: In place of a phase that is one of two.
+UNSURE: Final = "unsure"
 
 
 def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name: str) -> TrialRecord:
@@ -29,6 +34,9 @@ def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name
         windows_unseen=verdict.windows_unseen,
         kernel_sha256=evidence.images.kernel_sha256 if evidence.images is not None else "",
         evidence=evidence_name,
+        coverage=dict(
+            Counter(f"{each.pending.value if each.pending else UNSURE} {each.role.value}" for each in verdict.landings)
+        ),
         match=evidence.images.match if evidence.images is not None else None,
     )
 

@@ -35,16 +35,19 @@ from lab.spec.evidence import (
     VcpuRunning,
 )
 from lab.spec.expected import expect_still
+from lab.spec.hold import Hold
 from lab.spec.mechanism import Expectation, Mechanism, is_play_dead
 from lab.spec.mechanisms import find_mechanism, mechanisms_of
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario, Siblings
 from lab.spec.verdict import Outcome
 from lab.trial import guest_side
-from lab.trial.injection import InjectionThread, Overhead
+from lab.trial.injection import InjectionThread
 from lab.trial.keys import make_guest_keys
+from lab.trial.schedule import Overhead
 from lab.trial.sentinels import SETTLE_BOUND_S, SETTLE_STEP_S, send_sentinels
 from lab.trial.siblings import SiblingSwitch
+from lab.witness.hold_places import find_holds
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks, make_symboliser
 from lab.witness.oracle.link import OracleLink
@@ -85,7 +88,7 @@ class Session:
         self,
         *,
         images: ImageSet,
-        symbolise: Symbolise,
+        kernel: Kernel,
         boot: Boot,
         machine: Machine,
         link: OracleLink,
@@ -96,7 +99,8 @@ class Session:
         self.base = find_base(boot.base)
         self._siblings = SiblingSwitch(machine.shell, boot.topology)
         self._images = images.describe(machine.qemu_version)
-        self._symbolise = symbolise
+        self._kernel = kernel
+        self._symbolise: Symbolise = make_symboliser(kernel, mechanisms_of(boot.base))
         self._link = link
         self._trials = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
@@ -109,13 +113,18 @@ class Session:
         """Whether the guest can serve another trial."""
         return self.machine.ending is None
 
-    def arm_oracle(self, mechanism: Mechanism, stretch_us: tuple[int, ...]) -> OracleLink:
+    def arm_oracle(
+        self, mechanism: Mechanism, stretch_us: tuple[int, ...], holds: tuple[Hold, ...] = (), *, cover: bool = False
+    ) -> OracleLink:
         """Have the oracle record all from now on as a trial of its own, and return the link by which that is ended.
 
         :param stretch_us: how long to hold each core's window open
+        :param cover: note every block that the load's vCPUs begin
+        :raise UsageError: a hold has no place in this kernel
         """
+        found = find_holds(self._kernel, mechanism, holds)
         self._trials += 1
-        self._link.arm(self._trials, mechanism.bit, stretch_us, stalled=mechanism.stalled)
+        self._link.arm(self._trials, mechanism.bit, stretch_us, stalled=mechanism.stalled, holds=found, cover=cover)
         return self._link
 
     def collect_oracle(self) -> OracleEvidence:
@@ -126,10 +135,12 @@ class Session:
         """Say whether all of some addresses are where offline threads wait."""
         return all(is_play_dead(self._symbolise(pc)) for pc in places)
 
-    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False, *, cover: bool = False) -> Kept:
         """Do one late load under one plan, and return what all witnesses saw; how it ended is part of that.
 
         :param keep_files: add the files of the guest's run folder, since its boot
+        :param cover: note every block that the load's vCPUs begin
+        :raise UsageError: a hold of the plan has no place in this kernel
         """
         kind = (scenario.mechanism, scenario.siblings)
         if kind not in self._overhead:
@@ -143,11 +154,11 @@ class Session:
             surprising = expect_still(scenario).kind is not Expectation.CAUGHT
             if not ended_well or (surprising and judge(first.evidence).outcome is Outcome.FAIL):
                 return self._add_files(first) if keep_files else first
-        kept = self._run_load(scenario, plan)
+        kept = self._run_load(scenario, plan, cover=cover)
         return self._add_files(kept) if keep_files else kept
 
-    def _run_load(self, scenario: Scenario, plan: Plan) -> Kept:
-        trial = _Trial(self, scenario, plan)
+    def _run_load(self, scenario: Scenario, plan: Plan, *, cover: bool = False) -> Kept:
+        trial = _Trial(self, scenario, plan, cover=cover)
         try:
             trial.run()
             ending, reason = Ending.COMPLETE, ""
@@ -173,8 +184,9 @@ class Session:
 class _Trial:
     """The state of one trial while it runs."""
 
-    def __init__(self, session: Session, scenario: Scenario, plan: Plan) -> None:
+    def __init__(self, session: Session, scenario: Scenario, plan: Plan, *, cover: bool) -> None:
         self.session = session
+        self.cover = cover
         self.machine = session.machine
         self.shell = session.machine.shell
         self.link = session._link
@@ -202,7 +214,7 @@ class _Trial:
         mechanism = find_mechanism(self.scenario.mechanism)
         dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session.base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
-        session.arm_oracle(mechanism, self.plan.stretch_us)
+        session.arm_oracle(mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover)
         try:
             load_errno = self._load()
             self._settle()
@@ -285,6 +297,7 @@ class _Trial:
         overhead = self.session._overhead.get(kind, FIRST_OVERHEAD)
         thread = InjectionThread(self.machine, self.link, self.plan, overhead, self.deadline)
         try:
+            thread.send_before()
             with thread:
                 self.command_ns = time.monotonic_ns()
                 load_errno = guest_side.load_late(self.shell, self.deadline)
@@ -302,7 +315,7 @@ class _Trial:
             return
         bound = self.deadline.within(SETTLE_BOUND_S)
         with contextlib.suppress(DeadlineError):
-            end_ns = self.link.wait_for(EventKind.LOAD_END, bound).mono_ns
+            end_ns = thread.ended_ns or self.link.wait_for(EventKind.LOAD_END, bound).mono_ns
             opened_ns = thread.opened_ns or self.link.wait_for(EventKind.WINDOW_OPEN, bound).mono_ns
             before_us = (opened_ns - begin_ns) // _NS_PER_US
             after_us = max(0, (end_ns - opened_ns) // _NS_PER_US - longest_us)
@@ -398,7 +411,7 @@ def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int
         try:
             session = Session(
                 images=images,
-                symbolise=make_symboliser(kernel, mechanisms_of(boot.base)),
+                kernel=kernel,
                 boot=boot,
                 machine=machine,
                 link=link,

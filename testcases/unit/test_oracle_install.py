@@ -23,7 +23,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def link(tmp_path: Path) -> Iterator[OracleLink]:
-    with OracleLink.create(tmp_path, TOPOLOGY, ring_records=16, table_blocks=4) as link:
+    with OracleLink.create(tmp_path, TOPOLOGY, ring_records=16, table_blocks=4, cover_blocks=1) as link:
         yield link
 
 
@@ -60,7 +60,7 @@ def test_commas_in_paths_reach_the_plugin(plugin: Path, tmp_path: Path) -> None:
     folder.mkdir()
     copy = folder / "or,acle.so"
     copy.write_bytes(plugin.read_bytes())
-    with OracleLink.create(folder, TOPOLOGY, ring_records=16, table_blocks=4) as link:
+    with OracleLink.create(folder, TOPOLOGY, ring_records=16, table_blocks=4, cover_blocks=1) as link:
         argument = link.plugin_arguments(copy, write(folder, "point nonsense ffff 1\n"))
         said = refused(link, argument)
     assert f"landmarks '{folder}/landmarks', line 1" in said

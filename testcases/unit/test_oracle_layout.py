@@ -7,6 +7,7 @@ from oracle_bench import CFLAGS, SOURCES
 from lab.host.deadline import Deadline
 from lab.host.proc import run
 from lab.spec.evidence import EventKind, Hazard
+from lab.spec.hold import MAX_HELD_US
 from lab.witness.oracle import layout
 from lab.witness.oracle.link import MAX_STRETCH_US
 
@@ -22,6 +23,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "oracle_sibling": layout.Sibling,
     "oracle_block": layout.Block,
     "oracle_message": layout.Message,
+    "oracle_hold": layout.Hold,
+    "oracle_cover": layout.Covered,
 }
 CONSTANTS = {
     "ORACLE_MAGIC": layout.MAGIC,
@@ -31,10 +34,13 @@ CONSTANTS = {
     "ORACLE_MAX_CORES": layout.MAX_CORES,
     "ORACLE_MECHANISMS": layout.MAX_MECHANISMS,
     "ORACLE_HAZARDS": layout.HAZARDS_KEPT,
+    "ORACLE_HOLDS": layout.HOLDS,
+    "HOLD_CAP_NS": MAX_HELD_US * 1000,
     "ORACLE_MODE_RUN": layout.MODE_RUN,
     "ORACLE_MODE_STALL": layout.MODE_STALL,
     "STRETCH_CAP_NS": MAX_STRETCH_US * 1000,
     **{f"ORACLE_{kind.name}": number for kind, number in layout.KIND_NUMBERS.items()},
+    **{f"PHASE_{phase.name}": number for phase, number in layout.PHASE_NUMBERS.items()},
     **{f"HAZARD_{hazard.name}": number for number, hazard in layout.HAZARDS.items()},
 }
 
@@ -51,7 +57,7 @@ def c_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     lines = [f'printf("{name} %llu\\n", (unsigned long long)({value}));' for name, value in wanted.items()]
     folder = tmp_path_factory.mktemp("layout")
     source = folder / "layout.c"
-    headers = ["<stddef.h>", "<stdio.h>", '"oracle_shm.h"', '"window.h"', '"stall.h"']
+    headers = ["<stddef.h>", "<stdio.h>", '"oracle_shm.h"', '"window.h"', '"stall.h"', '"places.h"']
     source.write_text("\n".join([*(f"#include {each}" for each in headers), "int main(void) {", *lines, "return 0; }"]))
     program = folder / "layout"
     run(["gcc", *CFLAGS, f"-I{SOURCES}", "-o", program, source], deadline=Deadline.after(60))
@@ -95,13 +101,14 @@ def test_every_kind_and_hazard_has_a_number() -> None:
 
 @pytest.mark.parametrize(("vcpus", "ring", "blocks"), [(2, 1, 1), (4, 65536, 1024), (16, 8, 2)])
 def test_parts_are_apart(vcpus: int, ring: int, blocks: int) -> None:
-    places = layout.lay_out(vcpus=vcpus, threads=2, ring_records=ring, table_blocks=blocks)
+    places = layout.lay_out(vcpus=vcpus, threads=2, ring_records=ring, table_blocks=blocks, cover_blocks=32)
     parts = [
         (0, layout.HEADER_SIZE),
         (places.vcpu_offset, vcpus * ctypes.sizeof(layout.Vcpu)),
         (places.window_offset, vcpus // 2 * ctypes.sizeof(layout.Window)),
         (places.sibling_offset, vcpus * ctypes.sizeof(layout.Sibling)),
         (places.table_offset, vcpus * blocks * ctypes.sizeof(layout.Block)),
+        (places.cover_offset, vcpus * 32 * ctypes.sizeof(layout.Covered)),
         (places.ring_offset, ring * ctypes.sizeof(layout.Record)),
     ]
     for (offset, size), (following, _) in zip(parts, [*parts[1:], (places.total_size, 0)], strict=True):

@@ -26,7 +26,7 @@ PLACES = lay_out(vcpus=4, threads=2, ring_records=RING, table_blocks=4)
 
 @pytest.fixture
 def link(tmp_path: Path) -> Iterator[OracleLink]:
-    with OracleLink.create(tmp_path, TOPOLOGY, ring_records=RING, table_blocks=4) as link:
+    with OracleLink.create(tmp_path, TOPOLOGY, ring_records=RING, table_blocks=4, cover_blocks=1) as link:
         link.arm(7, 2, (10, 20))
         yield link
 
@@ -204,7 +204,7 @@ def child(link: OracleLink) -> Iterator[socket.socket]:
 
 
 def say(child: socket.socket, kind: EventKind, seq: int) -> None:
-    child.send(bytes(Message(kind=KIND_NUMBERS[kind], vcpu=2, core=1, seq=seq, mono_ns=5, load=3)))
+    child.send(bytes(Message(kind=KIND_NUMBERS[kind], vcpu=2, seq=seq, mono_ns=5, load=3)))
 
 
 def test_messages_of_other_kinds_are_kept(link: OracleLink, child: socket.socket) -> None:

@@ -27,7 +27,7 @@ class FakeGuest:
     def __exit__(self, *_: object) -> None:
         self.retired.append(self._base)
 
-    def run_trial(self, scenario: Scenario, *_: Any) -> None:
+    def run_trial(self, scenario: Scenario, *_: Any, **__: Any) -> None:
         self.asked.append((self._base, scenario.mechanism))
 
 

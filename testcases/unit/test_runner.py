@@ -37,7 +37,7 @@ class FakeSession:
 
     usable = False
 
-    def run_trial(self, *_: object) -> Kept:
+    def run_trial(self, *_: object, **__: object) -> Kept:
         return Kept(Load().build(), {})
 
 
@@ -145,7 +145,7 @@ def test_a_host_that_fails_ends_a_run_with_its_records_kept(tmp_path: Path, monk
     boot(monkeypatch, "b")
     kept = iter([Kept(make_evidence(), {}), Kept(make_evidence(), {})])
 
-    def run_trial(*_: object) -> Kept:
+    def run_trial(*_: object, **__: object) -> Kept:
         try:
             return next(kept)
         except StopIteration:

@@ -8,7 +8,7 @@ import ctypes
 import os
 from typing import TypeVar
 
-from lab.witness.oracle.layout import Block, Header, Places, Record, Sibling, Vcpu, Window
+from lab.witness.oracle.layout import Block, Covered, Header, Places, Record, Sibling, Vcpu, Window
 
 _Part = TypeVar("_Part", bound=ctypes.Structure)
 
@@ -41,6 +41,12 @@ class OracleFile:
         blocks = self.places.table_blocks
         offset = self.places.table_offset + vcpu * blocks * ctypes.sizeof(Block)
         return [block for block in self._read_parts(Block, offset, blocks) if block.count]
+
+    def read_cover(self, vcpu: int) -> list[Covered]:
+        """Return the used places of one vCPU's cover table."""
+        covers = self.places.cover_blocks
+        offset = self.places.cover_offset + vcpu * covers * ctypes.sizeof(Covered)
+        return [each for each in self._read_parts(Covered, offset, covers) if each.count]
 
     def read_records(self, first_seq: int, end_seq: int) -> tuple[list[Record], int]:
         """Return the records numbered from ``first_seq`` up to ``end_seq``, and how many of those are lost."""

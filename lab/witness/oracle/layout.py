@@ -11,13 +11,15 @@ from typing import Final
 import msgspec
 
 from lab.spec.evidence import EventKind, Hazard
+from lab.spec.phase import Phase
 
 MAGIC: Final = 0x6C63616C62616C6D
-VERSION: Final = 2
+VERSION: Final = 3
 HEADER_SIZE: Final = 4096
 MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
 MAX_MECHANISMS: Final = 16
+HOLDS: Final = 16
 HAZARDS_KEPT: Final = 16
 MODE_RUN: Final = 0
 MODE_STALL: Final = 1
@@ -26,6 +28,9 @@ MODE_STALL: Final = 1
 KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(EventKind, start=1)}
 KINDS: Final = {number: kind for kind, number in KIND_NUMBERS.items()}
 HAZARDS: Final = dict(enumerate(Hazard))
+#: C has 0 for any phase.
+PHASE_NUMBERS: Final = {phase: number for number, phase in enumerate(Phase, start=1)}
+PHASE_OF: Final = {number: phase for phase, number in PHASE_NUMBERS.items()}
 
 _PC_BITS: Final = 48
 
@@ -44,7 +49,8 @@ class Record(ctypes.Structure):
         ("hazard", c_uint16),
         ("load", c_uint32),
         ("trial", c_uint32),
-        ("reserved", c_uint64 * 2),
+        ("detail", c_uint64),
+        ("reserved", c_uint64),
     )
 
 
@@ -63,11 +69,14 @@ class Shape(ctypes.Structure):
         ("threads", c_uint32),
         ("ring_records", c_uint32),
         ("table_blocks", c_uint32),
+        ("cover_blocks", c_uint32),
+        ("cover_size", c_uint32),
         ("total_size", c_uint64),
         ("vcpu_offset", c_uint64),
         ("window_offset", c_uint64),
         ("sibling_offset", c_uint64),
         ("table_offset", c_uint64),
+        ("cover_offset", c_uint64),
         ("ring_offset", c_uint64),
     )
 
@@ -85,7 +94,25 @@ class Control(ctypes.Structure):
         ("nmis_sent", c_uint32),
         ("nmis_acked", c_uint32),
         ("stall_bound_ns", c_uint64),
-        ("reserved", c_uint64 * 6),
+        ("holds", c_uint32),
+        ("cover", c_uint32),
+        ("reserved", c_uint64 * 5),
+    )
+
+
+class Hold(ctypes.Structure):
+    """One place where a vCPU is to be held."""
+
+    _fields_ = (
+        ("address", c_uint64),
+        ("bound_ns", c_uint64),
+        ("kind", c_uint32),
+        ("vcpu", c_uint32),
+        ("phase", c_uint32),
+        ("arrival", c_uint32),
+        ("let_go", c_uint32),
+        ("arrivals", c_uint32),
+        ("reserved", c_uint64 * 3),
     )
 
 
@@ -105,7 +132,7 @@ class Status(ctypes.Structure):
         ("installed", c_uint32),
         ("watched_load", c_uint32),
         ("watched_trial", c_uint32),
-        ("reserved", c_uint32),
+        ("covers_lost", c_uint32),
     )
 
 
@@ -120,7 +147,9 @@ class Header(ctypes.Structure):
         ("status", Status),
         ("pad_status", c_uint8 * (256 - ctypes.sizeof(Status))),
         ("next_seq", c_uint64),
-        ("pad_end", c_uint8 * (HEADER_SIZE - 1024 - 8)),
+        ("pad_next", c_uint8 * (1024 - 8)),
+        ("holds", Hold * HOLDS),
+        ("pad_end", c_uint8 * (HEADER_SIZE - 2048 - HOLDS * ctypes.sizeof(Hold))),
     )
 
 
@@ -200,6 +229,12 @@ class Block(ctypes.Structure):
     )
 
 
+class Covered(ctypes.Structure):
+    """One place of a cover table."""
+
+    _fields_ = (("pc", c_uint64), ("phase", c_uint32), ("count", c_uint32))
+
+
 class Message(ctypes.Structure):
     """One datagram of the link."""
 
@@ -209,7 +244,7 @@ class Message(ctypes.Structure):
         ("seq", c_uint64),
         ("mono_ns", c_uint64),
         ("load", c_uint32),
-        ("core", c_uint32),
+        ("detail", c_uint32),
     )
 
 
@@ -220,31 +255,37 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     ring_records: int
     table_blocks: int
+    cover_blocks: int
     vcpu_offset: int
     window_offset: int
     sibling_offset: int
     table_offset: int
+    cover_offset: int
     ring_offset: int
     total_size: int
 
 
-def lay_out(*, vcpus: int, threads: int, ring_records: int, table_blocks: int) -> Places:
+def lay_out(*, vcpus: int, threads: int, ring_records: int, table_blocks: int, cover_blocks: int = 1) -> Places:
     """Place all parts one behind the other; the ring begins on a page."""
     window = HEADER_SIZE + vcpus * ctypes.sizeof(Vcpu)
     sibling = window + vcpus // threads * ctypes.sizeof(Window)
     table = sibling + vcpus * ctypes.sizeof(Sibling)
     table = -(-table // 64) * 64
-    end = table + vcpus * table_blocks * ctypes.sizeof(Block)
+    cover = table + vcpus * table_blocks * ctypes.sizeof(Block)
+    cover = -(-cover // 64) * 64
+    end = cover + vcpus * cover_blocks * ctypes.sizeof(Covered)
     ring = -(-end // HEADER_SIZE) * HEADER_SIZE
     return Places(
         vcpus=vcpus,
         threads=threads,
         ring_records=ring_records,
         table_blocks=table_blocks,
+        cover_blocks=cover_blocks,
         vcpu_offset=HEADER_SIZE,
         window_offset=window,
         sibling_offset=sibling,
         table_offset=table,
+        cover_offset=cover,
         ring_offset=ring,
         total_size=ring + ring_records * ctypes.sizeof(Record),
     )
@@ -261,6 +302,7 @@ def make_header(places: Places) -> Header:
         window_size=ctypes.sizeof(Window),
         sibling_size=ctypes.sizeof(Sibling),
         block_size=ctypes.sizeof(Block),
+        cover_size=ctypes.sizeof(Covered),
         **{name: getattr(places, name) for name in places.__struct_fields__},
     )
     header.next_seq = 1  # 0 is no record's number

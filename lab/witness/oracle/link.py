@@ -18,16 +18,20 @@ from lab.errors import DeadlineError, GuestGone, HostError, UsageError
 from lab.host.deadline import Deadline
 from lab.spec.evidence import EventKind, OracleEvidence, Resting
 from lab.spec.topology import Topology
+from lab.witness.hold_places import FoundHold
 from lab.witness.oracle.file import OracleFile
 from lab.witness.oracle.layout import (
     HEADER_SIZE,
+    KIND_NUMBERS,
     KINDS,
     MAX_CORES,
     MAX_MECHANISMS,
     MAX_VCPUS,
     MODE_RUN,
     MODE_STALL,
+    PHASE_NUMBERS,
     Header,
+    Hold,
     Message,
     Places,
     lay_out,
@@ -49,6 +53,8 @@ STALL_BOUND_NS: Final = 250_000_000
 MAX_STRETCH_US: Final = 800_000
 #: Places for blocks per sibling and window; the most seen in one window was 80.
 TABLE_BLOCKS: Final = 1024
+#: Places for blocks per vCPU and phase of a load; a whole load of the largest mechanism has some 1,500.
+COVER_BLOCKS: Final = 8192
 MAX_TRIAL: Final = 2**32 - 1
 
 _FILE_NAME: Final = "oracle.shm"
@@ -56,14 +62,16 @@ _NS_PER_US: Final = 1_000
 
 
 class LinkMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the oracle told at once: a late load's begin or end, or a window's edge.
+    """What the oracle told at once: a late load's begin or end, a window's edge, or that a vCPU is held.
 
+    :param detail: which hold, where it is one
     :param mono_ns: when it happened, CLOCK_MONOTONIC
     """
 
     kind: EventKind
     vcpu: int
     core: int
+    detail: int
     seq: int
     mono_ns: int
     load: int
@@ -88,16 +96,23 @@ class OracleLink:
         self._first_seq = 1
         self._entries_before = 0
         self._lost_before = 0
+        self._covers_lost_before = 0
         self._resting: tuple[tuple[bool, int], ...] = ()
 
     @classmethod
     def create(
-        cls, run_dir: Path, topology: Topology, ring_records: int = 65536, table_blocks: int = TABLE_BLOCKS
+        cls,
+        run_dir: Path,
+        topology: Topology,
+        ring_records: int = 65536,
+        table_blocks: int = TABLE_BLOCKS,
+        cover_blocks: int = COVER_BLOCKS,
     ) -> "OracleLink":
         """Make the file in a folder that is the lab's alone, and the socket.
 
         :param ring_records: how many of the last events are kept
         :param table_blocks: how many blocks are told apart per sibling and window, a power of two
+        :param cover_blocks: the same per vCPU and phase of a load
         :raise UsageError: the topology is too large for the oracle
         :raise HostError: there is no space, or the file is there already
         """
@@ -107,7 +122,11 @@ class OracleLink:
                 f" the oracle takes up to {MAX_VCPUS} on {MAX_CORES}"
             )
         places = lay_out(
-            vcpus=topology.vcpus, threads=topology.threads, ring_records=ring_records, table_blocks=table_blocks
+            vcpus=topology.vcpus,
+            threads=topology.threads,
+            ring_records=ring_records,
+            table_blocks=table_blocks,
+            cover_blocks=cover_blocks,
         )
         path = run_dir / _FILE_NAME
         with contextlib.ExitStack() as undo:
@@ -154,13 +173,24 @@ class OracleLink:
         """Leave the socket's other end to QEMU alone, so that QEMU's end is heard; call once it is started."""
         self._child.close()
 
-    def arm(self, trial: int, mechanism_bit: int, stretch_us: tuple[int, ...], *, stalled: bool = False) -> None:
+    def arm(
+        self,
+        trial: int,
+        mechanism_bit: int,
+        stretch_us: tuple[int, ...],
+        *,
+        stalled: bool = False,
+        holds: tuple[FoundHold, ...] = (),
+        cover: bool = False,
+    ) -> None:
         """Begin a trial: from now on everything is recorded.
 
         :param trial: its number, never one used in this guest before
         :param mechanism_bit: whose wait region and points count
         :param stretch_us: how long to hold each core's window open
         :param stalled: hold each sibling at its next block meanwhile, as hardware that pulls it in by itself
+        :param holds: where vCPUs are held until :meth:`let_go`
+        :param cover: count every block of the load
         :raise UsageError: a value the oracle cannot take
         """
         if not 1 <= trial <= MAX_TRIAL or trial == self._trial:
@@ -182,9 +212,14 @@ class OracleLink:
         for core, stretch in enumerate(stretch_us):
             control.stretch_ns[core] = stretch * _NS_PER_US
         control.nmis_sent = control.nmis_acked = 0
+        control.holds = len(holds)
+        control.cover = int(cover)
+        for index, found in enumerate(holds):
+            self._header.holds[index] = _make_hold(found)
         self._first_seq = self._header.next_seq
         self._entries_before = self._header.status.nmi_entries
         self._lost_before = self._header.status.windows_lost
+        self._covers_lost_before = self._header.status.covers_lost
         self._trial = trial
         self._resting = ()
         self.drain()
@@ -214,7 +249,7 @@ class OracleLink:
                 if message.kind is kind:
                     self._heard.remove(message)
                     return message
-            self._hear(kind, deadline)
+            self._hear(kind.value, deadline)
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
@@ -226,6 +261,20 @@ class OracleLink:
         control.nmis_sent += 1
         yield
         control.nmis_acked += 1
+
+    def let_go(self, hold: int) -> None:
+        """Have the vCPU of a hold go on, now or when it comes to its place."""
+        self._header.holds[hold].let_go = self._trial
+
+    def hear(self, deadline: Deadline) -> LinkMessage:
+        """Return the armed trial's next message, of any kind.
+
+        :raise DeadlineError: none came in time
+        :raise GuestGone: QEMU ended
+        """
+        while not self._heard:
+            self._hear("message", deadline)
+        return self._heard.popleft()
 
     def entries(self) -> int:
         """Return how many NMI entries were recorded in this trial, over all vCPUs."""
@@ -243,6 +292,7 @@ class OracleLink:
             trial=self._trial,
             first_seq=self._first_seq,
             lost_before=self._lost_before,
+            covers_lost_before=self._covers_lost_before,
             symbolise=symbolise,
         )
         resting = tuple(
@@ -251,29 +301,43 @@ class OracleLink:
         )
         return msgspec.structs.replace(reader.read(), resting=resting)
 
-    def _hear(self, kind: EventKind, deadline: Deadline) -> None:
-        deadline.check(f"the oracle's {kind.value}")
+    def _hear(self, what: str, deadline: Deadline) -> None:
+        deadline.check(f"the oracle's {what}")
         self._socket.settimeout(max(deadline.remaining_s, 0.001))  # 0 would mean not to wait at all
         try:
             data = self._socket.recv(ctypes.sizeof(Message))
         except TimeoutError:
-            raise DeadlineError(f"deadline reached while waiting for the oracle's {kind.value}") from None
+            raise DeadlineError(f"deadline reached while waiting for the oracle's {what}") from None
         except ConnectionError:
             data = b""
         if not data:
-            raise GuestGone(f"QEMU ended while the lab waited for the oracle's {kind.value}")
+            raise GuestGone(f"QEMU ended while the lab waited for the oracle's {what}")
         if len(data) != ctypes.sizeof(Message):
             return
         message = Message.from_buffer_copy(data)
         # A callback that was under way when the last trial ended may still have sent one.
-        if message.kind in KINDS and message.seq >= self._first_seq:
+        fits = message.kind in KINDS and message.vcpu < self._topology.vcpus
+        if fits and message.seq >= self._first_seq:
             self._heard.append(
                 LinkMessage(
                     kind=KINDS[message.kind],
                     vcpu=message.vcpu,
-                    core=message.core,
+                    core=self._topology.core_of(message.vcpu),
+                    detail=message.detail,
                     seq=message.seq,
                     mono_ns=message.mono_ns,
                     load=message.load,
                 )
             )
+
+
+def _make_hold(found: FoundHold) -> Hold:
+    hold = found.hold
+    return Hold(
+        address=found.address,
+        bound_ns=hold.bound_us * _NS_PER_US,
+        kind=KIND_NUMBERS[found.kind] if found.kind is not None else 0,
+        vcpu=hold.vcpu,
+        phase=PHASE_NUMBERS[hold.phase] if hold.phase is not None else 0,
+        arrival=hold.arrival,
+    )

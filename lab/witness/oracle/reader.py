@@ -3,14 +3,16 @@
 
 from collections.abc import Callable
 
-from lab.spec.evidence import BlockCount, OracleEvent, OracleEvidence, SiblingView, WindowSeen
+from lab.spec.evidence import BlockCount, Cover, Covered, OracleEvent, OracleEvidence, SiblingView, WindowSeen
 from lab.witness.oracle.clock import TscClock
 from lab.witness.oracle.file import OracleFile
 from lab.witness.oracle.layout import (
     HAZARDS,
+    HOLDS,
     KINDS,
     MAGIC,
     MODE_STALL,
+    PHASE_OF,
     Header,
     Record,
     Sibling,
@@ -28,13 +30,24 @@ class TrialReader:
 
     :param first_seq: the number of the first record that can be this trial's
     :param lost_before: windows already lost when the trial was armed
+    :param covers_lost_before: the same of blocks without a place in a cover table
     """
 
-    def __init__(self, file: OracleFile, *, trial: int, first_seq: int, lost_before: int, symbolise: Symbolise) -> None:
+    def __init__(
+        self,
+        file: OracleFile,
+        *,
+        trial: int,
+        first_seq: int,
+        lost_before: int,
+        symbolise: Symbolise,
+        covers_lost_before: int = 0,
+    ) -> None:
         self._file = file
         self._trial = trial
         self._first_seq = first_seq
         self._lost_before = lost_before
+        self._covers_lost_before = covers_lost_before
         self._symbolise = symbolise
 
     def read(self) -> OracleEvidence:
@@ -57,7 +70,24 @@ class TrialReader:
             records_lost=lost + len(records) - len(fit),
             windows_lost=max(0, header.status.windows_lost - self._lost_before) + windows_lost,
             gaps_ns=tuple(clock.duration_ns(gap) for gap in self._measure_gaps(header)),
+            arrivals=tuple(hold.arrivals for hold in header.holds[: min(header.control.holds, HOLDS)]),
+            cover=self._read_cover(header) if header.control.cover else None,
         )
+
+    def _read_cover(self, header: Header) -> Cover:
+        blocks = tuple(
+            Covered(
+                vcpu=vcpu,
+                phase=PHASE_OF[each.phase],
+                pc=each.pc,
+                symbol=self._name(each.pc),
+                count=each.count,
+            )
+            for vcpu in range(self._file.places.vcpus)
+            for each in sorted(self._file.read_cover(vcpu), key=lambda each: (int(each.phase), int(each.pc)))
+            if each.phase in PHASE_OF
+        )
+        return Cover(blocks=blocks, lost=max(0, header.status.covers_lost - self._covers_lost_before))
 
     def _fits(self, record: Record) -> bool:
         return record.kind in KINDS and record.hazard in HAZARDS and record.vcpu < self._file.places.vcpus
@@ -76,6 +106,7 @@ class TrialReader:
             pc=record.pc,
             symbol=self._name(record.pc),
             hazard=HAZARDS[record.hazard],
+            detail=min(record.detail, HOLDS),
         )
 
     def _read_windows(self, clock: TscClock) -> tuple[tuple[WindowSeen, ...], int]:
