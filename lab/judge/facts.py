@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An indexed view of one trial's evidence, and whether the oracle's account of it is whole.
-
-The oracle numbers its records without holes (design section 5), so a hole, a repetition or a window without its edges
-shows that something between the guest and the judge lost records. From then on nothing follows from an event's absence.
-"""
+"""An indexed view of one trial's evidence."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from lab.judge.account import is_contradicted, why_lost, why_misplaced
 from lab.judge.finding import clean
 from lab.spec.base import Base, Witness, find_base
 from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
@@ -61,6 +58,7 @@ class Facts:
     :param begin: the load's first record, None when it was not seen
     :param end: the load's last record, None when it was not seen
     :param repeat: the first record of a second load that followed the first, None without one
+    :param misplaced: why the edges of windows are not known to be those of updates, empty when they are
     :param lost: why the oracle's account is not whole, empty when it is
     """
 
@@ -75,6 +73,7 @@ class Facts:
     begin: OracleEvent | None
     end: OracleEvent | None
     repeat: OracleEvent | None
+    misplaced: str
     lost: str
 
     @property
@@ -284,8 +283,9 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
             end_seq=_end_seq(seen, events),
         )
         for seen in (evidence.oracle.windows if evidence.oracle is not None else ())
-        if not _contradicted(seen, events) and (repeat is None or seen.open_seq < repeat.seq)
+        if not is_contradicted(seen, events) and (repeat is None or seen.open_seq < repeat.seq)
     )
+    misplaced = why_misplaced(every_event)
     return Facts(
         evidence=evidence,
         topology=topology,
@@ -294,11 +294,12 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
         offline=frozenset(evidence.scenario.offline_threads),
         every_event=every_event,
         events=events,
-        windows=windows,
+        windows=() if misplaced else windows,
         begin=_first(events, EventKind.LOAD_BEGIN),
         end=_first(events, EventKind.LOAD_END),
         repeat=repeat,
-        lost=_why_lost(evidence, topology, every_event, repeat),
+        misplaced=misplaced,
+        lost=why_lost(evidence, topology, every_event, repeat) or misplaced,
     )
 
 
@@ -312,16 +313,6 @@ def _in_order(sent: Iterable[Sent]) -> tuple[Sent, ...]:
 
 def _first(events: Iterable[OracleEvent], kind: EventKind) -> OracleEvent | None:
     return next((event for event in events if event.kind is kind), None)
-
-
-def _contradicted(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> bool:
-    """Say whether a window's edges are recorded elsewhere; an edge whose record is lost is not contradicted."""
-    edges = ((EventKind.WINDOW_OPEN, seen.open_seq), (EventKind.WINDOW_CLOSE, seen.close_seq))
-    for kind, seq in edges:
-        recorded = [event.seq for event in events if event.kind is kind and event.vcpu == seen.primary]
-        if recorded and seq not in recorded:
-            return True
-    return False
 
 
 def _siblings(topology: Topology, seen: WindowSeen) -> tuple[int, ...]:
@@ -340,41 +331,3 @@ def _end_seq(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> float:
         if event.vcpu == seen.primary and event.seq > seen.open_seq and event.kind is not EventKind.IN_FLIGHT
     )
     return min(later, default=math.inf)
-
-
-def _why_lost(
-    evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...], repeat: OracleEvent | None
-) -> str:
-    oracle = evidence.oracle
-    if oracle is None:
-        return "the oracle's evidence is missing"
-    if oracle.records_lost:
-        return f"the oracle lost {oracle.records_lost} records"
-    # The oracle keeps one window per core and trial, and counts those of a second load as lost (window.c).
-    kept = {seen.core for seen in oracle.windows if repeat is not None and seen.open_seq < repeat.seq}
-    if not 0 <= oracle.windows_lost <= len(kept):
-        return f"the oracle lost {oracle.windows_lost} windows"
-    if len(events) != len(oracle.events):
-        return "the oracle's records hold repetitions"
-    for before, after in pairwise(events):
-        if after.seq != before.seq + 1:
-            return f"the oracle's records jump from {before.seq} to {after.seq}"
-    if any(not -1 <= event.vcpu < topology.vcpus for event in events):
-        return "the oracle's records name vCPUs that the guest does not have"
-    return _why_windows_lost(evidence, topology, events)
-
-
-def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...]) -> str:
-    windows = evidence.oracle.windows if evidence.oracle is not None else ()
-    opened = sorted((event.seq, event.vcpu) for event in events if event.kind is EventKind.WINDOW_OPEN)
-    if opened != sorted((seen.open_seq, seen.primary) for seen in windows):
-        return "the oracle's windows and their opening records do not match"
-    closed = sorted((event.seq, event.vcpu) for event in events if event.kind is EventKind.WINDOW_CLOSE)
-    if closed != sorted((seen.close_seq, seen.primary) for seen in windows if seen.close_seq):
-        return "the oracle's windows and their closing records do not match"
-    for seen in windows:
-        if not 0 <= seen.primary < topology.vcpus or topology.core_of(seen.primary) != seen.core:
-            return f"a window names core {seen.core} and vCPU {seen.primary}, which do not belong together"
-        if seen.close_seq and not (seen.open_seq < seen.close_seq and seen.open_ns <= seen.close_ns):
-            return f"core {seen.core}'s window closes before it opens"
-    return ""

@@ -71,6 +71,8 @@ def judge_one_update(facts: Facts) -> Invariant:
     if not facts.base.engine:
         retries = len(facts.of_kind(EventKind.RETRY))
         return unseen(name, f"{NO_ENGINE}: each thread may try again, and {retries} later WRMSR 0x79 were seen")
+    if facts.misplaced:
+        return unseen(name, facts.misplaced)
     texts = {EventKind.RETRY: "again", EventKind.EARLY: "outside the late load"}
     proofs = [
         _plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 {text}")
@@ -98,6 +100,8 @@ def judge_repeatable(facts: Facts) -> Invariant:
     name = "load-repeatable"
     if not facts.base.engine:
         return unseen(name, f"{NO_ENGINE}, and a second write would begin a second load")
+    if facts.misplaced:
+        return unseen(name, facts.misplaced)
     kinds = (EventKind.WINDOW_OPEN, EventKind.RETRY, EventKind.EARLY)
     if facts.end is not None:
         end_seq = facts.end.seq

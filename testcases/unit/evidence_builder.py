@@ -65,6 +65,10 @@ SYMBOLS = {
     EventKind.WINDOW_OPEN: "apply_microcode_intel+0x80",
 }
 
+#: Where the kernel's one WRMSR 0x79 is, and where it leads.
+WRMSR_PC = 0xFFFFFFFF81000200
+AFTER_WRMSR_PC = WRMSR_PC + 2
+
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 #: What a kernel without witnesses of ours says first and last, with the engine and without.
@@ -124,6 +128,7 @@ class Step:
     hazard: Hazard = Hazard.NONE
     in_load: bool = True
     load: int = FIRST_LOAD
+    pc: int = 0
 
 
 @dataclass
@@ -464,10 +469,17 @@ def _event(seq: int, step: Step) -> OracleEvent:
         kind=step.kind,
         vcpu=step.vcpu,
         load=step.load if step.in_load else 0,
-        pc=0xFFFFFFFF81000000 + 16 * list(EventKind).index(step.kind),
+        pc=step.pc or _pc(step.kind),
         symbol=step.symbol or SYMBOLS.get(step.kind, ""),
         hazard=step.hazard,
     )
+
+
+def _pc(kind: EventKind) -> int:
+    if kind is EventKind.WINDOW_CLOSE:
+        return AFTER_WRMSR_PC
+    updates = (EventKind.WINDOW_OPEN, EventKind.RETRY, EventKind.EARLY)
+    return WRMSR_PC if kind in updates else 0xFFFFFFFF81000000 + 16 * list(EventKind).index(kind)
 
 
 def _halted_sibling(vcpu: int) -> SiblingView:
