@@ -12,6 +12,7 @@ from lab.build.doctor import Check
 from lab.build.own_kernel import OwnKernel
 from lab.campaign.bench import Figure
 from lab.campaign.expectation import MechanismResult
+from lab.campaign.soundness import Soundness, add_up
 from lab.campaign.store import Run
 from lab.report.figures import measure_price
 from lab.report.latency import Added, measure_added
@@ -166,6 +167,47 @@ def _format_added(added: Added | None) -> str:
     if added is None:
         return ""
     return f"{format_us(added.median_us)} ({format_us(added.low_us)} to {format_us(added.high_us)})"
+
+
+def describe_soundness(ran: Soundness) -> dict[str, object]:
+    """Return what came of all cells as ``--json`` prints it."""
+    return {
+        "met": ran.exit_status == 0,
+        "problems": ran.problems,
+        "outcomes": add_up(one.outcomes for one in ran.results),
+        "host_cores": ran.host_cores,
+        "outcomes_where_vcpus_fit": ran.fitting,
+        "cells": [
+            {
+                "mechanism": one.cell.mechanism,
+                "axes": one.cell.axes,
+                "held": one.cell.held,
+                "line": one.cell.line,
+                "met": one.met,
+                "outcomes": one.outcomes,
+                "caught": one.caught,
+                "invalid": dict(one.invalid),
+                "folder": one.folder,
+            }
+            for one in ran.results
+        ],
+    }
+
+
+def make_soundness_table(ran: Soundness) -> RenderableType:
+    """Return what ``lab sound`` shows: each cell, its outcomes, and why trials of it were INVALID."""
+    outcomes = [outcome.value for outcome in reversed(Outcome)]
+    table = _make_table("mechanism", "axes", "held", "met", *outcomes, "INVALID because")
+    for one in ran.results:
+        counts = one.outcomes
+        because = Text("\n".join(f"{count} x {clean(reason)}" for reason, count in one.invalid))
+        met = Text("yes", "green") if one.met else Text("NO", "bold red")
+        numbers = (counts.passed, counts.invalid, counts.failed, counts.error)
+        table.add_row(one.cell.mechanism, one.cell.axes, one.cell.held.value, met, *map(str, numbers), because)
+    total = add_up(one.outcomes for one in ran.results)
+    numbers = (total.passed, total.invalid, total.failed, total.error)
+    table.add_row("all", "", "", "", *map(str, numbers), "")
+    return table
 
 
 def make_bench_table(figures: Iterable[Figure]) -> RenderableType:

@@ -10,6 +10,8 @@ from lab.errors import HostError
 #: The checkout, which holds images/ and testcases/.
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
+#: The reviewed list of what is held to be sound.
+SOUND = ROOT / "docs" / "sound.md"
 SCENARIOS = ROOT / "testcases" / "scenarios"
 
 NAME = "microcode-nmi-lab"

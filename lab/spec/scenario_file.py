@@ -76,29 +76,58 @@ def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
     :param file: what errors call it
     :raise UsageError: it is no such text; the error names the file, the key and what is allowed
     """
+    table = _load(text, file)
+    _check_keys(table, ("summary", "mechanism"), file)
+    summary = table.pop("summary")
+    if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
+        raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")
+    return NamedScenario(name=name, summary=summary, scenario=_make(table, file))
+
+
+def parse_axes(mechanism: str, axes: str, file: str) -> Scenario:
+    """Read a scenario whose axes are keys in TOML's inline form, such as ``topology = "1x1x2", nmis = 0``.
+
+    :param axes: without the mechanism and the braces; empty for the defaults
+    :param file: what errors call it
+    :raise UsageError: as :func:`parse_scenario`
+    """
+    table = _load(f"axes = {{ {axes} }}", file)
+    if list(table) != ["axes"] or not isinstance(table["axes"], dict):
+        raise UsageError(f"scenario '{file}' is no TOML: the axes are not one line of keys and values")
+    keys: dict[str, Any] = table["axes"]
+    _check_keys(keys, (), file)
+    for key in ("summary", "mechanism"):
+        if key in keys:
+            raise UsageError(f"scenario '{file}': key '{key}' is no axis")
+    return _make({"mechanism": mechanism} | keys, file)
+
+
+def _load(text: str, file: str) -> dict[str, Any]:
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError:
         raise UsageError(f"scenario '{file}' is no TOML: its values are nested too deeply") from None
     except ValueError as error:
         # TOMLDecodeError is one; of a number with thousands of digits it is Python's own.
         raise UsageError(f"scenario '{file}' is no TOML: {error}") from None
+
+
+def _check_keys(table: Mapping[str, Any], required: tuple[str, ...], file: str) -> None:
     for key in table:
         if key not in ALLOWED:
             raise UsageError(f"scenario '{file}': key {_show(key)} is unknown: there are {', '.join(ALLOWED)}")
-    for key in ("summary", "mechanism"):
+    for key in required:
         if key not in table:
             raise UsageError(f"scenario '{file}': key '{key}' is missing: {ALLOWED[key]}")
-    summary = table.pop("summary")
-    if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
-        raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")
-    fields = {key: _read_field(file, key, value) for key, value in table.items()}
-    scenario = Scenario(**fields)
+
+
+def _make(table: Mapping[str, Any], file: str) -> Scenario:
+    scenario = Scenario(**{key: _read_field(file, key, value) for key, value in table.items()})
     try:
         scenario.check()
     except UsageError as error:
         raise UsageError(f"scenario '{file}': {error}") from None
-    return NamedScenario(name=name, summary=summary, scenario=scenario)
+    return scenario
 
 
 def to_words(scenario: Scenario) -> tuple[str, ...]:

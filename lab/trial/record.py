@@ -7,7 +7,7 @@ from typing import Final
 
 from lab.judge import judge
 from lab.spec.evidence import Evidence
-from lab.spec.verdict import TrialRecord, Verdict
+from lab.spec.verdict import Outcome, TrialRecord, Verdict
 from lab.trial.folder import write_evidence, write_verdict
 from lab.trial.session import Kept
 
@@ -50,3 +50,14 @@ def keep_trial(folder: Path, kept: Kept, number: int, evidence_name: str) -> tup
     verdict = judge(kept.evidence)
     write_verdict(folder, verdict)
     return verdict, make_record(number, kept.evidence, verdict, evidence_name)
+
+
+def keep_unless_passed(folder: Path, kept: Kept, number: int, evidence_name: str) -> TrialRecord:
+    """Do as :func:`keep_trial`, but keep of a trial that passed the record alone: thousands of them fill a disk.
+
+    :raise HostError: no space, or not writable
+    """
+    verdict = judge(kept.evidence)
+    if verdict.outcome is Outcome.PASS:
+        return make_record(number, kept.evidence, verdict, "")
+    return keep_trial(folder, kept, number, evidence_name)[1]
