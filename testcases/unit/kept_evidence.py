@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Evidence of real trials, kept in data/evidence, and what the judge has to say of each.
+
+Run as a program, it takes a trial's folder in and prints its row of the table:
+
+    python testcases/unit/kept_evidence.py DIR NAME
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import msgspec
+
+from lab.judge import judge
+from lab.spec.evidence import Evidence
+from lab.spec.verdict import Finding, Outcome, Verdict
+from lab.trial.folder import read_evidence, write_evidence
+
+FOLDER = Path(__file__).parent / "data" / "evidence"
+
+PASS, FAIL, INVALID = Outcome.PASS, Outcome.FAIL, Outcome.INVALID
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the judge has to say of one folder; of the invariants that are not named, that they held."""
+
+    outcome: Outcome
+    broken: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    def find(self, name: str) -> Finding:
+        """Return what is to be found of one invariant."""
+        if name in self.broken:
+            return Finding.BROKEN
+        return Finding.UNSEEN if name in self.unseen else Finding.HELD
+
+
+#: What no trial without offline siblings can show.
+_ONLINE = ("offline-siblings-return",)
+#: What a kernel without witnesses of ours does not show.
+_PLAIN = ("counters-settled", "nmis-serviced")
+_ENTERED = ("quiet", "harmless", "no-nmi-entry-in-window", "still")
+
+KEPT: dict[str, Kept] = {
+    # One of each mechanism, on one core.
+    "stop-machine": Kept(FAIL, _ENTERED, _ONLINE),
+    "nmi-spin-as-posted": Kept(FAIL, _ENTERED, (*_ONLINE, "nmis-serviced")),
+    "nmi-self": Kept(PASS, (), _ONLINE),
+    "nmi-spin": Kept(PASS, ("quiet", "no-nmi-entry-in-window", "still"), _ONLINE),
+    "nmi-broadcast": Kept(PASS, (), _ONLINE),
+    "nmi-siblings": Kept(PASS, ("still",), _ONLINE),
+    "park-hlt": Kept(PASS, (), _ONLINE),
+    "park-mwait": Kept(PASS, (), ("harmless", *_ONLINE)),
+    "init-sipi": Kept(PASS, (), _ONLINE),
+    "uniform": Kept(PASS, (), ("all-waiting-before-update", "released-after-update", *_ONLINE)),
+    "smi": Kept(PASS, (), _ONLINE),
+    "upstream": Kept(PASS, ("still",), (*_PLAIN, *_ONLINE)),
+    # What axes break, or do not.
+    "nmi-spin-no-fsgsbase": Kept(PASS, _ENTERED, _ONLINE),
+    "park-hlt-aimed": Kept(FAIL, _ENTERED, _ONLINE),
+    "stop-machine-offline": Kept(FAIL, ("all-waiting-before-update",)),
+    "upstream-returning": Kept(PASS, (), _PLAIN),
+    "upstream-let-go-in-window": Kept(FAIL, ("quiet", "harmless", "still", "released-after-update"), _PLAIN),
+    "upstream-let-go-before-update": Kept(FAIL, ("all-waiting-before-update",), ("released-after-update", *_PLAIN)),
+}
+
+
+@functools.cache
+def read_kept(name: str) -> Evidence:
+    """Read one folder."""
+    return read_evidence(FOLDER / name)
+
+
+def tell(verdict: Verdict) -> Kept:
+    """Return what the judge says, in the table's form."""
+    found = {
+        finding: tuple(one.name for one in verdict.invariants if one.finding is finding)
+        for finding in (Finding.BROKEN, Finding.UNSEEN)
+    }
+    return Kept(verdict.outcome, found[Finding.BROKEN], found[Finding.UNSEEN])
+
+
+def keep(source: Path, name: str) -> Kept:
+    """Keep a trial's evidence without the raw files that reading it does not need."""
+    evidence = read_evidence(source)
+    write_evidence(FOLDER / name, evidence, {})
+    return tell(judge(evidence))
+
+
+if __name__ == "__main__":
+    folder, new = sys.argv[1:]
+    row = keep(Path(folder), new)
+    sys.stdout.write(f'    "{new}": Kept({row.outcome.name}, {row.broken}, {row.unseen}),\n')
