@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What must be so of any evidence: the judge never raises, and a damaged witness never turns a FAIL into a PASS."""
+"""What must be so of any evidence: the judge never raises, and a damaged witness never turns a FAIL into a PASS.
+
+Evidence is made up, or that of real trials (data/evidence).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,13 +12,14 @@ import pytest
 from evidence_builder import END_AT_NS, MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, change
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kept_evidence import KEPT, read_kept
 from test_judge_outcomes import BREAKING
 
 from lab.judge import judge
 from lab.spec.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, SiblingView, WindowSeen
 from lab.spec.scenario import Parking, Scenario, Siblings
 from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome, Verdict
+from lab.spec.verdict import Finding, Outcome, Verdict
 
 #: Few, so that they meet: vCPUs, cores, sequence numbers, and the edges of what a folder can hold.
 NUMBERS = st.one_of(st.integers(-2, 9), st.sampled_from([100, 2**31, 2**63 - 1, -(2**63)]), st.integers())
@@ -83,6 +87,8 @@ OFFLINE = tuple(
     for parking in Parking
 )
 FAILS = {name: build() for name, build, _ in BREAKING}
+FAILS |= {f"kept-{name}": read_kept(name) for name, row in KEPT.items() if row.outcome is Outcome.FAIL}
+REAL_PASSES = {name: read_kept(name) for name, row in KEPT.items() if row.outcome is Outcome.PASS}
 
 #: Damage that leaves no trace: a line of a log without numbers, and records before the load's first or after its last.
 UNTRACEABLE = {
@@ -129,7 +135,7 @@ def test_no_absurd_oracle_raises(
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
-    evidence = data.draw(st.sampled_from([CLEAN, WATCHED, *OFFLINE, *FAILS.values()]))
+    evidence = data.draw(st.sampled_from([CLEAN, WATCHED, *OFFLINE, *FAILS.values(), *REAL_PASSES.values()]))
     for _ in range(data.draw(st.integers(1, 4))):
         path, value = data.draw(st.sampled_from(list(places(evidence))))
         # bool before int: it is one.
@@ -145,20 +151,24 @@ def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
 
 
 def damaged(draw: st.DataObject, evidence: Evidence, spared: tuple[str, ...]) -> Evidence:
-    """Drop, cut or repeat elements of one witness's records."""
+    """Drop, cut, repeat or disorder elements of one witness's records."""
     tuples = [
         (path, value)
         for path, value in places(evidence)
         if isinstance(value, tuple) and value and not path.startswith(("scenario", "plan", *spared))
     ]
     path, value = draw.draw(st.sampled_from(tuples))
-    at = draw.draw(st.integers(0, len(value) - 1))
+    at, other = (draw.draw(st.integers(0, len(value) - 1)) for _ in range(2))
     kinds = {
         "drop": (*value[:at], *value[at + 1 :]),
         "truncate": value[:at],
         "behead": value[at + 1 :],
         "repeat": (*value[:at], value[at], *value[at:]),
         "repeat-at-the-end": (*value, value[at]),
+        "repeat-all": (*value, *value),
+        "reverse": value[::-1],
+        "rotate": (*value[at:], *value[:at]),
+        "swap": tuple(value[{at: other, other: at}.get(index, index)] for index in range(len(value))),
     }
     return change(evidence, path, kinds[draw.draw(st.sampled_from(sorted(kinds)))])
 
@@ -172,6 +182,48 @@ def test_damage_to_a_witness_never_turns_a_fail_into_a_pass(name: str, data: st.
         evidence = damaged(data, evidence, UNTRACEABLE.get(name, ()))
 
     assert judge(evidence).outcome is not Outcome.PASS
+
+
+@pytest.mark.parametrize("name", REAL_PASSES)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_damage_to_a_real_trial_never_raises(name: str, data: st.DataObject) -> None:
+    evidence = REAL_PASSES[name]
+    for _ in range(data.draw(st.integers(1, 3))):
+        evidence = damaged(data, evidence, ())
+
+    check_sound(judge(evidence))
+
+
+#: Where each record names itself: by its number, its vCPU or its core.
+NAMED = (
+    "oracle.events",
+    "oracle.windows",
+    "oracle.resting",
+    "injections.sent",
+    "injections.sentinels",
+    "guest.state.cpus",
+    "guest.ledger_before",
+    "guest.ledger_after",
+    "timings.vcpus",
+)
+
+
+@pytest.mark.parametrize("name", [*FAILS, *REAL_PASSES])
+@settings(max_examples=15, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_records_that_name_themselves_may_come_in_any_order(name: str, data: st.DataObject) -> None:
+    evidence = shuffled = FAILS.get(name) or REAL_PASSES[name]
+    there = dict(places(evidence))
+    for path in NAMED:
+        if there.get(path):
+            shuffled = change(shuffled, path, tuple(data.draw(st.permutations(there[path]))))
+
+    assert findings(judge(shuffled)) == findings(judge(evidence))
+
+
+def findings(verdict: Verdict) -> tuple[Outcome, dict[str, Finding]]:
+    return verdict.outcome, {one.name: one.finding for one in verdict.invariants}
 
 
 @pytest.mark.parametrize("name", FAILS)
@@ -209,6 +261,51 @@ def test_what_has_no_bearing_keeps_a_pass(extra: list[tuple[EventKind, int, int]
     evidence = change(load.build(), "guest.dmesg", lambda old: (*old, *lines))
 
     assert judge(evidence).outcome is Outcome.PASS
+
+
+def insert_again(evidence: Evidence, index: int) -> Evidence:
+    """Return evidence with one of the oracle's records a second time, right behind the first, and all renumbered."""
+    assert evidence.oracle is not None
+    events = sorted(evidence.oracle.events, key=lambda event: event.seq)
+    again = events[index]
+
+    def later(seq: int) -> int:
+        return seq + (seq > again.seq)
+
+    def renumber(window: WindowSeen) -> WindowSeen:
+        window = change(change(window, "open_seq", later), "close_seq", later)
+        for path, value in places(window):
+            if path.endswith(("first_seq", "last_seq")):
+                window = change(window, path, later(value))
+        return window
+
+    moved = [change(event, "seq", later) for event in events]
+    moved.insert(index + 1, change(again, "seq", again.seq + 1))
+    windows = tuple(renumber(window) for window in evidence.oracle.windows)
+    return change(change(evidence, "oracle.events", tuple(moved)), "oracle.windows", windows)
+
+
+#: A thread that goes round its wait loop says nothing new.
+TURNS = {
+    name: [index for index, event in enumerate(evidence.oracle.events) if event.kind is EventKind.WAIT_LOOP]
+    for name, evidence in REAL_PASSES.items()
+    if evidence.oracle is not None
+}
+
+
+@pytest.mark.parametrize("name", [name for name, turns in TURNS.items() if turns])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_what_has_no_bearing_keeps_a_real_pass(name: str, data: st.DataObject) -> None:
+    evidence = REAL_PASSES[name]
+    # From the last one on, so that each index is still that of its record.
+    for index in sorted(data.draw(st.lists(st.sampled_from(TURNS[name]), min_size=1, max_size=4)), reverse=True):
+        evidence = insert_again(evidence, index)
+    lines = data.draw(st.lists(st.sampled_from(["random: crng init done", "[ 3.0] eth0: link becomes ready"])))
+    for path in ("guest.dmesg", "guest.dmesg_before", "console_tail"):
+        evidence = change(evidence, path, lambda old: (*old, *lines))
+
+    assert findings(judge(evidence)) == findings(judge(REAL_PASSES[name]))
 
 
 @settings(max_examples=200, deadline=None)
