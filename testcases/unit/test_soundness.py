@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Trials over the cells of docs/sound.md: how they are shared out, what is kept, and what speaks against the list."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from evidence_builder import MS, WINDOW_AT_NS, Load
+from report_samples import IMAGES
+
+from lab.build.kernel import DEFAULT_BASE
+from lab.campaign.expectation import OutcomeCounts
+from lab.campaign.soundness import CELLS, CellResult, Soundness, run_cells, share_out, weigh_cell
+from lab.campaign.store import read_run
+from lab.host.paths import ROOT
+from lab.judge import judge
+from lab.report.page import write_report
+from lab.spec.boot import Boot
+from lab.spec.cells import Cell, Held
+from lab.spec.evidence import Ending, EventKind, Evidence
+from lab.spec.plan import Plan
+from lab.spec.scenario import Aim, Scenario
+from lab.spec.topology import Topology
+from lab.spec.verdict import Outcome, TrialRecord
+from lab.trial.folder import read_evidence
+from lab.trial.pool import WarmGuest, WarmGuests
+from lab.trial.record import make_record
+from lab.trial.session import Kept
+
+ONE_CORE = Topology(1, 1, 2)
+PASSES = Load().build()
+FAILS = Load().add(WINDOW_AT_NS + MS, EventKind.OUTSIDE, 1).build()
+INVALIDS = Load().drop(EventKind.WINDOW_CLOSE, 2).build()
+ERRORS = Load(ending=Ending.LAB).build()
+
+
+def cell(number: int, held: Held = Held.SOUND, **axes: object) -> Cell:
+    scenario = Scenario(mechanism="nmi-self", nmis=number, **axes)  # type: ignore[arg-type]
+    return Cell(held=held, scenario=scenario, axes=f"nmis = {number}", notes=("w", "s"), line=number)
+
+
+FIRST, SECOND, THIRD = cell(1), cell(2), cell(3)
+OTHER_MACHINE = cell(4, topology=ONE_CORE)
+AIMED = Cell(
+    held=Held.FAILING,
+    scenario=Scenario(mechanism="park-hlt", aim=Aim.SIBLING),
+    axes='aim = "sibling"',
+    notes=("w", "s", "e"),
+    line=9,
+)
+
+
+class Retiring(WarmGuest):
+    """No guest, but it tells when it is to go."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self.failed_boots = 0
+
+    def retire(self) -> None:
+        self._tell()
+
+
+class Guests(WarmGuests):
+    """Gives the same evidence for all trials of a scenario, or of any other, and says what it was asked."""
+
+    def __init__(self, evidence: dict[Scenario, list[Evidence]] | None = None, boots: bool = True) -> None:
+        self._evidence = evidence or {}
+        self._boots = boots
+        self._failed = 0
+        self.told: list[str] = []
+        self.seeds: list[int] = []
+
+    @property
+    def failed_boots(self) -> int:
+        return self._failed
+
+    def find(self, boot: Boot) -> WarmGuest:
+        return Retiring(lambda: self.told.append(f"retire {boot.topology}"))
+
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+        assert not keep_files
+        self.told.append(str(scenario.nmis))
+        self.seeds.append(plan.seed)
+        self._failed += not self._boots
+        left = self._evidence.get(scenario, [PASSES])
+        return Kept(left.pop(0) if len(left) > 1 else left[0], {})
+
+
+def run(folder: Path, guests: Guests, asked: dict[Cell, int], seed: int = 7) -> Soundness:
+    seen: list[TrialRecord] = []
+    return run_cells(guests, folder, asked, seed, {DEFAULT_BASE: IMAGES}, ("lab", "sound"), seen.append)
+
+
+def outcomes(result: CellResult) -> tuple[int, int, int, int]:
+    counts = result.outcomes
+    return counts.passed, counts.failed, counts.invalid, counts.error
+
+
+@pytest.mark.parametrize(("trials", "each"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (2_000, [667, 667, 666]), (1, [1, 0, 0])])
+def test_trials_are_shared_out_evenly(trials: int, each: list[int]) -> None:
+    assert [*share_out(trials, (FIRST, SECOND, THIRD)).values()] == each
+
+
+def test_cells_of_one_machine_take_turns_and_machines_follow_each_other(tmp_path: Path) -> None:
+    guests = Guests()
+    ran = run(tmp_path, guests, {FIRST: 2, OTHER_MACHINE: 1, SECOND: 1, THIRD: 0})
+
+    assert guests.told == ["1", "2", "1", "retire 1x2x2", "4", "retire 1x1x2"]
+    assert [outcomes(one) for one in ran.results] == [(2, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 0)]
+    assert (ran.exit_status, ran.problems) == (0, ())
+
+
+def test_each_cells_trials_have_seeds_of_their_own_that_repeat(tmp_path: Path) -> None:
+    first, again, other = Guests(), Guests(), Guests()
+    run(tmp_path / "a", first, {FIRST: 3, SECOND: 3})
+    run(tmp_path / "b", again, {SECOND: 3, FIRST: 3})
+    run(tmp_path / "c", other, {FIRST: 3, SECOND: 3}, seed=8)
+
+    assert len(set(first.seeds)) == 6
+    assert sorted(first.seeds) == sorted(again.seeds)
+    assert not set(first.seeds) & set(other.seeds)
+
+
+def test_each_cell_leaves_a_run_and_evidence_of_what_did_not_pass(tmp_path: Path) -> None:
+    guests = Guests({FIRST.scenario: [PASSES, FAILS, INVALIDS]})
+    ran = run(tmp_path, guests, {FIRST: 3, SECOND: 1})
+    folder = tmp_path / ran.results[0].folder
+    stored = read_run(folder)
+
+    assert [result.folder for result in ran.results] == [f"{CELLS}/001-nmi-self", f"{CELLS}/002-nmi-self"]
+    assert stored.info.scenario == FIRST.scenario
+    assert (stored.info.finished, stored.info.exit_status, stored.info.trials_asked) == (True, 1, 3)
+    assert [record.evidence != "" for record in stored.records] == [False, True, True]
+    assert [read_evidence(folder / record.evidence) for record in stored.records[1:]] == [FAILS, INVALIDS]
+    assert len(list((folder / "trials").iterdir())) == 2
+    assert read_run(tmp_path / ran.results[1].folder).info.exit_status == 0
+    assert not (tmp_path / ran.results[1].folder / "trials").exists()
+    assert write_report(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        (FAILS, "nmi-self nmis = 2 (line 2): held to be sound, and 1 of 2 trials FAIL"),
+        (ERRORS, "nmi-self nmis = 2 (line 2): 1 of 2 trials ended in ERROR: the lab or the host failed"),
+    ],
+)
+def test_one_fail_or_error_of_a_sound_cell_speaks_against_the_list(
+    tmp_path: Path, evidence: Evidence, said: str
+) -> None:
+    ran = run(tmp_path, Guests({SECOND.scenario: [evidence, PASSES]}), {FIRST: 2, SECOND: 2})
+
+    assert (ran.exit_status, ran.problems) == (1, (said,))
+    assert [one.met for one in ran.results] == [True, False]
+
+
+def record_of(outcome: Outcome, reason: str) -> TrialRecord:
+    return msgspec.structs.replace(make_record(1, PASSES, judge(PASSES), ""), outcome=outcome, reason=reason)
+
+
+def test_reasons_of_invalid_trials_are_counted_by_kind() -> None:
+    reasons = ["vCPU 1 slept 12.5 us at 0xff81", "vCPU 3 slept 7 us at 0xaa", "missing: the oracle"]
+    result = weigh_cell(FIRST, [record_of(Outcome.INVALID, reason) for reason in reasons])
+
+    assert result.invalid == (("vCPU # slept # us at #", 2), ("missing: the oracle", 1))
+    assert outcomes(result) == (0, 0, 3, 0)
+    assert result.met
+
+
+def soundness(*cells: tuple[Cell, int, int], host_cores: int = 2) -> Soundness:
+    """Each cell with as many trials that passed, and INVALID ones."""
+    results = tuple(
+        CellResult(
+            cell=each,
+            outcomes=OutcomeCounts(passed=passed, invalid=invalid),
+            caught=0,
+            invalid=(("why", invalid),),
+            folder="",
+        )
+        for each, passed, invalid in cells
+    )
+    return Soundness(results=results, host_cores=host_cores)
+
+
+@pytest.mark.parametrize(
+    ("cells", "status"),
+    [
+        ([(OTHER_MACHINE, 99, 1)], 0),
+        ([(OTHER_MACHINE, 98, 2)], 1),
+        ([(OTHER_MACHINE, 0, 1)], 1),
+        # Four vCPUs on two cores: the host may keep one from its window.
+        ([(FIRST, 50, 50), (OTHER_MACHINE, 99, 1)], 0),
+        ([(FIRST, 100, 0), (OTHER_MACHINE, 49, 1)], 1),
+        ([(OTHER_MACHINE, 100, 0)], 0),
+        ([(FIRST, 0, 1)], 0),
+        ([], 1),
+    ],
+)
+def test_invalid_trials_count_where_the_host_has_a_core_for_each_vcpu(
+    cells: list[tuple[Cell, int, int]], status: int
+) -> None:
+    assert soundness(*cells).exit_status == status
+    assert soundness((FIRST, 50, 50), host_cores=4).exit_status == 1
+
+
+def test_a_cell_known_to_fail_is_tried_until_it_is_caught(tmp_path: Path) -> None:
+    guests = Guests({AIMED.scenario: [PASSES, FAILS, PASSES]})
+    ran = run(tmp_path, guests, {AIMED: 8})
+
+    assert outcomes(ran.results[0]) == (1, 1, 0, 0)
+    assert (ran.results[0].caught, ran.exit_status) == (1, 0)
+
+
+def test_a_cell_that_fails_with_something_else_is_not_caught(tmp_path: Path) -> None:
+    again = Load().add(14 * MS, EventKind.RETRY, 0).build()
+    ran = run(tmp_path, Guests({AIMED.scenario: [again]}), {AIMED: 3})
+
+    assert outcomes(ran.results[0]) == (0, 3, 0, 0)
+    assert ran.exit_status == 1
+    wanted = "known to fail, and none of 3 trials failed with no-nmi-entry-in-window or quiet broken"
+    assert ran.problems == (f'park-hlt aim = "sibling" (line 9): {wanted}',)
+
+
+def test_without_guests_it_stops_and_is_not_met(tmp_path: Path) -> None:
+    guests = Guests({FIRST.scenario: [ERRORS]}, boots=False)
+    ran = run(tmp_path, guests, {FIRST: 5, OTHER_MACHINE: 5})
+
+    assert outcomes(ran.results[0]) == (0, 0, 0, 3)
+    assert ran.results[1].folder == ""
+    assert ran.exit_status == 1
+    assert ran.problems[0].startswith("no guest was there for 3 trials in a row, so the run was stopped after 3 of 10")
+    assert read_run(tmp_path / ran.results[0].folder).info.finished
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "no-such"], "only is 'no-such': the table 'Sound' of docs/sound.md has cells of nmi-self,"),
+        (["--only", "uniform", "--failing"], "only is 'uniform': the table 'Known to fail' of docs/sound.md has"),
+        (["--trials", "0"], "trials"),
+        (["--seed", "-1"], "seed is -1: allowed is 0 to"),
+        (["--out", "{full}"], "is not empty: name an empty or new one"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    given = [word.format(full=tmp_path / "full") for word in words]
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.cli", "sound", "--out", tmp_path / "out", *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out" / CELLS).exists()
