@@ -2,10 +2,10 @@
 # The newcomer's way in; everything else is the lab command, .venv/bin/lab --help.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench mutants
+.PHONY: help setup run test bench mutants judge-coverage
 
 help: ## Show this
-	@awk -F ': ## ' '/^[a-z]+: ## / { printf "make %-8s%s\n", $$1, $$2 }' Makefile
+	@awk -F ': ## ' '/^[a-z-]+: ## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
 
 setup: ## Install what is missing: Debian packages (sudo), and .venv
 	@images/host/setup
@@ -27,3 +27,7 @@ bench: ## Set up and measure boot, trial and report times
 mutants: ## Set up and try whether the lab notices all that is broken on purpose
 	@images/host/setup
 	.venv/bin/lab mutants --out "reports/mutants-$$(date +%Y%m%d-%H%M%S)"
+
+judge-coverage: ## Set up and show that a test goes red for each invariant that is taken out of the judge
+	@images/host/setup
+	.venv/bin/python testcases/unit/judge_coverage.py
