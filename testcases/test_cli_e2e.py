@@ -218,3 +218,24 @@ def test_a_guest_that_never_boots_ends_a_run_early(tmp_path: Path, images: Image
     assert "no such machine" in " ".join(read_evidence(out / run.records[-1].evidence).console_tail)
     assert (run.info.finished, run.info.exit_status) == (True, 1)
     assert f"report: {out / 'index.html'}" in done.stdout
+
+
+def test_a_cell_held_to_be_sound_and_one_known_to_fail_bear_the_list_out(tmp_path: Path) -> None:
+    sound = run_lab("sound", "--only", "nmi-siblings", "--trials", "1", "--out", str(tmp_path / "sound"), "--json")
+    told = msgspec.json.decode(sound.stdout, type=dict[str, Any])
+    assert sound.returncode == (0 if told["met"] else 1), sound.stderr
+    first, *others = told["cells"]
+    assert first["outcomes"]["passed"] + first["outcomes"]["invalid"] == 1, first
+    assert {each["folder"] for each in others} == {""}
+    run = tmp_path / "sound" / first["folder"]
+    assert (run / "index.html").exists()
+    assert (run / "trials").exists() is (first["outcomes"]["passed"] == 0)
+
+    words = ("--failing", "--only", "nmi-siblings", "--trials", "3")
+    failing = run_lab("sound", *words, "--out", str(tmp_path / "failing"))
+    assert failing.returncode == 0, failing.stdout + failing.stderr
+    assert 'topology = "1x1x2", siblings = "offline"' in failing.stdout
+    (cell,) = (tmp_path / "failing" / "cells").iterdir()
+    caught = read_run(cell).records[-1]
+    assert caught.outcome is Outcome.FAIL
+    assert read_evidence(cell / caught.evidence).scenario.offline_threads == (1,)

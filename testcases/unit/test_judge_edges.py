@@ -76,12 +76,13 @@ def test_an_nmi_may_come_in_place_of_the_next_instruction() -> None:
 @pytest.mark.parametrize(
     "load",
     [
-        # Not there, another thread's, from elsewhere, before the close, or only after the vCPU had gone on.
+        # Not there, another thread's, from elsewhere, before the close, or no entry, or one after the vCPU had gone on.
         entered().drop(EventKind.NMI_ENTRY),
         entered(vcpu=1),
         entered(pc=ENTRY_PC + 16),
         entered(entry_ns=-100),
         entered(entry_ns=5 * MS).add(CLOSE_NS + MS, EventKind.WAIT_LOOP, 0),
+        entered(entry_ns=5 * MS).add(CLOSE_NS + MS, EventKind.WAIT_LOOP, 0, pc=ENTRY_PC),
     ],
 )
 def test_an_nmi_that_did_not_enter_there_explains_nothing(load: Load) -> None:
