@@ -197,7 +197,7 @@ def describe_soundness(ran: Soundness) -> dict[str, object]:
 def make_soundness_table(ran: Soundness) -> RenderableType:
     """Return what ``lab sound`` shows: each cell, its outcomes, and why trials of it were INVALID."""
     outcomes = [outcome.value for outcome in reversed(Outcome)]
-    table = _make_table("mechanism", "axes", "held", "met", *outcomes, "INVALID because")
+    table = make_table("mechanism", "axes", "held", "met", *outcomes, "INVALID because")
     for one in ran.results:
         counts = one.outcomes
         because = Text("\n".join(f"{count} x {clean(reason)}" for reason, count in one.invalid))

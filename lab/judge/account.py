@@ -12,6 +12,15 @@ from itertools import pairwise
 from lab.spec.evidence import EventKind, Evidence, OracleEvent, WindowSeen
 from lab.spec.topology import Topology
 
+#: What the oracle records of a vCPU beside what that executes.
+_NOT_ITS_OWN = (
+    EventKind.IN_FLIGHT,
+    EventKind.HELD,
+    EventKind.LET_GO,
+    EventKind.HOLD_OVERRUN,
+    EventKind.RESUMED,
+)
+
 #: Of WRMSR, 0f 30: it ends its block, so the next one begins behind it.
 WRMSR_BYTES = 2
 
@@ -39,7 +48,7 @@ def why_misplaced(events: tuple[OracleEvent, ...]) -> str:
         if not opened or event.pc == opened[-1].pc + WRMSR_BYTES:
             continue
         later = (each for each in events[index + 1 :] if each.vcpu == event.vcpu)
-        after = next((each for each in later if each.kind is not EventKind.IN_FLIGHT), None)
+        after = next((each for each in later if each.kind not in _NOT_ITS_OWN), None)
         if after is None or after.kind is not EventKind.NMI_ENTRY or after.pc != event.pc:
             where = f"vCPU {event.vcpu}'s window opened at {opened[-1].pc:#x} and closed at {event.pc:#x}"
             return f"{where}, which is not where a WRMSR there leads"
@@ -70,7 +79,7 @@ def why_lost(
             return f"the oracle's records jump from {before.seq} to {after.seq}"
     if any(not -1 <= event.vcpu < topology.vcpus for event in events):
         return "the oracle's records name vCPUs that the guest does not have"
-    return _why_windows_lost(evidence, topology, events)
+    return _why_windows_lost(evidence, topology, events) or _why_mistaken(evidence, topology, repeat)
 
 
 def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...]) -> str:
@@ -86,4 +95,22 @@ def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[Orac
             return f"a window names core {seen.core} and vCPU {seen.primary}, which do not belong together"
         if seen.close_seq and not (seen.open_seq < seen.close_seq and seen.open_ns <= seen.close_ns):
             return f"core {seen.core}'s window closes before it opens"
+    return ""
+
+
+def _why_mistaken(evidence: Evidence, topology: Topology, repeat: OracleEvent | None) -> str:
+    """Say which thread the oracle takes for another: it saw one update that the guest says another one did.
+
+    Then nothing that it tells of a vCPU is known to be that one's doing, and no kernel can be accused by it.
+    """
+    state = evidence.guest.state if evidence.guest is not None else None
+    if state is None or evidence.oracle is None or repeat is not None:
+        return ""
+    updated = {each.cpu for each in state.cpus if each.update_begin_tsc}
+    for seen in evidence.oracle.windows:
+        others = sorted(updated.intersection(topology.threads_of(seen.core)))
+        if others and seen.primary not in updated:
+            return (
+                f"the oracle saw vCPU {seen.primary} update core {seen.core}, the rendezvous state says CPU {others[0]}"
+            )
     return ""

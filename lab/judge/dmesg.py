@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from lab.judge.facts import Facts
 from lab.judge.finding import MAX_PROOFS, NO_ENGINE, broken, broken_unless, clean, held, unseen
+from lab.judge.nmis import why_log_doubted
 from lab.judge.starvation import why_starved
 from lab.spec.base import Loader, Witness
 from lab.spec.evidence import EventKind
@@ -225,9 +226,10 @@ def _of_first_load(words: Words, messages: list[str]) -> list[str]:
 def _leave_out_unknown_nmis(facts: Facts, lines: Iterable[str]) -> list[str]:
     """Return lines without the complaints of unknown NMIs that entries account for: all when records were lost.
 
-    Of each CPU there may be as many as it entered NMIs that did not lead to the mechanism; ratelimiting leaves fewer.
+    Of each CPU there may be as many as it entered NMIs that did not lead to the mechanism, but no more than the lab
+    sent it: one that the kernel sent itself, it has to know. Ratelimiting leaves fewer.
     """
-    left = {cpu: len(facts.every_of_kind(EventKind.NMI_ENTRY, cpu)) - len(facts.consumed(cpu)) for cpu in facts.online}
+    left = {cpu: _count_unknown(facts, cpu) for cpu in facts.online}
     left_too = dict.fromkeys(_UNKNOWN_NMI_TOO, sum(left.values()))
     kept = []
     for line in lines:
@@ -240,6 +242,11 @@ def _leave_out_unknown_nmis(facts: Facts, lines: Iterable[str]) -> list[str]:
         else:
             kept.append(line)
     return kept
+
+
+def _count_unknown(facts: Facts, cpu: int) -> int:
+    entered = len(facts.every_of_kind(EventKind.NMI_ENTRY, cpu)) - len(facts.consumed(cpu))
+    return entered if why_log_doubted(facts) else min(entered, len(facts.sent_to(cpu)))
 
 
 def _find_known(message: str) -> re.Pattern[str] | None:

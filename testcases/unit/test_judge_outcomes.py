@@ -554,3 +554,18 @@ def test_a_guest_that_complained_before_the_load_shows_nothing() -> None:
     assert verdict.outcome is Outcome.INVALID
     assert "complained before this load" in verdict.reason
     assert judge(changed(("guest.dmesg_before", ("harmless",)))).outcome is Outcome.PASS
+
+
+def test_an_oracle_that_takes_a_thread_for_another_accuses_nobody() -> None:
+    """An NMI too many, but the guest says that the other thread of the core did the update."""
+    load = Load().add(END_AT_NS - 1_000, EventKind.NMI_ENTRY, 1)
+    assert judge(load.build()).outcome is Outcome.FAIL
+    evidence = load.build()
+    stamps = [(cpu.update_begin_tsc, cpu.update_end_tsc) for cpu in evidence.guest.state.cpus[:2]]  # type: ignore[union-attr]
+    for cpu, (begin_tsc, end_tsc) in enumerate(reversed(stamps)):
+        evidence = change(evidence, f"guest.state.cpus.{cpu}.update_begin_tsc", begin_tsc)
+        evidence = change(evidence, f"guest.state.cpus.{cpu}.update_end_tsc", end_tsc)
+    verdict = judge(evidence)
+
+    assert verdict.outcome is Outcome.INVALID
+    assert "the oracle saw vCPU 0 update core 0, the rendezvous state says CPU 1" in verdict.reason

@@ -240,3 +240,14 @@ def test_complaints_of_the_last_trials_nmis_that_come_late_are_not_held_against_
     real = (*late, "watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [sh:60]")
     assert judge(changed(("guest.dmesg_before", real))).outcome is Outcome.INVALID
     assert judge(change(Load().build(), "guest.dmesg_before", late)).outcome is Outcome.INVALID
+
+
+def test_an_nmi_that_the_kernel_sent_itself_and_does_not_know_is_a_complaint() -> None:
+    load = Load(mechanism="upstream", sends=[])
+    for kind in (EventKind.CALL_IN, EventKind.WAIT_LOOP, EventKind.RELEASE):
+        load.drop(kind, 1)
+    evidence = load.build()
+    said = change(evidence, "guest.dmesg", lambda old: (*old, UHHUH.format(1), DAZED))
+
+    assert finding(evidence, "dmesg-clean") is Finding.HELD
+    assert finding(said, "dmesg-clean") is Finding.BROKEN

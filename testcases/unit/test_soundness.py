@@ -81,8 +81,9 @@ class Guests(WarmGuests):
     def find(self, boot: Boot) -> WarmGuest:
         return Retiring(lambda: self.told.append(f"retire {boot.topology}"))
 
-    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False) -> Kept:
+    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False, *, cover: bool = False) -> Kept:
         assert not keep_files
+        assert not cover
         self.told.append(str(scenario.nmis))
         self.seeds.append(plan.seed)
         self._failed += not self._boots
