@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from lab.build.kernel import Recipe, find_recipe, read_series
+from lab.build.mutants import find_patch, read_mutants
 from lab.spec.base import BASES
+from lab.spec.mutant import Mutant, Subject
 
 pytestmark = pytest.mark.e2e
 
 RECIPES = {base.name: find_recipe(base.name) for base in BASES}
 PATCHES = [(base, name) for base, recipe in RECIPES.items() for name in read_series(recipe.folder)]
+MUTANTS = [mutant for mutant in read_mutants() if mutant.subject is Subject.KERNEL]
 #: What checkpatch reads its lists from; the loader is what the patches change.
 NEEDED = ("scripts/checkpatch.pl", "scripts/spelling.txt", "scripts/const_structs.checkpatch", "arch/x86")
 
@@ -30,12 +33,21 @@ def unpack(recipe: Recipe, folder: Path) -> Path:
 
 @pytest.mark.parametrize(("base", "name"), PATCHES)
 def test_a_patch_passes_checkpatch(trees: dict[str, Path], base: str, name: str) -> None:
+    check_patch(RECIPES[base].folder / "patches" / name, trees[base])
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_passes_checkpatch(trees: dict[str, Path], mutant: Mutant) -> None:
+    # Its trailers are the lab's own.
+    check_patch(find_patch(mutant), trees[mutant.base], "BAD_SIGN_OFF")
+
+
+def check_patch(path: Path, tree: Path, *ignored: str) -> None:
     # FILE_PATH_CHANGES asks for MAINTAINERS, which nobody maintains for a patch that stays here.
-    command = ["perl", "scripts/checkpatch.pl", "--no-tree", "--ignore", "FILE_PATH_CHANGES", "-"]
-    with open(RECIPES[base].folder / "patches" / name) as patch:
-        done = subprocess.run(
-            command, cwd=trees[base], stdin=patch, capture_output=True, text=True, timeout=60, check=False
-        )
+    types = ",".join(("FILE_PATH_CHANGES", *ignored))
+    command = ["perl", "scripts/checkpatch.pl", "--no-tree", "--ignore", types, "-"]
+    with open(path) as patch:
+        done = subprocess.run(command, cwd=tree, stdin=patch, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
     assert "total: 0 errors, 0 warnings" in done.stdout
 

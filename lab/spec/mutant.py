@@ -57,8 +57,8 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
 def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:
     """Read what a patch's message says of its mutant.
 
-    Accepted: ``Breaks: ...``, ``Caught-by: NAME, NAME`` and ``Scenario: KEY = VALUE; KEY = VALUE`` (as in a scenario
-    file), each once; ``Ends-in: INVALID`` where the mutant is of a witness inside the kernel.
+    Accepted: ``Breaks: ...``, ``Caught-by: NAME, NAME``, and ``Scenario: KEY = VALUE; KEY = VALUE`` as often as it takes
+    (keys as in a scenario file); ``Ends-in: INVALID`` where the mutant is of a witness inside the kernel.
 
     :param name: of the file, without its ending
     :raise UsageError: the text is no such message; the error names the mutant and the trailer
@@ -68,9 +68,10 @@ def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:
     message = text.partition("\n---\n")[0]
     found: dict[str, str] = {}
     for match in _TRAILER.finditer(message):
-        if match["key"] in found:
-            raise UsageError(f"mutant '{name}': trailer '{match['key']}' is there twice")
-        found[match["key"]] = match["value"].strip()
+        key, value = match["key"], match["value"].strip()
+        if key in found and key != "Scenario":
+            raise UsageError(f"mutant '{name}': trailer '{key}' is there twice")
+        found[key] = f"{found[key]}; {value}" if key in found else value
     for key in _NEEDED:
         if key not in found:
             raise UsageError(f"mutant '{name}': trailer '{key}' is missing")

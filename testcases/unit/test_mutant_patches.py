@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a mutant's patch says of itself, and what one trial shows of it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab.build.kernel import find_recipe
+from lab.build.mutants import MUTANTS, find_patch, read_mutants
+from lab.build.oracle import NAME, build_oracle
+from lab.campaign.blinded import LAB_MUTANTS
+from lab.campaign.mutants import Fate, choose_mutants, list_mutants, weigh
+from lab.errors import BuildError, UsageError
+from lab.host.paths import IMAGES
+from lab.judge.verdict import INVARIANTS
+from lab.spec.expected import expect
+from lab.spec.mechanism import Expectation
+from lab.spec.mutant import Mutant, Subject, parse_mutant
+from lab.spec.scenario import Scenario
+from lab.spec.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
+
+PATCHED = read_mutants()
+MESSAGE = """Subject: [PATCH] x86/microcode: Break it
+
+Breaks: it
+Caught-by: quiet, harmless
+Scenario: mechanism = "nmi-self"; nmis = 3
+Signed-off-by: x
+---
+Breaks: what stands below is no trailer
+"""
+
+
+def of_subject(subject: Subject) -> list[Mutant]:
+    return [mutant for mutant in PATCHED if mutant.subject is subject]
+
+
+def record(outcome: Outcome, **findings: Finding) -> TrialRecord:
+    return TrialRecord(
+        trial=1,
+        mechanism="nmi-self",
+        topology="1x2x2",
+        seed=1,
+        outcome=outcome,
+        reason="because",
+        invariants={name.replace("_", "-"): finding for name, finding in findings.items()},
+        nmis=NmiCount(),
+        durations=Durations(),
+        windows_judged=0,
+        windows_unseen=0,
+        kernel_sha256="",
+        evidence="",
+    )
+
+
+def test_a_message_says_what_it_breaks() -> None:
+    mutant = parse_mutant(MESSAGE, "one", Subject.KERNEL)
+    assert (mutant.base, mutant.breaks, mutant.caught_by) == ("linux-6.1", "it", ("quiet", "harmless"))
+    assert mutant.scenario == Scenario(mechanism="nmi-self", nmis=3)
+    assert mutant.ends_in is Outcome.FAIL
+    assert parse_mutant(MESSAGE, "one", Subject.ORACLE).ends_in is Outcome.INVALID
+    witness = MESSAGE.replace("Signed-off", "Ends-in: INVALID\nSigned-off")
+    assert parse_mutant(witness, "one", Subject.KERNEL).ends_in is Outcome.INVALID
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("Breaks: it\n", "", "mutant 'one': trailer 'Breaks' is missing"),
+        ("Caught-by: quiet, harmless\n", "", "trailer 'Caught-by' is missing"),
+        ("Breaks: it\n", "Breaks: it\nBreaks: that\n", "trailer 'Breaks' is there twice"),
+        ("nmis = 3", "nmis = -3", "mutant one': nmis is -3: allowed is"),
+        ("nmi-self", "nmi-sefl", "key 'mechanism' is 'nmi-sefl'"),
+        ("Signed-off", "Ends-in: FAIL\nSigned-off", "trailer 'Ends-in' is 'FAIL': allowed is INVALID"),
+    ],
+)
+def test_a_message_that_does_not_is_refused(old: str, new: str, told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_mutant(MESSAGE.replace(old, new), "one", Subject.KERNEL)
+    assert told in str(error.value)
+
+
+def test_a_name_that_could_choose_a_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="small letters, digits and single dashes"):
+        parse_mutant(MESSAGE, "../one", Subject.KERNEL)
+
+
+@pytest.mark.parametrize("mutant", list_mutants(), ids=lambda mutant: mutant.name)
+def test_a_mutant_is_tried_where_the_kernel_is_sound_and_names_what_there_is(mutant: Mutant) -> None:
+    """Otherwise its fate would say nothing of what it breaks."""
+    assert set(mutant.caught_by) <= set(INVARIANTS)
+    assert expect(mutant.scenario).kind is Expectation.CLEAN
+
+
+def test_every_invariant_of_a_kernel_has_a_mutant_that_breaks_it() -> None:
+    of_kernels = {name for mutant in PATCHED if mutant.ends_in is Outcome.FAIL for name in mutant.caught_by}
+    of_witnesses = {name for mutant in list_mutants() if mutant.ends_in is Outcome.INVALID for name in mutant.caught_by}
+    # Neither is required: mainline itself does not hold them.
+    assert set(INVARIANTS) - of_kernels - of_witnesses == {"still", "nmis-serviced"}
+
+
+def test_every_patch_is_a_mutant() -> None:
+    there = {path.stem for path in MUTANTS.rglob("*.patch")}
+    assert there == {mutant.name for mutant in PATCHED}
+    assert {mutant.subject for mutant in LAB_MUTANTS} == {Subject.LAB}
+
+
+@pytest.mark.parametrize(
+    "mutant", [each for each in PATCHED if each.subject is Subject.ORACLE], ids=lambda each: each.name
+)
+def test_an_oracle_with_a_mutant_in_compiles(mutant: Mutant) -> None:
+    folder = build_oracle(lambda _: None, find_patch(mutant))
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", NAME]
+    assert (folder / NAME).read_bytes() != (build_oracle(lambda _: None) / NAME).read_bytes()
+
+
+def test_a_patch_that_does_not_apply_is_named(tmp_path: Path) -> None:
+    patch = tmp_path / "none.patch"
+    patch.write_text("--- a/ring.c\n+++ b/ring.c\n@@ -1 +1 @@\n-not there\n+anything\n")
+    with pytest.raises(BuildError, match=r"oracle: .*FAILED"):
+        build_oracle(lambda _: None, patch)
+    assert not (IMAGES / "oracle" / "patched").exists()
+
+
+def test_an_unknown_mutant_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"mutant 'x' is unknown: there are .*updates-twice"):
+        choose_mutants(["x"])
+    assert [each.name for each in choose_mutants(["updates-twice", "updates-twice"])] == ["updates-twice"]
+    assert choose_mutants([]) == list_mutants()
+
+
+KERNEL = parse_mutant(MESSAGE, "one", Subject.KERNEL)
+ORACLE = parse_mutant(MESSAGE, "one", Subject.ORACLE)
+CONTROL = Scenario(mechanism="stop-machine", nmis=3)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "scenario", "tried", "fate"),
+    [
+        (KERNEL, KERNEL.scenario, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.CAUGHT),
+        (KERNEL, KERNEL.scenario, record(Outcome.FAIL, dmesg_clean=Finding.BROKEN), Fate.SURVIVED),
+        (KERNEL, KERNEL.scenario, record(Outcome.FAIL, quiet=Finding.UNSEEN), Fate.SURVIVED),
+        (KERNEL, KERNEL.scenario, record(Outcome.INVALID, quiet=Finding.BROKEN), Fate.SURVIVED),
+        (KERNEL, KERNEL.scenario, record(Outcome.ERROR), Fate.ERROR),
+        (ORACLE, ORACLE.scenario, record(Outcome.INVALID, quiet=Finding.UNSEEN), Fate.CAUGHT),
+        (ORACLE, ORACLE.scenario, record(Outcome.INVALID, quiet=Finding.HELD), Fate.SURVIVED),
+        (ORACLE, ORACLE.scenario, record(Outcome.PASS, quiet=Finding.HELD), Fate.SURVIVED),
+        (ORACLE, ORACLE.scenario, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.FOOLED),
+        (ORACLE, CONTROL, record(Outcome.PASS), Fate.FOOLED),
+        (ORACLE, CONTROL, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.SURVIVED),
+    ],
+)
+def test_one_trial_shows_a_mutants_fate(mutant: Mutant, scenario: Scenario, tried: TrialRecord, fate: Fate) -> None:
+    assert weigh(mutant, scenario, tried) is fate
+
+
+@pytest.mark.parametrize(
+    "mutant", [each for each in PATCHED if each.subject is Subject.KERNEL], ids=lambda each: each.name
+)
+def test_a_kernels_mutant_touches_what_its_series_made(mutant: Mutant) -> None:
+    """That it applies shows when it is built; here, that git takes its paths for those of the kernel's tree."""
+    command = ["git", "apply", "--numstat", str(find_patch(mutant))]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    assert all(line.split("\t")[2].startswith("arch/x86/") for line in listed.splitlines())
+    assert find_recipe(mutant.base).source.is_file()
