@@ -67,6 +67,33 @@ KEPT: dict[str, Kept] = {
     "upstream-let-go-before-update": Kept(FAIL, ("all-waiting-before-update",), ("released-after-update", *_PLAIN)),
     # A trial that shows nothing: the one NMI came before any window.
     "nmi-self-no-nmi-in-window": Kept(INVALID, (), _ONLINE),
+    # Kernels that were broken on purpose (images/mutants), for what no mechanism breaks; the ledger is only a witness.
+    "mutant-sibling-keeps-revision": Kept(FAIL, ("new-revision-everywhere",), _ONLINE),
+    "mutant-leaves-counter": Kept(FAIL, ("still", "counters-settled"), _ONLINE),
+    "mutant-offline-not-released": Kept(
+        FAIL, ("offline-siblings-return", "nmis-delivered"), ("released-after-update", *_PLAIN)
+    ),
+    "mutant-same-again": Kept(FAIL, ("still", "load-repeatable"), (*_ONLINE, "witnesses-agree")),
+    "mutant-returns-unhandled": Kept(FAIL, ("dmesg-clean",), (*_PLAIN, *_ONLINE)),
+    "mutant-misreports": Kept(FAIL, ("still", "errno-and-messages"), _ONLINE),
+    "mutant-sends-two": Kept(FAIL, ("still", "nmis-delivered"), _ONLINE),
+    "mutant-releases-nobody": Kept(
+        FAIL,
+        ("still", "within-deadline"),
+        (
+            "released-after-update",
+            "new-revision-everywhere",
+            "counters-settled",
+            *_ONLINE,
+            "load-repeatable",
+            "dmesg-clean",
+            "errno-and-messages",
+            "nmis-delivered",
+            "nmis-serviced",
+            "witnesses-agree",
+        ),
+    ),
+    "mutant-ledger-counts-twice": Kept(INVALID, ("witnesses-agree",), (*_ONLINE, "nmis-delivered", "nmis-serviced")),
     # Kernels with nothing of ours inside.
     "stock-rendezvous-aimed-at-primary": Kept(PASS, ("still",), (*_NO_ENGINE, *_PLAIN, *_ONLINE)),
     "stock-nmi": Kept(PASS, (), (*_NO_ENGINE, *_PLAIN, *_ONLINE)),
