@@ -154,11 +154,24 @@ static void on_resume(qemu_plugin_id_t id, unsigned int vcpu)
 		gap_restart(own);
 }
 
+static bool is_wrmsr(const struct qemu_plugin_insn *insn)
+{
+	const uint8_t *bytes = qemu_plugin_insn_data(insn);
+
+	return qemu_plugin_insn_size(insn) == 2 && bytes[0] == 0x0f && bytes[1] == 0x30;
+}
+
 static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc)
 {
 	const struct point *points = points_at(pc);
 	enum oracle_hazard hazard =
 		hazard_of(qemu_plugin_insn_data(insn), qemu_plugin_insn_size(insn));
+
+	/* Landmarks of another kernel: an innocent instruction must not be taken for an update. */
+	if (points && points->kind == POINT_WRMSR79 && !is_wrmsr(insn)) {
+		count_one(&oracle.header->status.points_wrong);
+		points = NULL;
+	}
 
 	/* The hazard first: a window that opens here is not this vCPU's own hazard. */
 	if (hazard)

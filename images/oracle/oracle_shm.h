@@ -162,7 +162,9 @@ struct oracle_status {
 	uint32_t installed;
 	uint32_t watched_load; /* the last load of an armed trial, which gaps are looked for in */
 	uint32_t watched_trial;
-	uint32_t covers_lost; /* blocks that found no place in a cover table, over all trials */
+	uint32_t covers_lost;  /* blocks that found no place in a cover table, over all trials */
+	uint32_t points_wrong; /* WRMSR 0x79 of the landmark file that are another instruction */
+	uint32_t reserved;
 };
 
 struct oracle_header {

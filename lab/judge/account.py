@@ -66,6 +66,8 @@ def why_lost(
     oracle = evidence.oracle
     if oracle is None:
         return "the oracle's evidence is missing"
+    if oracle.points_wrong:
+        return f"the landmarks are another kernel's: {oracle.points_wrong} of their WRMSR 0x79 are none in this one"
     if oracle.records_lost:
         return f"the oracle lost {oracle.records_lost} records"
     # The oracle keeps one window per core and trial, and counts those of a second load as lost (window.c).

@@ -197,6 +197,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
         when nobody looked
     :param arrivals: per hold of the plan, how often its vCPU came to its place
     :param cover: None where it was not asked for
+    :param points_wrong: WRMSR 0x79 of the landmarks that the guest has another instruction at, since it was booted
     """
 
     events: tuple[OracleEvent, ...]
@@ -207,6 +208,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     resting: tuple[Resting, ...] = ()
     arrivals: tuple[int, ...] = ()
     cover: Cover | None = None
+    points_wrong: int = 0
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):

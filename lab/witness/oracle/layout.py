@@ -133,6 +133,8 @@ class Status(ctypes.Structure):
         ("watched_load", c_uint32),
         ("watched_trial", c_uint32),
         ("covers_lost", c_uint32),
+        ("points_wrong", c_uint32),
+        ("reserved", c_uint32),
     )
 
 

@@ -72,6 +72,7 @@ class TrialReader:
             gaps_ns=tuple(clock.duration_ns(gap) for gap in self._measure_gaps(header)),
             arrivals=tuple(hold.arrivals for hold in header.holds[: min(header.control.holds, HOLDS)]),
             cover=self._read_cover(header) if header.control.cover else None,
+            points_wrong=header.status.points_wrong,
         )
 
     def _read_cover(self, header: Header) -> Cover:
