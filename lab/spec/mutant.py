@@ -57,8 +57,8 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
 def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:
     """Read what a patch's message says of its mutant.
 
-    Accepted: ``Breaks: ...``, ``Caught-by: NAME, NAME``, and ``Scenario: KEY = VALUE; KEY = VALUE`` as often as it takes
-    (keys as in a scenario file); ``Ends-in: INVALID`` where the mutant is of a witness inside the kernel.
+    Accepted: ``Breaks: ...``, ``Caught-by: NAME, NAME``, and ``Scenario: KEY = VALUE; KEY = VALUE`` as often as it
+    takes (keys as in a scenario file); ``Ends-in: INVALID`` where the mutant is of a witness inside the kernel.
 
     :param name: of the file, without its ending
     :raise UsageError: the text is no such message; the error names the mutant and the trailer

@@ -45,3 +45,9 @@ def test_nothing_follows_from_an_oracle_that_knows_another_kernel() -> None:
     assert judge(change(load.build(), "oracle.points_wrong", 1)).outcome is Outcome.INVALID
     load.add(5_000_000, EventKind.OUTSIDE, 1)
     assert judge(load.build()).outcome is Outcome.FAIL
+
+
+def test_no_update_is_outside_of_a_load_whose_begin_was_never_seen() -> None:
+    early = Load().add(-1_000, EventKind.EARLY, 0, in_load=False)
+    assert judge(early.build()).outcome is Outcome.FAIL
+    assert judge(early.drop(EventKind.LOAD_BEGIN).build()).outcome is Outcome.INVALID
