@@ -13,7 +13,7 @@ from lab.spec.verdict import Outcome
 MAX_FOLDER_BYTES = 40 * 1024
 
 #: No mechanism of the lab's breaks these, so their evidence takes a kernel that is broken on purpose. May only shrink.
-NOT_KEPT_BROKEN = {"one-update-per-core", "nmis-serviced"}
+NOT_KEPT_BROKEN = {"nmis-serviced"}
 
 
 @pytest.mark.parametrize("name", KEPT)
