@@ -61,10 +61,8 @@ static void begin_load(uint32_t trial)
 
 	count_one(&status->load);
 	store_release(&status->load_active, 1);
-	if (trial) {
+	if (trial)
 		gaps_begin(trial);
-		places_begin(trial);
-	}
 }
 
 static void end_load(void)
@@ -116,6 +114,9 @@ static void reach_point(unsigned int vcpu, const struct point *point)
 	if (trial) {
 		report_point(vcpu, point, trial);
 		phase_follow(vcpu, point->kind);
+		/* Behind that: nobody is looked at in a phase of the load before. */
+		if (point->kind == ORACLE_LOAD_BEGIN)
+			places_begin(trial);
 	}
 	if (point->kind != ORACLE_CALL_IN)
 		places_point(vcpu, point->kind, point->address);

@@ -25,8 +25,11 @@
 #define GOLDEN 0x9e3779b97f4a7c15ull
 
 static struct {
-	uint32_t resumed; /* it was held, and has begun no block since */
+	uint32_t held; /* one more than the number of its last hold, 0 once it has begun a block since */
 } __attribute__((aligned(64))) places[ORACLE_MAX_VCPUS];
+
+/* The last trial of which a load was watched. */
+static uint32_t watched_trial;
 
 static uint32_t count_holds(void)
 {
@@ -38,15 +41,16 @@ void places_begin(uint32_t trial)
 	const struct oracle_control *control = &oracle.header->control;
 	size_t covers = (size_t)oracle.vcpu_count * oracle.cover_blocks;
 
-	(void)trial;
-	if (!count_holds() && !load_relaxed(&control->cover))
+	/* A plan is about one load: one that a kernel begins by itself after it is left alone. */
+	if (watched_trial == trial || (!count_holds() && !load_relaxed(&control->cover)))
 		return;
+	watched_trial = trial;
 	for (uint32_t i = 0; i < count_holds(); i++)
 		store_relaxed(&oracle.header->holds[i].arrivals, 0);
 	if (load_relaxed(&control->cover))
 		memset(oracle.covers, 0, covers * sizeof(struct oracle_cover));
 	for (uint32_t i = 0; i < oracle.vcpu_count; i++)
-		store_relaxed(&places[i].resumed, 0);
+		store_relaxed(&places[i].held, 0);
 	for (uint32_t i = 0; i < oracle.core_count; i++)
 		__atomic_fetch_or(&oracle.cores[i].watch, WATCH_PLACES, __ATOMIC_RELEASE);
 }
@@ -57,7 +61,8 @@ void places_end(void)
 		__atomic_fetch_and(&oracle.cores[i].watch, ~WATCH_PLACES, __ATOMIC_RELEASE);
 }
 
-static void put(unsigned int vcpu, enum oracle_kind kind, uint64_t pc, uint32_t which, bool tell)
+static void put(uint32_t trial, unsigned int vcpu, enum oracle_kind kind, uint64_t pc,
+		uint32_t which)
 {
 	const struct oracle_status *status = &oracle.header->status;
 	struct event event = {
@@ -65,41 +70,47 @@ static void put(unsigned int vcpu, enum oracle_kind kind, uint64_t pc, uint32_t 
 		.vcpu = vcpu,
 		.pc = pc,
 		.load = load_relaxed(&status->load),
-		.trial = armed_trial(),
+		.trial = trial,
 		.detail = which,
 	};
 	struct stamp stamp = ring_put(&event);
 
-	if (tell)
+	if (kind == ORACLE_HELD)
 		link_send(&event, &stamp);
 }
 
-static void hold(unsigned int vcpu, uint32_t which, uint64_t pc)
+/*
+ * All of it belongs to the trial in which it begins. Once that one is not armed any more nobody can
+ * let the vCPU go, and it must not be in the way of the next.
+ */
+static void hold(uint32_t trial, unsigned int vcpu, uint32_t which, uint64_t pc)
 {
 	struct oracle_hold *place = &oracle.header->holds[which];
-	uint32_t trial = armed_trial();
 	uint64_t end = now_ns() + at_most(load_relaxed(&place->bound_ns), HOLD_CAP_NS);
 	uint64_t now;
+	bool told;
 
 	gap_hold(&oracle.vcpus[vcpu]);
-	put(vcpu, ORACLE_HELD, pc, which, true);
-	while (load_acquire(&place->let_go) != trial && (now = now_ns()) < end) {
+	put(trial, vcpu, ORACLE_HELD, pc, which);
+	while (!(told = load_acquire(&place->let_go) == trial) && armed_trial() == trial &&
+	       (now = now_ns()) < end) {
 		struct timespec step = to_timespec(at_most(now + HOLD_STEP_NS, end));
 
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &step, NULL);
 	}
-	put(vcpu, load_acquire(&place->let_go) == trial ? ORACLE_LET_GO : ORACLE_HOLD_OVERRUN, pc,
-	    which, false);
-	store_relaxed(&places[vcpu].resumed, 1);
+	put(trial, vcpu, told ? ORACLE_LET_GO : ORACLE_HOLD_OVERRUN, pc, which);
+	store_relaxed(&places[vcpu].held, which + 1);
 	gap_let_go(&oracle.vcpus[vcpu]);
 }
 
 static void look_for_holds(unsigned int vcpu, uint32_t kind, uint64_t pc)
 {
-	uint32_t phase = load_relaxed(&core_of(vcpu)->phase);
+	uint32_t trial = armed_trial();
 
-	for (uint32_t i = 0; i < count_holds(); i++) {
+	for (uint32_t i = 0; trial && i < count_holds(); i++) {
 		struct oracle_hold *place = &oracle.header->holds[i];
+		/* Anew for each: while it was held by one, the others of its core have gone on. */
+		uint32_t phase = load_acquire(&core_of(vcpu)->phase);
 
 		if (place->vcpu != vcpu || place->kind != kind ||
 		    (place->address && place->address != pc) ||
@@ -107,7 +118,7 @@ static void look_for_holds(unsigned int vcpu, uint32_t kind, uint64_t pc)
 			continue;
 		store_relaxed(&place->arrivals, place->arrivals + 1);
 		if (place->arrivals == place->arrival)
-			hold(vcpu, i, pc);
+			hold(trial, vcpu, i, pc);
 	}
 }
 
@@ -134,9 +145,11 @@ static void cover(unsigned int vcpu, uint64_t pc)
 
 void places_block(unsigned int vcpu, uint64_t pc, bool closed)
 {
-	if (load_relaxed(&places[vcpu].resumed)) {
-		store_relaxed(&places[vcpu].resumed, 0);
-		put(vcpu, ORACLE_RESUMED, pc, 0, false);
+	uint32_t held = load_relaxed(&places[vcpu].held);
+
+	if (held) {
+		store_relaxed(&places[vcpu].held, 0);
+		put(watched_trial, vcpu, ORACLE_RESUMED, pc, held - 1);
 	}
 	if (load_relaxed(&oracle.header->control.cover))
 		cover(vcpu, pc);

@@ -147,6 +147,8 @@ static void run_window(struct core *core, struct oracle_window *window, struct e
 	if (is_stalling(core))
 		stall_begin(core, window->asked_ns);
 	stamp = ring_put(opening);
+	/* Behind its record: whoever is held in the window is so within it. */
+	phase_follow(opening->vcpu, ORACLE_WINDOW_OPEN);
 	window->open_seq = stamp.seq;
 	window->open_ns = stamp.mono_ns;
 	window->open_tsc = stamp.tsc;
@@ -186,7 +188,6 @@ void window_open(unsigned int vcpu, uint64_t pc)
 		return;
 	}
 	event.kind = ORACLE_WINDOW_OPEN;
-	phase_follow(vcpu, ORACLE_WINDOW_OPEN);
 	gap_hold(&oracle.vcpus[vcpu]);
 	run_window(core, window, &event);
 	gap_let_go(&oracle.vcpus[vcpu]);

@@ -57,7 +57,11 @@ class BenchGuest:
     def symbolise(self, pc: int) -> str:
         return self._names.get(pc, "")
 
-    def write_landmarks(self, path: Path) -> Path:
+    def write_landmarks(self, path: Path, **more: str) -> Path:
+        """Write the landmark file.
+
+        :param more: labels of further points by their kind, with ``_`` for each ``-``
+        """
         points = {
             "load-begin": ["load_begin"],
             "load-end": ["load_end"],
@@ -69,6 +73,7 @@ class BenchGuest:
         lines = ["# of the bench guest", f"region 0008 {self.labels['region']:x} {self.labels['region_end']:x}"]
         for kind, labels in points.items():
             lines += [f"point {kind} ffff {self.labels[label]:x}" for label in labels]
+        lines += [f"point {kind.replace('_', '-')} ffff {self.labels[label]:x}" for kind, label in more.items()]
         # Of another mechanism than the tests arm: never to be seen.
         lines.append(f"point self-nmi 0001 {self.labels['load_begin']:x}")
         path.write_text("\n".join(lines) + "\n")
@@ -100,14 +105,22 @@ class Bench:
 
 @contextlib.contextmanager
 def start_bench(
-    folder: Path, plugin: Path, *defines: str, ring_records: int = 4096, table_blocks: int = 64
+    folder: Path,
+    plugin: Path,
+    *defines: str,
+    ring_records: int = 4096,
+    table_blocks: int = 64,
+    cover_blocks: int = 64,
+    **points: str,
 ) -> Iterator[Bench]:
-    """Start the guest; it goes round by itself."""
+    """Start the guest; it goes round by itself. The points are further ones, as the landmarks take them."""
     guest = BenchGuest(folder, *defines)
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     with (
-        OracleLink.create(folder, TOPOLOGY, ring_records=ring_records, table_blocks=table_blocks) as link,
+        OracleLink.create(
+            folder, TOPOLOGY, ring_records=ring_records, table_blocks=table_blocks, cover_blocks=cover_blocks
+        ) as link,
         open(folder / "qemu.log", "wb") as log,
         start_process(
             [
@@ -117,7 +130,7 @@ def start_bench(
                 "-smp", "2,cores=1,threads=2", "-m", "16", "-bios", guest.image,
                 "-chardev", f"socket,id=qtest,fd={theirs.fileno()}",
                 "-qtest", "chardev:qtest", "-qtest-log", "none",
-                "-plugin", link.plugin_arguments(plugin, guest.write_landmarks(folder / "landmarks")),
+                "-plugin", link.plugin_arguments(plugin, guest.write_landmarks(folder / "landmarks", **points)),
             ],
             pass_fds=[link.pass_fd, theirs.fileno()],
             stdout=log,

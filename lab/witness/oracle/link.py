@@ -22,6 +22,7 @@ from lab.witness.hold_places import FoundHold
 from lab.witness.oracle.file import OracleFile
 from lab.witness.oracle.layout import (
     HEADER_SIZE,
+    HOLDS,
     KIND_NUMBERS,
     KINDS,
     MAX_CORES,
@@ -202,6 +203,12 @@ class OracleLink:
         for stretch in stretch_us:
             if not 0 <= stretch <= MAX_STRETCH_US:
                 raise UsageError(f"stretch is {stretch} us: allowed is 0 to {MAX_STRETCH_US}")
+        if len(holds) > HOLDS:
+            raise UsageError(f"{len(holds)} holds are too many: allowed are {HOLDS}")
+        for index, found in enumerate(holds):
+            if not 0 <= found.hold.vcpu < self._topology.vcpus:
+                allowed = f"0 to {self._topology.vcpus - 1}"
+                raise UsageError(f"hold {index} is of vCPU {found.hold.vcpu}: allowed is {allowed}")
         self.disarm()
         control = self._header.control
         control.mechanism = mechanism_bit

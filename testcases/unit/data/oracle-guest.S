@@ -10,7 +10,7 @@
  */
 	.code16
 	.globl	entry, load_begin, load_end, call_in, release, nmi_entry, region, region_end
-	.globl	window_site, retry_site, early_site, after_window, cpuid_site, iret_site
+	.globl	window_site, retry_site, early_site, after_window, cpuid_site, iret_site, set_up
 
 	.set	APIC_ICR, 0xfee00300
 
@@ -48,6 +48,7 @@ load_begin:
 1:	cmpb	$1, 0x502
 	jne	1b
 	call	pause_a_little
+set_up:
 	xor	%eax, %eax
 	xor	%edx, %edx
 	mov	$0x79, %ecx
