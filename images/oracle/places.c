@@ -25,7 +25,8 @@
 #define GOLDEN 0x9e3779b97f4a7c15ull
 
 static struct {
-	uint32_t held; /* one more than the number of its last hold, 0 once it has begun a block since */
+	/* One more than the number of its last hold; 0 once it has begun a block since. */
+	uint32_t held;
 } __attribute__((aligned(64))) places[ORACLE_MAX_VCPUS];
 
 /* The last trial of which a load was watched. */

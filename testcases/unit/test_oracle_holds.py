@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Holds and covers on the guest of a few instructions: who is held where and when, how it goes on, and what it began."""
+"""Holds and covers on the guest of a few instructions: who is held where and when, how it goes on, what it began."""
 
 import time
 from collections.abc import Callable
@@ -60,8 +60,8 @@ def run_held(
     for trial in range(first, first + 50):
         deadline = Deadline.after(WAIT_S)
         bench.link.arm(trial, MECHANISM, (1_000,), holds=holds, cover=cover)
-        ended = 0
-        if bench.link.hear(deadline).kind is EventKind.LOAD_BEGIN:
+        message, ended = bench.link.hear(deadline), 0
+        if message.kind is EventKind.LOAD_BEGIN:
             # To the begin of the one after: who is held at a load's end is so behind its message.
             while ended < loads or message.kind is not EventKind.LOAD_BEGIN:
                 message = bench.link.hear(deadline)
@@ -294,8 +294,8 @@ def test_a_cover_counts_what_each_began_in_which_phase(plugin: Path, tmp_path: P
     assert region[Phase.WINDOW] >= 4
     assert region[Phase.GATHER] >= 1
     view = evidence.windows[0].siblings[0]
-    # The window's edges are seen a few blocks apart.
-    assert region[Phase.WINDOW] == pytest.approx(view.region_blocks, abs=100)
+    # The phase begins before the window's blocks are counted, and ends behind them.
+    assert region[Phase.WINDOW] >= view.region_blocks
     assert find_covered(evidence, PRIMARY, "after_window") == {Phase.CLOSING: 1}
     assert find_covered(evidence, PRIMARY, "set_up") == {Phase.GATHER: 1}
     assert not find_covered(evidence, SIBLING, "set_up")
