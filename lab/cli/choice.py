@@ -8,8 +8,10 @@ from lab.build.images import ImageSet, build_images
 from lab.cli.axes import Axes, make_scenario
 from lab.errors import UsageError
 from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
+from lab.spec.placed import to_hold
 from lab.spec.scenario import Scenario
 from lab.trial.given import GivenKernel, build_around, take_kernel
+from lab.witness.hold_places import find_holds
 from lab.witness.kernel import Kernel, read_kernel
 
 #: In place of a mechanism's name.
@@ -68,13 +70,21 @@ def build_bases(
     """Return images and kernels by base, of those that the scenarios' mechanisms need.
 
     :raise BuildError: a recipe failed
+    :raise UsageError: a scenario holds somebody at a place that its kernel does not have
     :raise HostError: a package or space is missing
     """
+    scenarios = tuple(scenarios)
     if own is not None:
-        return {own.base.name: build_around(own, tell)}, {own.base.name: own.kernel}
-    bases = dict.fromkeys(find_mechanism(each.mechanism).base for each in scenarios)
-    images = {base: build_images(tell, base) for base in bases}
-    return images, {base: read_kernel(each.vmlinux) for base, each in images.items()}
+        images, kernels = {own.base.name: build_around(own, tell)}, {own.base.name: own.kernel}
+    else:
+        bases = dict.fromkeys(find_mechanism(each.mechanism).base for each in scenarios)
+        images = {base: build_images(tell, base) for base in bases}
+        kernels = {base: read_kernel(each.vmlinux) for base, each in images.items()}
+    for scenario in scenarios:
+        mechanism = find_mechanism(scenario.mechanism)
+        holds = tuple(to_hold(each, scenario.topology) for each in scenario.all_placed)
+        find_holds(kernels[mechanism.base], mechanism, holds)
+    return images, kernels
 
 
 def _find_only(there: list[str]) -> str:

@@ -34,10 +34,17 @@ def find_landings(facts: Facts) -> tuple[Landing, ...]:
     return tuple(sorted(landings, key=lambda each: (each.nmi, each.vcpu)))
 
 
-def why_missed(facts: Facts) -> str:
-    """Say which NMI or hold of the plan did not come where it was meant to; empty when all did."""
-    plan = facts.evidence.plan
-    return next(filter(None, (*_find_holds_missed(facts), *_find_phases_missed(facts, plan.injections))), "")
+def why_hold_missed(facts: Facts) -> str:
+    """Say which hold of the plan did not come or end as it was meant to, and what was seen; empty when all did."""
+    scenario, plan = facts.evidence.scenario, facts.evidence.plan
+    if len(plan.holds) < len(scenario.all_placed):
+        return f"the plan holds nobody at {len(scenario.all_placed) - len(plan.holds)} places of the scenario"
+    return next(_find_holds_missed(facts), "")
+
+
+def why_phase_missed(facts: Facts) -> str:
+    """Say which NMI of the plan was not sent when it was meant to; empty when all were."""
+    return next(_find_phases_missed(facts, facts.evidence.plan.injections), "")
 
 
 def _land(facts: Facts, phases: CorePhases, vcpu: int, sent: Sent, entry: OracleEvent | None) -> Landing:
@@ -89,7 +96,9 @@ def _find_phases_missed(facts: Facts, injections: tuple[Injection, ...]) -> Iter
             continue
         if injection.hold >= 0 and not _is_within_hold(facts, sent, injection.hold):
             yield f"NMI {sent.index} was not sent and acknowledged while hold {injection.hold} lasted"
-        if injection.phase is not None and injection.core in facts.cores:
+        if injection.phase is not None and injection.core not in facts.cores:
+            yield f"NMI {sent.index} was for core {injection.core}, which the guest does not have"
+        elif injection.phase is not None:
             phases = find_phases(facts, injection.core)
             seen = (phases.at_ns(sent.send_ns), phases.at_ns(sent.reply_ns))
             if seen != (injection.phase, injection.phase):

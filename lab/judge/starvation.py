@@ -5,7 +5,7 @@ Sources: the oracle's longest gap between two callbacks of a vCPU, /proc/PID/tas
 """
 
 from lab.judge.facts import Facts, Window
-from lab.spec.evidence import VcpuRunning
+from lab.spec.evidence import EventKind, VcpuRunning
 
 #: Under a third of the kernel's one-second limits (late_cpus_in, late_cpus_out): two such gaps do not use one up.
 MAX_GAP_NS = 300_000_000
@@ -34,7 +34,7 @@ def why_starved(facts: Facts) -> str:
         hold_ns = _measure_hold_ns(facts, window)
         if hold_ns > MAX_HOLD_NS:
             return f"core {window.seen.core}'s window was held for {hold_ns // NS_PER_MS} ms by the lab or its host"
-    return ""
+    return _why_held_too_long(facts)
 
 
 def why_not_shown_running(facts: Facts) -> str:
@@ -45,6 +45,23 @@ def why_not_shown_running(facts: Facts) -> str:
     if len(oracle.gaps_ns) != len(facts.vcpus):
         return f"the oracle gave the gaps of {len(oracle.gaps_ns)} of {len(facts.vcpus)} vCPUs"
     return why_starved(facts)
+
+
+def _why_held_too_long(facts: Facts) -> str:
+    """Say which hold of the plan kept a vCPU longer than it should have; empty when none did."""
+    last_ns = max((event.mono_ns for event in facts.every_event), default=0)
+    for held in facts.every_of_kind(EventKind.HELD):
+        ends = [
+            event
+            for event in facts.every_event
+            if event.kind in (EventKind.LET_GO, EventKind.HOLD_OVERRUN)
+            and (event.vcpu, event.detail) == (held.vcpu, held.detail)
+            and event.seq > held.seq
+        ]
+        held_ns = (ends[0].mono_ns if ends else last_ns) - held.mono_ns
+        if held_ns > MAX_GAP_NS or (ends and ends[0].kind is EventKind.HOLD_OVERRUN):
+            return f"vCPU {held.vcpu} was held for {held_ns // NS_PER_MS} ms by hold {held.detail} of the plan"
+    return ""
 
 
 def _measure_hold_ns(facts: Facts, window: Window) -> int:

@@ -10,7 +10,7 @@ from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, witnesses
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
 from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unseen
-from lab.judge.landings import find_landings, why_missed
+from lab.judge.landings import find_landings, why_hold_missed, why_phase_missed
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
 from lab.spec.base import Witness, find_base
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence, Match
@@ -142,6 +142,9 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     landmarks = witnesses.find_missing_landmarks(facts)
     if landmarks:
         return f"landmarks not hit: {', '.join(landmarks[:5])}"
+    hold_missed = why_hold_missed(facts)
+    if hold_missed:
+        return clean(hold_missed)
     log_doubt = nmis.why_log_doubted(facts)
     if log_doubt:
         return clean(log_doubt)
@@ -156,7 +159,9 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     scenario = facts.evidence.scenario
     if scenario.nmis and scenario.phase in (None, Phase.WINDOW) and counted.proven_in_window < MIN_PROVEN_NMIS:
         return "no NMI was proven sent and pending within a window"
-    return why_missed(facts)
+    if scenario.sends_nmis and not counted.sent:
+        return "no NMI was sent though the scenario is about some"
+    return clean(why_phase_missed(facts))
 
 
 def _why_foreign(evidence: Evidence) -> str:

@@ -85,6 +85,9 @@ def check_holds(holds: tuple[Hold, ...]) -> None:
             raise UsageError(f"hold {index}: arrival is {hold.arrival}: allowed is 1 to {MAX_ARRIVAL}")
         if not 1 <= hold.bound_us <= MAX_HELD_US:
             raise UsageError(f"hold {index}: bound is {hold.bound_us} us: allowed is 1 to {MAX_HELD_US} us")
+        # Nobody is watched outside a load, and its last landmark is the first of the phase behind it.
+        if hold.phase is Phase.BEFORE or (hold.phase is Phase.AFTER and hold.at != Landmark.LOAD_END.value):
+            raise UsageError(f"hold {index}: phase is {hold.phase.value}: allowed is gather to release")
         if not (hold.until == -1 or (0 <= hold.until < len(holds) and hold.until != index)):
             raise UsageError(f"hold {index}: until is {hold.until}: allowed is the number of another hold, or -1")
     total_us = sum(hold.bound_us for hold in holds)

@@ -159,20 +159,52 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     def _check_places(self) -> None:
         if self.role is not None and self.phase is None:
             raise UsageError(f"role is {self.role.value}: it goes with a phase only")
-        if (self.role is Role.OFFLINE) is not bool(self.offline_threads) and self.role in (Role.OFFLINE, Role.SIBLING):
-            raise UsageError(f"role is {self.role.value}: siblings are {self.siblings.value} in this scenario")
-        mechanism = find_mechanism(self.mechanism)
-        if self.phase is Phase.GATHER and not mechanism.landmarks.call_in:
-            raise UsageError(f"phase is gather: mechanism '{self.mechanism}' has no rendezvous to gather for")
-        if self.phase is Phase.RELEASE and not mechanism.landmarks.release:
-            raise UsageError(f"phase is release: mechanism '{self.mechanism}' has no rendezvous to be released from")
+        if self.phase is not None and self.aim is not Aim.BROADCAST:
+            raise UsageError(f"aim is {self.aim.value}: with a phase the role says whom the NMIs are for")
+        for role in (self.role, *(each.role for each in self.placed)):
+            if (role is Role.OFFLINE) is not bool(self.offline_threads) and role in (Role.OFFLINE, Role.SIBLING):
+                raise UsageError(f"role is {role.value}: siblings are {self.siblings.value} in this scenario")
+        others = (Role.OTHER for each in self.placed if each.nmi is Target.OTHER)
+        for role in (*((self.role,) if self.role else ()), *others):
+            find_thread(self.topology, role, 0)
+        self._check_phase()
         placed = self.all_placed
         check_holds(tuple(to_hold(each, self.topology) for each in placed))
+        held_us = sum(each.bound_us for each in placed)
+        if placed and held_us + self._longest_us > MAX_STRETCH_US:
+            raise UsageError(
+                f"the bounds of all holds and the longest window add up to {held_us + self._longest_us} us:"
+                f" allowed is {MAX_STRETCH_US} us, since the 6.1 rendezvous panics when a thread has waited for one"
+                " second"
+            )
+        mechanism = find_mechanism(self.mechanism)
         aimed = any(find_thread(self.topology, each.role, each.core) in self.topology.siblings for each in placed)
         hits = self.role in (Role.SIBLING, Role.OFFLINE) or any(each.nmi is Target.SIBLING for each in placed)
         hits = hits or (aimed and any(each.nmi is Target.HELD for each in placed))
         if mechanism.unaimable and hits:
             raise UsageError(f"an NMI is for a sibling: not with mechanism '{self.mechanism}', {mechanism.unaimable}")
+
+    @property
+    def _longest_us(self) -> int:
+        if self.stretch_per_core_us:
+            return max(self.stretch_per_core_us)
+        return max(FAR_APART_US) if self.far_apart else self.stretch_us[1]
+
+    def _check_phase(self) -> None:
+        """Refuse phases that no load of the mechanism goes through, or that nobody could be held in."""
+        marks, phase = find_mechanism(self.mechanism).landmarks, self.phase
+        if phase in (Phase.GATHER, Phase.ARMED) and not marks.call_in:
+            raise UsageError(f"phase is {phase.value}: mechanism '{self.mechanism}' has no rendezvous to gather for")
+        if phase is Phase.RELEASE and not marks.release:
+            raise UsageError(f"phase is release: mechanism '{self.mechanism}' has no rendezvous to be released from")
+        pinned = phase in (Phase.ARMED, Phase.RELEASE) or (
+            phase is Phase.GATHER and self.role not in (Role.PRIMARY, Role.OTHER)
+        )
+        if pinned and phase and self.offline_threads and not marks.offline_call_in:
+            raise UsageError(
+                f"phase is {phase.value}: mechanism '{self.mechanism}' leaves soft-offlined siblings alone,"
+                f" and siblings are {self.siblings.value} in this scenario"
+            )
 
     def _check_axes(self) -> None:
         mechanism = find_mechanism(self.mechanism)

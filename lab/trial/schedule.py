@@ -72,7 +72,7 @@ class Schedule:
 
     def take_before(self) -> tuple[int, ...]:
         """Return those that are meant for the time before the load."""
-        return tuple(index for index, each in self._by_phase if each.phase is Phase.BEFORE)
+        return tuple(index for index, _ in self._take(Phase.BEFORE))
 
     def take_due(self, now_ns: int) -> tuple[int, ...]:
         """Return those that are due by now, each once, in order of time."""
@@ -95,15 +95,20 @@ class Schedule:
             heapq.heapify(self._due)
             for after_ns, index in self._from_opening:
                 heapq.heappush(self._due, (at_ns + after_ns, index))
-        for index, each in self._by_phase:
-            if each.phase is Phase.WINDOW and each.core == core:
-                heapq.heappush(self._due, (at_ns + self._into_window_ns(each), index))
+            self._from_opening = []
+        for index, each in self._take(Phase.WINDOW, core):
+            heapq.heappush(self._due, (at_ns + self._into_window_ns(each), index))
 
     def end(self, at_ns: int) -> None:
         """The load has ended."""
-        for index, each in self._by_phase:
-            if each.phase is Phase.AFTER:
-                heapq.heappush(self._due, (at_ns, index))
+        for index, _ in self._take(Phase.AFTER):
+            heapq.heappush(self._due, (at_ns, index))
+
+    def _take(self, phase: Phase, core: int | None = None) -> list[tuple[int, Injection]]:
+        """Take out those of a phase, of one core or of all: a load may tell of the same edge again."""
+        taken = [one for one in self._by_phase if one[1].phase is phase and core in (None, one[1].core)]
+        self._by_phase = [one for one in self._by_phase if one not in taken]
+        return taken
 
     def _into_window_ns(self, injection: Injection) -> int:
         return injection.at_ppm * self._plan.stretch_us[injection.core] * _NS_PER_US // PPM

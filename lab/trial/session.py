@@ -311,7 +311,8 @@ class _Trial:
     def _learn(self, thread: InjectionThread, kind: tuple[str, Siblings], longest_us: int) -> None:
         """Let the next plan's times follow what this load took."""
         begin_ns = thread.log.begin_ns
-        if not begin_ns:
+        # One that was held took as long as the lab did.
+        if not begin_ns or self.plan.holds:
             return
         bound = self.deadline.within(SETTLE_BOUND_S)
         with contextlib.suppress(DeadlineError):
