@@ -5,6 +5,8 @@ The rule, the same for every mechanism: no trial ended in ERROR, and at most one
 
 - a *control* (``caught``) must be caught: at least one trial FAILs with the invariant broken that it is a control of;
 - a mechanism *held to be sound* (``clean``) must not be accused: no trial FAILs, and at least one PASSes;
+- a control of which a scenario may show something and need not (``either``) must not be accused of anything else: each
+  trial that FAILs has broken what it is a control of, and at least one PASSes or FAILs;
 - one that is known to let some through (``measured``) promises nothing about its siblings, and the judge requires
   nothing there; all else must hold: no trial FAILs, and at least one PASSes.
 """
@@ -135,6 +137,13 @@ def _weigh(expected: Expected, counts: OutcomeCounts, caught: int) -> tuple[bool
         if not caught:
             return False, f"not caught: no trial of {trials} failed with {what} broken"
         return True, f"caught: {what} broken in {caught} failed trials of {trials}{because}"
+    if expected.kind is Expectation.EITHER:
+        what = " or ".join(expected.caught_by)
+        if counts.failed > caught:
+            return False, f"{counts.failed - caught} of {trials} trials FAIL without {what} broken"
+        if not counts.passed + counts.failed:
+            return False, f"no trial of {trials} passed or failed"
+        return True, f"either: {what} broken in {caught} failed trials of {trials}, which may be none{because}"
     if counts.failed:
         return False, f"{counts.failed} of {trials} trials FAIL"
     if not counts.passed:

@@ -20,6 +20,8 @@ from lab.spec.topology import Topology
 
 #: More than any number that is allowed; Python refuses to read those with thousands.
 MAX_DIGITS = 20
+#: Of a value that is wrong, in characters.
+MAX_SHOWN = 80
 
 
 class Axes(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,15 +142,16 @@ def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
 
 def _parse_place(text: str) -> Placed:
     table: dict[str, object] = {}
+    what = f"place {text!r}" if len(text) <= MAX_SHOWN else f"place {text[:MAX_SHOWN]!r}..."
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if not equals:
-            raise UsageError(f"place '{text}': '{part}' is not KEY=VALUE with one of {', '.join(PLACED_KEYS)}")
+            raise UsageError(f"{what}: {part[:MAX_SHOWN]!r} is not KEY=VALUE with one of {', '.join(PLACED_KEYS)}")
         if key in table:
-            raise UsageError(f"place '{text}': key '{key}' is given twice")
+            raise UsageError(f"{what}: key '{key}' is given twice")
         is_number = value.removeprefix("-").isdecimal() and key != "at"
         table[key] = int(value) if is_number and len(value) < MAX_DIGITS else value
-    return read_placed(table, f"place '{text}'")
+    return read_placed(table, what)
 
 
 def _parse_us(text: str, option: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lab.campaign.expectation import MechanismResult, Tally
 from lab.errors import UsageError
-from lab.spec.mechanism import Expectation
+from lab.spec.mechanism import CONTROLS
 from lab.spec.topology import Topology
 from lab.spec.verdict import Durations, Finding, Outcome, Span, TrialRecord
 
@@ -96,7 +96,7 @@ def answer(result: MechanismResult) -> tuple[str, str]:
         return "Not quiet", f"the sibling left its wait in {_of(quiet.broken, quiet)}; whether harmlessly is unseen"
     if harmless.broken:
         return "Nasty ones", f"the sibling executed nasty instructions in {_of(harmless.broken, harmless)}"
-    if quiet.held and not (result.met and result.expectation is not Expectation.CAUGHT):
+    if quiet.held and not (result.met and result.expectation not in CONTROLS):
         # A control that nobody caught says that the lab is blind, not that the sibling was quiet.
         return "Not shown", (
             f"no break was seen in the {quiet.held} of {quiet.trials} trials that could tell,"

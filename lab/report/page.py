@@ -30,7 +30,7 @@ from lab.report.figures import (
 )
 from lab.report.latency import REFERENCE, Added, measure_added
 from lab.report.text import finalize, format_count, format_exact_us, format_us
-from lab.spec.mechanism import Expectation
+from lab.spec.mechanism import CONTROLS
 from lab.spec.mechanisms import STOCK_MECHANISMS
 from lab.spec.scenario import Scenario
 from lab.spec.scenario_file import to_words
@@ -178,7 +178,7 @@ def _group(records: Sequence[TrialRecord]) -> Mapping[str, tuple[Group, ...]]:
 
 def _list_trials(run_folder: Path, run: Run) -> list[Listed]:
     """Pick the trials to list: what nobody expected first, and no more than a browser takes."""
-    controls = {asked.name for asked in run.info.mechanisms if asked.expectation is Expectation.CAUGHT}
+    controls = {asked.name for asked in run.info.mechanisms if asked.expectation in CONTROLS}
 
     def surprise(record: TrialRecord) -> int:
         if record.outcome is Outcome.FAIL:

@@ -68,7 +68,7 @@ def check_place(at: str) -> None:
     """
     if at not in LANDMARKS and _ADDRESS.fullmatch(at) is None and _SYMBOL.fullmatch(at) is None:
         raise UsageError(
-            f"place '{at[:80]}' is neither a landmark ({', '.join(LANDMARKS)}), nor function+0x.., nor 0x.."
+            f"place {at[:80]!r} is neither a landmark ({', '.join(LANDMARKS)}), nor function+0x.., nor 0x.."
         )
 
 

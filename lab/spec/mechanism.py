@@ -15,8 +15,14 @@ class Expectation(enum.Enum):
     CAUGHT = "caught"
     #: Held to be sound: the judge must not accuse it.
     CLEAN = "clean"
+    #: A negative control in a scenario that may catch it and need not: broken may be what it is a control of.
+    EITHER = "either"
     #: Known to let some through: nothing about siblings is required of it, and how much comes through is the result.
     MEASURED = "measured"
+
+
+#: Of a mechanism that the lab shows to be broken.
+CONTROLS = (Expectation.CAUGHT, Expectation.EITHER)
 
 
 class Threads(enum.Enum):

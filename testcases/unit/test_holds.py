@@ -22,7 +22,9 @@ def hold(at: str = "call-in", **fields: Any) -> Hold:
     return Hold(at=at, vcpu=0, bound_us=1_000, **fields)
 
 
-@pytest.mark.parametrize("at", [*LANDMARKS, "asm_exc_nmi", "f.isra.0", "_f9+0x0", "f+0xdeadbeef", "0x0", "0x" + "f" * 16])
+@pytest.mark.parametrize(
+    "at", [*LANDMARKS, "asm_exc_nmi", "f.isra.0", "_f9+0x0", "f+0xdeadbeef", "0x0", "0x" + "f" * 16]
+)
 def test_places_have_one_of_three_forms(at: str) -> None:
     check_place(at)
 
@@ -90,15 +92,24 @@ def at_call_in(**fields: Any) -> dict[str, tuple[Placed, ...]]:
         ({"role": Role.SIBLING}, "role is sibling: it goes with a phase only"),
         ({"phase": Phase.WINDOW, "aim": Aim.SIBLING}, "aim is sibling: with a phase the role says"),
         ({"phase": Phase.WINDOW, "role": Role.OFFLINE}, "role is offline: siblings are online"),
-        ({"phase": Phase.WINDOW, "role": Role.SIBLING, "siblings": Siblings.OFFLINE}, "role is sibling: siblings are off"),
+        (
+            {"phase": Phase.WINDOW, "role": Role.SIBLING, "siblings": Siblings.OFFLINE},
+            "role is sibling: siblings are off",
+        ),
         ({"phase": Phase.WINDOW, "role": Role.OTHER}, "role is other: topology 1x1x2 has one core"),
         ({"phase": Phase.ARMED, "role": Role.OTHER}, "role is other: topology 1x1x2 has one core"),
         ({"phase": Phase.GATHER, "mechanism": "uniform"}, "phase is gather: mechanism 'uniform' has no rendezvous"),
         ({"phase": Phase.ARMED, "mechanism": "uniform"}, "phase is armed: mechanism 'uniform' has no rendezvous"),
         ({"phase": Phase.RELEASE, "mechanism": "uniform"}, "phase is release: mechanism 'uniform' has no rendezvous"),
         ({"phase": Phase.ARMED, "siblings": Siblings.OFFLINE}, "phase is armed: mechanism 'nmi-self' leaves soft-off"),
-        ({"phase": Phase.GATHER, "siblings": Siblings.OFFLINE}, "phase is gather: mechanism 'nmi-self' leaves soft-off"),
-        ({"phase": Phase.RELEASE, "siblings": Siblings.RETURNING}, "phase is release: mechanism 'nmi-self' leaves soft"),
+        (
+            {"phase": Phase.GATHER, "siblings": Siblings.OFFLINE},
+            "phase is gather: mechanism 'nmi-self' leaves soft-off",
+        ),
+        (
+            {"phase": Phase.RELEASE, "siblings": Siblings.RETURNING},
+            "phase is release: mechanism 'nmi-self' leaves soft",
+        ),
         ({"phase": Phase.WINDOW, "role": Role.SIBLING, "mechanism": "init-sipi"}, "not with mechanism 'init-sipi'"),
         (at_call_in(role=Role.OFFLINE), "role is offline: siblings are online"),
         (at_call_in(role=Role.SIBLING) | {"siblings": Siblings.OFFLINE}, "role is sibling: siblings are offline"),

@@ -13,12 +13,15 @@ from lab.cli.axes import Axes, make_scenario, read_scenario
 from lab.errors import UsageError
 from lab.host.paths import ROOT, SCENARIOS
 from lab.spec.mechanisms import MECHANISMS
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed, Target
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import FAR_APART_US, Aim, Parking, Scenario, Siblings
 from lab.spec.scenario_file import ALLOWED, parse_scenario, to_words
 from lab.spec.topology import Topology
 
 HEAD = 'summary = "s"\nmechanism = "nmi-self"\n'
+AT_RELEASE = "[[placed]]\nat = 'release'\nrole = 'primary'\n"
 FILES = sorted(SCENARIOS.glob("*.toml"))
 
 #: Each changes one field from its default.
@@ -33,6 +36,15 @@ CHANGES: tuple[dict[str, object], ...] = (
     {"fsgsbase": False},
     {"parking": Parking.MWAIT},
     {"min_revision": True, "mechanism": "upstream"},
+    {"phase": Phase.ARMED},
+    {"phase": Phase.WINDOW, "role": Role.PRIMARY},
+    {"placed": (Placed(at="window-open", role=Role.PRIMARY),)},
+    {
+        "placed": (
+            Placed(at="asm_exc_nmi+0x0", role=Role.SIBLING, core=1, phase=Phase.WINDOW, arrival=3, until=1),
+            Placed(at="0xffffffff81000000", role=Role.OTHER, nmi=Target.BROADCAST, bound_us=5_000),
+        )
+    },
 )
 
 
@@ -57,7 +69,7 @@ def test_no_two_scenarios_of_the_repository_are_the_same() -> None:
 def test_a_field_means_the_same_in_a_file_and_as_options(change: dict[str, object]) -> None:
     scenario = msgspec.structs.replace(Scenario(mechanism="nmi-self"), **change)
     table = {"summary": "s", **{name: _plain(getattr(scenario, name)) for name in change}}
-    text = "".join(f"{name} = {msgspec.json.encode(value).decode()}\n" for name, value in table.items())
+    text = "".join(f"{name} = {_to_toml(value)}\n" for name, value in table.items())
     if "mechanism" not in change:
         text += 'mechanism = "nmi-self"\n'
     assert parse_scenario(text, "f", "f").scenario == scenario
@@ -74,6 +86,15 @@ def test_a_range_that_far_apart_leaves_unused_is_not_asked_for() -> None:
 
 def _plain(value: object) -> object:
     return str(value) if isinstance(value, Topology) else value
+
+
+def _to_toml(value: object) -> str:
+    if isinstance(value, tuple) and all(isinstance(each, Placed) for each in value) and value:
+        return f"[{', '.join(map(_to_toml, value))}]"
+    if isinstance(value, Placed):
+        fields = {name: field for name in value.__struct_fields__ if (field := getattr(value, name)) is not None}
+        return "{" + ", ".join(f"{name} = {_to_toml(field)}" for name, field in fields.items()) + "}"
+    return msgspec.json.encode(value).decode()
 
 
 def _from_words(words: tuple[str, ...]) -> Scenario:
@@ -126,6 +147,26 @@ def _from_words(words: tuple[str, ...]) -> Scenario:
         (HEAD + f"nmis = 0x{'f' * 5_000}\n", "key 'nmis' is a number with thousands of digits: allowed is"),
         (HEAD + f"stretch_us = [0, 0x{'f' * 5_000}]\n", "key 'stretch_us' is a number with thousands of digits"),
         (HEAD + f"nmis = {'[' * 9_000}{']' * 9_000}\n", "its values are nested too deeply"),
+        (HEAD + 'phase = "wndow"\n', "key 'phase' is 'wndow': allowed is one of \"before\", \"gather\""),
+        (HEAD + 'role = "sibling"\n', "role is sibling: it goes with a phase only"),
+        (HEAD + "placed = 3\n", "placed[0] is 3: allowed is a table with the keys at, role"),
+        (HEAD + "placed = [3]\n", "placed[0] is 3: allowed is a table"),
+        (HEAD + "[placed]\nat = 'release'\n", "placed[0]: key 'role' is missing: one of \"primary\""),
+        (HEAD + "[placed]\nrole = 'primary'\n", "placed[0]: key 'at' is missing: a landmark (load-begin"),
+        (HEAD + AT_RELEASE + "when = 1\n", "placed[0]: key 'when' is unknown: there are at, role, core"),
+        (HEAD + AT_RELEASE + "arrival = '1'\n", "placed[0]: key 'arrival' is '1': allowed is a whole number from 1"),
+        (HEAD + AT_RELEASE + "arrival = 1.5\n", "placed[0]: key 'arrival' is 1.5: allowed is"),
+        (HEAD + AT_RELEASE + "arrival = true\n", "placed[0]: key 'arrival' is True: allowed is"),
+        (HEAD + AT_RELEASE + f"core = 0x{'f' * 5_000}\n", "placed[0]: key 'core' is a number with thousands of digits"),
+        (HEAD + AT_RELEASE + "core = 2\n", "core is 2: topology 1x2x2 has 0 to 1"),
+        (HEAD + AT_RELEASE + "nmi = 'all'\n", "placed[0]: key 'nmi' is 'all': allowed is one of \"held\""),
+        (HEAD + AT_RELEASE + "phase = 'later'\n", "placed[0]: key 'phase' is 'later': allowed is one of"),
+        (HEAD + AT_RELEASE + "phase = 'before'\n", "hold 0: phase is before: allowed is gather to release"),
+        (HEAD + AT_RELEASE + "bound_us = 0\n", "hold 0: bound is 0 us: allowed is 1 to 500000 us"),
+        (HEAD + AT_RELEASE + "until = 0\n", "hold 0: until is 0: allowed is the number of another hold"),
+        (HEAD + AT_RELEASE * 17, "17 holds are too many: allowed are 16"),
+        (HEAD + AT_RELEASE * 6, "the bounds of all holds add up to 600000 us: allowed is 500000 us"),
+        (HEAD + "[[placed]]\nat = \"a\\u001b[2J\"\nrole = 'primary'\n", "place 'a\\x1b[2J' is neither a landmark"),
     ],
     ids=lambda value: value[:60],
 )
@@ -203,3 +244,44 @@ def test_a_machine_is_shared_by_what_needs_no_other() -> None:
     with_mwait = Scenario(mechanism="nmi-self", parking=Parking.MWAIT).boot
     assert with_mwait not in machines
     assert {Scenario(mechanism=each.name).boot for each in ours if each.needs_monitor} == {with_mwait}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "place '': '' is not KEY=VALUE with one of at, role"),
+        ("at", "place 'at': 'at' is not KEY=VALUE"),
+        ("at=release", "key 'role' is missing: one of"),
+        ("role=primary", "key 'at' is missing: a landmark"),
+        ("at=release,role=primary,", "'' is not KEY=VALUE"),
+        ("at=release,at=release,role=primary", "key 'at' is given twice"),
+        ("at=release,role=primary,x=1", "key 'x' is unknown: there are at, role"),
+        ("at=release,role=boss", "key 'role' is 'boss': allowed is one of"),
+        ("at=release,role=primary,core=one", "key 'core' is 'one': allowed is the number of a core"),
+        ("at=release,role=primary,core=--1", "key 'core' is '--1': allowed is the number of a core"),
+        ("at=release,role=primary,core=-1", "core is -1: topology 1x2x2 has 0 to 1"),
+        (f"at=release,role=primary,core={'9' * 5_000}", "key 'core' is '9999"),
+        ("at=release,role=primary,arrival=", "key 'arrival' is '': allowed is"),
+        ("at=release,role=primary,until=5", "hold 0: until is 5: allowed is the number of another hold, or -1"),
+        ("at=relea se,role=primary", "place 'relea se' is neither a landmark (load-begin"),
+        ("at=12,role=primary", "place '12' is neither a landmark"),
+    ],
+    ids=lambda value: value[:60],
+)
+def test_a_wrong_place_option_is_refused_in_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_scenario(Axes(place=[text]), "nmi-self").check()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_place_options_add_up_in_their_order() -> None:
+    given = ["at=window-close,role=primary,until=1,nmi=none", "at=asm_exc_nmi+0x0,role=sibling,phase=closing,arrival=2"]
+    scenario = make_scenario(Axes(place=given), "nmi-self")
+
+    scenario.check()
+    assert scenario.placed == (
+        Placed(at="window-close", role=Role.PRIMARY, until=1, nmi=Target.NONE),
+        Placed(at="asm_exc_nmi+0x0", role=Role.SIBLING, phase=Phase.CLOSING, arrival=2),
+    )

@@ -275,6 +275,13 @@ def test_a_damaged_run_is_an_evidence_error(tmp_path: Path, data: bytes) -> None
         (Expectation.CLEAN, "PPPPPPPPPE", False, "ERROR"),
         (Expectation.CLEAN, "I", False, "INVALID"),
         (Expectation.CLEAN, "", False, "no trial"),
+        (Expectation.EITHER, "PPPPPPPPPI", True, "broken in 0 failed trials of 10, which may be none"),
+        (Expectation.EITHER, "PPF", True, "broken in 1 failed trials of 3"),
+        (Expectation.EITHER, "F", True, "either"),
+        (Expectation.EITHER, "PPf", False, "1 of 3 trials FAIL without quiet broken"),
+        (Expectation.EITHER, "PPPPPPPPII", False, "INVALID"),
+        (Expectation.EITHER, "PPPPPPPPPE", False, "ERROR"),
+        (Expectation.EITHER, "", False, "no trial"),
     ],
 )
 def test_expectations(expectation: Expectation, text: str, met: bool, reason: str) -> None:
@@ -296,7 +303,11 @@ def test_no_met_expectation_hides_an_error_or_rests_on_nothing(text: str, expect
     if result.met:
         assert "E" not in text
         assert text.count("I") * 10 <= len(text)
-        assert ("F" in text) if expectation is Expectation.CAUGHT else ("P" in text and "F" not in text)
+        if expectation is Expectation.EITHER:
+            assert "f" not in text
+            assert "P" in text or "F" in text
+        else:
+            assert ("F" in text) if expectation is Expectation.CAUGHT else ("P" in text and "F" not in text)
 
 
 def test_a_run_is_met_when_all_its_mechanisms_are() -> None:
