@@ -9,6 +9,7 @@ from lab.errors import DeadlineError, GuestError, HostError
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
 from lab.spec.evidence import EventKind, InjectionLog, Sent
+from lab.spec.phase import Phase
 from lab.spec.plan import Plan
 from lab.spec.scenario import Aim
 from lab.trial.schedule import Overhead, Schedule
@@ -146,7 +147,7 @@ class InjectionThread:
                 self._schedule.begin(message.mono_ns)
             case EventKind.WINDOW_OPEN:
                 self._opened_ns = self._opened_ns or message.mono_ns
-                self._schedule.open(message.core, message.mono_ns)
+                self._link.announce(self._schedule.open(message.core, message.mono_ns))
             case EventKind.LOAD_END:
                 self._ended_ns = self._ended_ns or message.mono_ns
                 self._schedule.end(message.mono_ns)
@@ -178,6 +179,7 @@ class InjectionThread:
         injection = self._plan.injections[index]
         aimed = injection.aim is not Aim.BROADCAST
         injector = self._machine.aimed if aimed else self._machine.broadcast
-        with self._link.sending():
+        announced = injection.phase is Phase.WINDOW and injection.hold < 0
+        with self._link.sending(announced=announced):
             send_ns, reply_ns = injector.inject(injection.vcpu, self._deadline)
         self._sent.append(Sent(index=index, vcpu=injection.vcpu, send_ns=send_ns, reply_ns=reply_ns))

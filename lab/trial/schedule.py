@@ -87,8 +87,11 @@ class Schedule:
             heapq.heappush(self._due, (at_ns + after_ns, index))
         self._from_begin = []
 
-    def open(self, core: int, at_ns: int) -> None:
-        """A core's window has opened: with the first one, what is still due before it comes too late otherwise."""
+    def open(self, core: int, at_ns: int) -> int:
+        """A core's window has opened: with the first one, what is still due before it comes too late otherwise.
+
+        :return: how many are meant for this window, which must not close before they are sent
+        """
         if not self._opened:
             self._opened = True
             self._due = [(min(due_ns, at_ns), index) for due_ns, index in self._due]
@@ -96,8 +99,10 @@ class Schedule:
             for after_ns, index in self._from_opening:
                 heapq.heappush(self._due, (at_ns + after_ns, index))
             self._from_opening = []
-        for index, each in self._take(Phase.WINDOW, core):
+        meant = self._take(Phase.WINDOW, core)
+        for index, each in meant:
             heapq.heappush(self._due, (at_ns + self._into_window_ns(each), index))
+        return len(meant)
 
     def end(self, at_ns: int) -> None:
         """The load has ended."""

@@ -10,6 +10,8 @@ from lab.judge.verdict import INVARIANTS
 from lab.spec.expected import ALL_WAITING, NO_NMI_ENTRY, QUIET, RELEASED, expect, expect_still
 from lab.spec.mechanism import Expectation
 from lab.spec.mechanisms import MECHANISMS
+from lab.spec.phase import PHASES, Phase, Role
+from lab.spec.placed import Placed, Target
 from lab.spec.scenario import Aim, Scenario, Siblings
 from lab.spec.scenario_file import parse_scenario
 from lab.spec.topology import Topology
@@ -127,3 +129,64 @@ def test_what_catches_is_an_invariant_of_the_judges() -> None:
     for scenario in (*files, *made):
         assert set(expect(scenario).caught_by) <= set(INVARIANTS)
         assert expect(scenario).caught_by
+
+
+EITHER = Expectation.EITHER
+MASKED = ["park-hlt", "park-mwait"]
+#: What 20 trials of each phase showed: an NMI is still handled when the window opens, or is not.
+BEFORE_THE_WINDOW = (Phase.GATHER, Phase.ARMED)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_control_shows_itself_where_an_nmi_is_handled_in_the_window(name: str, phase: Phase) -> None:
+    hit = CAUGHT if phase is Phase.WINDOW else EITHER if phase in BEFORE_THE_WINDOW else CLEAN
+    for role in (None, Role.SIBLING):
+        expected = expect(Scenario(mechanism=name, phase=phase, role=role))
+        assert (expected.kind, bool(expected.why), expected.caught_by) == (hit, hit is not CAUGHT, (QUIET,))
+    for role in (Role.PRIMARY, Role.OTHER):
+        assert kind(name, phase=phase, role=role) is CLEAN
+    assert kind(name, phase=phase, nmis=0) is CLEAN
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_masked_sibling_is_reached_by_what_is_sent_straight_to_it(name: str, phase: Phase) -> None:
+    hit = CAUGHT if phase is Phase.WINDOW else EITHER if phase in BEFORE_THE_WINDOW else CLEAN
+    expected = expect(Scenario(mechanism=name, phase=phase, role=Role.SIBLING))
+    assert expected.kind is hit
+    assert ("gets past its masked" in expected.why, QUIET in expected.caught_by) == (hit is not CLEAN, True)
+    for role in (None, Role.PRIMARY):
+        assert kind(name, phase=phase, role=role) is CLEAN
+
+
+@pytest.mark.parametrize("name", [each.name for each in MECHANISMS if each.expectation is CLEAN])
+def test_a_sound_mechanism_is_sound_in_every_phase(name: str) -> None:
+    if name not in MASKED:
+        assert {kind(name, phase=phase) for phase in PHASES} == {CLEAN}
+
+
+@pytest.mark.parametrize(
+    ("placed", "hit", "masked"),
+    [
+        (Placed(at="release", role=Role.SIBLING), EITHER, EITHER),
+        (Placed(at="release", role=Role.PRIMARY), CLEAN, CLEAN),
+        (Placed(at="window-open", role=Role.PRIMARY, nmi=Target.SIBLING), EITHER, EITHER),
+        (Placed(at="window-open", role=Role.PRIMARY, nmi=Target.BROADCAST), EITHER, CLEAN),
+        (Placed(at="release", role=Role.SIBLING, nmi=Target.PRIMARY), CLEAN, CLEAN),
+        (Placed(at="release", role=Role.SIBLING, nmi=Target.OTHER), CLEAN, CLEAN),
+        (Placed(at="release", role=Role.SIBLING, nmi=Target.NONE), CLEAN, CLEAN),
+    ],
+)
+def test_what_a_placed_nmi_shows_depends_on_the_place(placed: Placed, hit: Expectation, masked: Expectation) -> None:
+    assert kind("stop-machine", nmis=0, placed=(placed,)) is hit
+    assert kind("park-hlt", nmis=0, placed=(placed,)) is masked
+    assert kind("nmi-self", nmis=0, placed=(placed,)) is CLEAN
+    # Random ones beside it are what they are without it.
+    assert kind("stop-machine", placed=(placed,)) is CAUGHT
+
+
+def test_nothing_is_expected_of_a_control_that_is_left_alone() -> None:
+    placed = (Placed(at="release", role=Role.SIBLING),)
+    for axes in ({"phase": Phase.WINDOW, "role": Role.SIBLING}, {"placed": placed}):
+        assert expect_still(Scenario(mechanism="stop-machine", **axes)).kind is CLEAN

@@ -33,7 +33,7 @@ def test_places_have_one_of_three_forms(at: str) -> None:
     "at", ["", "window-opne", "f+10", "f+0x", "f-0x1", "f+0x123456789", "9f", "0X1", "0x", "0x" + "f" * 17, "f g"]
 )
 def test_any_other_is_refused_with_the_names_of_landmarks(at: str) -> None:
-    with pytest.raises(UsageError, match="neither a landmark.*window-open.*nor function"):
+    with pytest.raises(UsageError, match=r"neither a landmark.*window-open.*nor function"):
         check_place(at)
 
 

@@ -16,7 +16,11 @@ from kept_evidence import KEPT, read_kept
 from test_judge_outcomes import BREAKING
 
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, SiblingView, WindowSeen
+from lab.spec.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, Sent, SiblingView, WindowSeen
+from lab.spec.hold import Hold
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed
+from lab.spec.plan import Injection
 from lab.spec.scenario import Parking, Scenario, Siblings
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Outcome, Verdict
@@ -86,6 +90,23 @@ OFFLINE = tuple(
     for mechanism in ("upstream", "nmi-self")
     for parking in Parking
 )
+#: Trials of a plan with a phase, and with a hold that was kept and its NMI.
+PHASED = change(
+    CLEAN, "plan.injections", lambda old: tuple(msgspec.structs.replace(one, phase=Phase.WINDOW) for one in old)
+)
+HELD = change(
+    change(
+        Load(sends=[(1, 3 * MS, 4 * MS)]).add(3 * MS - 1, EventKind.HELD, 1).add(5 * MS, EventKind.LET_GO, 1).build(),
+        "plan",
+        lambda old: msgspec.structs.replace(
+            old,
+            injections=tuple(msgspec.structs.replace(one, hold=0, phase=Phase.WINDOW) for one in old.injections),
+            holds=(Hold(at="asm_exc_nmi", vcpu=1, phase=Phase.WINDOW),),
+        ),
+    ),
+    "oracle.arrivals",
+    (1,),
+)
 FAILS = {name: build() for name, build, _ in BREAKING}
 FAILS |= {f"kept-{name}": read_kept(name) for name, row in KEPT.items() if row.outcome is Outcome.FAIL}
 REAL_PASSES = {name: read_kept(name) for name, row in KEPT.items() if row.outcome is Outcome.PASS}
@@ -135,7 +156,8 @@ def test_no_absurd_oracle_raises(
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
-    evidence = data.draw(st.sampled_from([CLEAN, WATCHED, *OFFLINE, *FAILS.values(), *REAL_PASSES.values()]))
+    sound = [CLEAN, WATCHED, PHASED, HELD, *OFFLINE]
+    evidence = data.draw(st.sampled_from([*sound, *FAILS.values(), *REAL_PASSES.values()]))
     for _ in range(data.draw(st.integers(1, 4))):
         path, value = data.draw(st.sampled_from(list(places(evidence))))
         # bool before int: it is one.
@@ -148,6 +170,52 @@ def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
                 evidence = change(evidence, path, data.draw(anything(type(value))))
 
     check_sound(judge(evidence))
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    events=st.lists(anything(OracleEvent), max_size=20).map(tuple),
+    arrivals=st.lists(NUMBERS, max_size=4).map(tuple),
+    sent=st.lists(anything(Sent), max_size=4).map(tuple),
+    injections=st.lists(anything(Injection), max_size=4).map(tuple),
+    holds=st.lists(anything(Hold), max_size=4).map(tuple),
+    scenario=st.builds(
+        Scenario,
+        mechanism=st.sampled_from(["nmi-self", "stop-machine", "uniform", "upstream", "park-hlt"]),
+        topology=st.sampled_from([Topology(1, 1, 2), Topology(2, 4, 2)]),
+        phase=anything(Phase | None),
+        role=anything(Role | None),
+        placed=st.lists(anything(Placed), max_size=3).map(tuple),
+    ),
+    kept=st.booleans(),
+)
+def test_no_absurd_plan_raises(
+    events: tuple[OracleEvent, ...],
+    arrivals: tuple[int, ...],
+    sent: tuple[Sent, ...],
+    injections: tuple[Injection, ...],
+    holds: tuple[Hold, ...],
+    scenario: Scenario,
+    *,
+    kept: bool,
+) -> None:
+    assert HELD.oracle is not None
+    evidence = change(HELD, "oracle.events", (*(HELD.oracle.events if kept else ()), *events))
+    evidence = change(evidence, "oracle.arrivals", arrivals)
+    evidence = change(change(evidence, "injections.sent", sent), "scenario", scenario)
+    plan = msgspec.structs.replace(evidence.plan, injections=injections, holds=holds)
+
+    check_sound(judge(change(evidence, "plan", plan)))
+
+
+def test_what_a_hold_leaves_passes_whole_and_is_missed_record_by_record() -> None:
+    assert [judge(each).outcome for each in (PHASED, HELD)] == [Outcome.PASS] * 2
+    assert HELD.oracle is not None
+    for kind in (EventKind.HELD, EventKind.LET_GO):
+        (event,) = (one for one in HELD.oracle.events if one.kind is kind)
+        changed = msgspec.structs.replace(event, detail=1)
+        events = tuple(changed if one is event else one for one in HELD.oracle.events)
+        assert judge(change(HELD, "oracle.events", events)).outcome is Outcome.INVALID
 
 
 def damaged(draw: st.DataObject, evidence: Evidence, spared: tuple[str, ...]) -> Evidence:

@@ -280,6 +280,25 @@ def test_a_held_vcpu_is_not_called_starved(plugin: Path, tmp_path: Path) -> None
     assert evidence.gaps_ns[SIBLING] < 300 * MS
 
 
+def test_no_window_closes_before_the_nmis_that_were_announced_for_it(plugin: Path, tmp_path: Path) -> None:
+    with start_bench(tmp_path, plugin) as bench:
+        deadline = Deadline.after(WAIT_S)
+        bench.link.arm(1, MECHANISM, (40_000,))
+        bench.link.wait_for(EventKind.WINDOW_OPEN, deadline)
+        bench.link.announce(2)
+        acked_ns = []
+        for after_s in (0.001, 0.07):
+            time.sleep(after_s)
+            with bench.link.sending(announced=True):
+                bench.send_nmi(SIBLING)
+            acked_ns.append(time.monotonic_ns())
+        bench.link.wait_for(EventKind.LOAD_END, deadline)
+        bench.link.disarm()
+        (window,) = bench.link.collect(bench.guest.symbolise).windows
+    assert window.close_ns > acked_ns[1] > window.open_ns + 70 * MS
+    assert window.extended_ns > 20 * MS
+
+
 def find_covered(evidence: OracleEvidence, vcpu: int, symbol: str) -> dict[Phase, int]:
     assert evidence.cover is not None
     return {each.phase: each.count for each in evidence.cover.blocks if (each.vcpu, each.symbol) == (vcpu, symbol)}

@@ -24,7 +24,7 @@ def test_what_is_drawn_over_the_load_is_due_from_its_begin_and_from_the_first_op
     schedule = make(at(250_000), at(750_000))
     assert (schedule.next_ns, schedule.take_due(FOR_EVER)) == (None, ())
     schedule.begin(100 * MS)
-    assert schedule.next_ns == 105 * MS
+    assert [schedule.next_ns] == [105 * MS]
     assert (schedule.take_due(105 * MS - 1), schedule.take_due(105 * MS)) == ((), (0,))
     assert schedule.next_ns is None
     schedule.open(1, 200 * MS)
@@ -60,8 +60,7 @@ def test_phases_that_need_no_hold_have_their_own_edges() -> None:
     assert schedule.take_before() == (3,)
     schedule.begin(100 * MS)
     assert schedule.take_due(FOR_EVER) == ()
-    schedule.open(0, 110 * MS)
-    schedule.open(1, 112 * MS)
+    assert [schedule.open(core, (110 + 2 * core) * MS) for core in (0, 1, 0)] == [1, 1, 0]
     assert schedule.next_ns == 117 * MS
     assert schedule.take_due(120 * MS) == (0, 1)
     schedule.end(130 * MS)

@@ -258,14 +258,20 @@ class OracleLink:
                     return message
             self._hear(kind.value, deadline)
 
+    def announce(self, nmis: int) -> None:
+        """Tell the oracle that so many NMIs are still to be sent: no window closes before, but for its bound."""
+        self._header.control.nmis_sent += nmis
+
     @contextlib.contextmanager
-    def sending(self) -> Iterator[None]:
+    def sending(self, *, announced: bool = False) -> Iterator[None]:
         """Tell the oracle, around the sending of one NMI, that it is under way: no window closes meanwhile.
 
         One that ends without an acknowledgement leaves windows to their bound.
+
+        :param announced: it has been told already
         """
         control = self._header.control
-        control.nmis_sent += 1
+        control.nmis_sent += not announced
         yield
         control.nmis_acked += 1
 
