@@ -37,12 +37,14 @@ def facts_of(evidence: Evidence) -> Facts:
 def test_a_clean_load_goes_through_all_phases() -> None:
     phases = find_phases(facts_of(Load().build()), 0)
     assert [phases.at_ns(ORIGIN_NS + at_ns) for at_ns in TIMES.values()] == list(PHASES)
-    span = phases.span_ns(Phase.WINDOW)
     closed_ns = ORIGIN_NS + WINDOW_AT_NS + WINDOW_NS
-    assert span == (ORIGIN_NS + WINDOW_AT_NS, closed_ns)
-    # The sibling's own release ends it, not the primary's.
-    assert phases.span_ns(Phase.CLOSING) == (closed_ns, ORIGIN_NS + RELEASE_AT_NS + 1_000)
-    assert phases.span_ns(Phase.AFTER) == (ORIGIN_NS + END_AT_NS, float("inf"))
+    # The sibling's own release ends the phase before it, not the primary's.
+    released_ns = ORIGIN_NS + RELEASE_AT_NS + 1_000
+    assert [phases.span_ns(each) for each in (Phase.WINDOW, Phase.CLOSING, Phase.AFTER)] == [
+        (ORIGIN_NS + WINDOW_AT_NS, closed_ns),
+        (closed_ns, released_ns),
+        (ORIGIN_NS + END_AT_NS, float("inf")),
+    ]
 
 
 def test_an_edge_begins_the_phase_behind_it() -> None:

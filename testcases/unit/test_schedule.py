@@ -26,9 +26,8 @@ def test_what_is_drawn_over_the_load_is_due_from_its_begin_and_from_the_first_op
     schedule.begin(100 * MS)
     assert [schedule.next_ns] == [105 * MS]
     assert (schedule.take_due(105 * MS - 1), schedule.take_due(105 * MS)) == ((), (0,))
-    assert schedule.next_ns is None
     schedule.open(1, 200 * MS)
-    assert schedule.next_ns == 205 * MS
+    assert [schedule.next_ns] == [205 * MS]
     # It is counted from the first opening alone.
     schedule.open(0, 204 * MS)
     assert (schedule.take_due(205 * MS), schedule.take_due(FOR_EVER)) == ((1,), ())
@@ -65,7 +64,6 @@ def test_phases_that_need_no_hold_have_their_own_edges() -> None:
     assert schedule.take_due(120 * MS) == (0, 1)
     schedule.end(130 * MS)
     assert schedule.take_due(130 * MS) == (2,)
-    assert schedule.next_ns is None
 
 
 def test_an_edge_that_is_told_again_makes_nothing_due_again() -> None:
