@@ -13,6 +13,7 @@ from lab.spec.verdict import Finding, Landing, Outcome
 
 pytestmark = pytest.mark.e2e
 
+HOLD_EDGES = (EventKind.HELD, EventKind.LET_GO)
 ONE_CORE = Topology(1, 1, 2)
 PRIMARY, SIBLING = 0, 1
 #: A busy host may take a hold's bound, or starve a vCPU: one trial of them says nothing.
@@ -58,23 +59,23 @@ def test_an_nmi_to_a_sibling_in_the_window_is_what_a_control_lacks_an_answer_to(
 
 
 def test_two_holds_nest_in_the_order_that_was_asked_for(trial: Trial) -> None:
-    """The primary waits behind its update until the sibling has been held in the phase that this keeps up."""
+    """The primary waits before its update until the sibling has been held in its wait, each with an NMI pending."""
     placed = (
-        Placed(at="window-close", role=Role.PRIMARY, until=1, nmi=Target.PRIMARY),
-        Placed(at="mclab_nmi_wait_for_primary", role=Role.SIBLING, phase=Phase.CLOSING, nmi=Target.HELD),
+        Placed(at="window-open", role=Role.PRIMARY, until=1),
+        Placed(at="wait-loop", role=Role.SIBLING),
     )
-    loops = (placed[0], Placed(at="wait-loop", role=Role.SIBLING, nmi=Target.HELD))
-    tried = run_valid(trial, "nmi-self", nmis=0, placed=loops[::-1][:1])
+    tried = run_valid(trial, "nmi-self", nmis=0, placed=placed)
     assert tried.record.outcome is Outcome.PASS, tried.verdict.reason
-    nested = (
-        Placed(at="window-open", role=Role.PRIMARY, until=1, nmi=Target.PRIMARY),
-        Placed(at="wait-loop", role=Role.SIBLING, nmi=Target.HELD),
-    )
-    both = run_valid(trial, "nmi-self", nmis=0, placed=nested)
-    assert both.record.outcome is Outcome.PASS, both.verdict.reason
-    ends = {event.detail: event.seq for event in find_events(both, EventKind.LET_GO)}
-    assert ends.keys() == {0, 1}
-    assert "2 holds reached and let go" in both.verdict.reason
+    assert "2 holds reached and let go" in tried.verdict.reason
+    edges = {(event.kind, event.detail): event.mono_ns for event in find_events(tried, *HOLD_EDGES)}
+    sent = {each.index: each for each in tried.evidence.injections.sent} if tried.evidence.injections else {}
+    for hold, vcpu in ((0, PRIMARY), (1, SIBLING)):
+        assert sent[hold].vcpu == vcpu
+        assert edges[EventKind.HELD, hold] <= sent[hold].send_ns
+        # The primary is let go last, and both only when the NMI of the inner one is there.
+        assert max(sent[0].reply_ns, sent[1].reply_ns) <= edges[EventKind.LET_GO, 0]
+    (opened,) = find_events(tried, EventKind.WINDOW_OPEN)
+    assert edges[EventKind.HELD, 1] < opened.mono_ns
 
 
 def test_a_hold_without_an_nmi_is_clean(trial: Trial) -> None:
@@ -96,7 +97,6 @@ def test_an_nmi_enters_at_the_block_behind_the_one_that_was_held(trial: Trial) -
 
 
 def test_an_arrival_that_never_comes_is_invalid_with_what_was_seen(trial: Trial) -> None:
-    # nmi_restore is behind no window of a load: its arrivals are those of NMIs alone.
     placed = (Placed(at="release", role=Role.SIBLING, arrival=1000),)
     tried = trial("nmi-self", topology=ONE_CORE, nmis=0, placed=placed)
     assert tried.record.outcome is Outcome.INVALID

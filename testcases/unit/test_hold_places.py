@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where a hold is in a kernel made for the case, and how one is refused that is nowhere in it."""
 
+from types import SimpleNamespace
+
 import pytest
 from test_places import BASE, WRMSR_79, make_kernel, start_of
 
+from lab.cli import choice
 from lab.errors import UsageError
 from lab.spec.evidence import EventKind
 from lab.spec.hold import LANDMARKS, Hold
 from lab.spec.mechanisms import MECHANISMS, find_mechanism
+from lab.spec.phase import Role
+from lab.spec.placed import Placed
+from lab.spec.scenario import Scenario
 from lab.witness.hold_places import FoundHold, find_holds
 
 KERNEL = make_kernel(outer=WRMSR_79 + b"\xc3")
@@ -83,3 +89,15 @@ def _is_refused(at: str, mechanism: str) -> bool:
 def test_all_holds_of_a_plan_are_found_in_their_order() -> None:
     holds = (Hold(at="outer", vcpu=0), Hold(at="release", vcpu=1))
     assert [each.hold for each in find_holds(KERNEL, NMI_SELF, holds)] == list(holds)
+
+
+def test_a_place_that_is_nowhere_is_refused_before_a_guest_is_booted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "build_images", lambda _tell, _base: SimpleNamespace(vmlinux=""))
+    monkeypatch.setattr(choice, "read_kernel", lambda _path: KERNEL)
+
+    def build(at: str) -> None:
+        choice.build_bases((Scenario(mechanism="nmi-self", placed=(Placed(at=at, role=Role.PRIMARY),)),), print, None)
+
+    build("outer+0x5")
+    with pytest.raises(UsageError, match="place 'nowhere'"):
+        build("nowhere")
