@@ -39,6 +39,7 @@ TESTS: Final = tuple(
         "judge_stalled",
         "judge_plain_kernel",
         "judge_edges",
+        "judge_phases",
         "kept_evidence",
     )
 )

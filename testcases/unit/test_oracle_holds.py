@@ -313,8 +313,9 @@ def test_a_cover_counts_what_each_began_in_which_phase(plugin: Path, tmp_path: P
     assert region[Phase.WINDOW] >= 4
     assert region[Phase.GATHER] >= 1
     view = evidence.windows[0].siblings[0]
-    # The phase begins before the window's blocks are counted, and ends behind them.
-    assert region[Phase.WINDOW] >= view.region_blocks
+    # The phase begins before the window's blocks are counted, and ends behind them; but a block under way at the end is
+    # counted in the window first and then in the phase, which may be the next by then.
+    assert region[Phase.WINDOW] >= view.region_blocks - 1
     assert find_covered(evidence, PRIMARY, "after_window") == {Phase.CLOSING: 1}
     assert find_covered(evidence, PRIMARY, "set_up") == {Phase.GATHER: 1}
     assert not find_covered(evidence, SIBLING, "set_up")
