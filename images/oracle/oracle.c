@@ -54,6 +54,12 @@ static void on_hazard(unsigned int vcpu, void *userdata)
 		window_hazard(vcpu, (uint64_t)userdata);
 }
 
+static void on_enable(unsigned int vcpu, void *userdata)
+{
+	(void)userdata;
+	places_enable(vcpu);
+}
+
 /* Loads are numbered whether armed or not, but only an armed one is watched. */
 static void begin_load(uint32_t trial)
 {
@@ -162,6 +168,13 @@ static bool is_wrmsr(const struct qemu_plugin_insn *insn)
 	return qemu_plugin_insn_size(insn) == 2 && bytes[0] == 0x0f && bytes[1] == 0x30;
 }
 
+/* STI; what restores flags on the kernel's ways out of a rendezvous is one, too. */
+static bool enables_interrupts(const struct qemu_plugin_insn *insn)
+{
+	return qemu_plugin_insn_size(insn) == 1 &&
+	       *(const uint8_t *)qemu_plugin_insn_data(insn) == 0xfb;
+}
+
 static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc)
 {
 	const struct point *points = points_at(pc);
@@ -178,6 +191,9 @@ static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc)
 	if (hazard)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_hazard, QEMU_PLUGIN_CB_NO_REGS,
 						       (void *)pack(pc, hazard));
+	if (enables_interrupts(insn))
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_enable, QEMU_PLUGIN_CB_NO_REGS,
+						       NULL);
 	if (points)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_points, QEMU_PLUGIN_CB_NO_REGS,
 						       (void *)points);

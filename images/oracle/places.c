@@ -27,6 +27,7 @@
 static struct {
 	/* One more than the number of its last hold; 0 once it has begun a block since. */
 	uint32_t held;
+	uint32_t left; /* it has enabled interrupts behind its core's window */
 } __attribute__((aligned(64))) places[ORACLE_MAX_VCPUS];
 
 /* The last trial of which a load was watched. */
@@ -50,8 +51,10 @@ void places_begin(uint32_t trial)
 		store_relaxed(&oracle.header->holds[i].arrivals, 0);
 	if (load_relaxed(&control->cover))
 		memset(oracle.covers, 0, covers * sizeof(struct oracle_cover));
-	for (uint32_t i = 0; i < oracle.vcpu_count; i++)
+	for (uint32_t i = 0; i < oracle.vcpu_count; i++) {
 		store_relaxed(&places[i].held, 0);
+		store_relaxed(&places[i].left, 0);
+	}
 	for (uint32_t i = 0; i < oracle.core_count; i++)
 		__atomic_fetch_or(&oracle.cores[i].watch, WATCH_PLACES, __ATOMIC_RELEASE);
 }
@@ -126,7 +129,8 @@ static void look_for_holds(unsigned int vcpu, uint32_t kind, uint64_t pc)
 static void cover(unsigned int vcpu, uint64_t pc)
 {
 	struct oracle_cover *table = &oracle.covers[(size_t)vcpu * oracle.cover_blocks];
-	uint32_t phase = load_relaxed(&core_of(vcpu)->phase);
+	uint32_t phase = load_relaxed(&places[vcpu].left) ? PHASE_AFTER
+							  : load_relaxed(&core_of(vcpu)->phase);
 	uint32_t mask = oracle.cover_blocks - 1;
 	uint32_t at = ((pc ^ phase) * GOLDEN) >> 32;
 
@@ -157,6 +161,15 @@ void places_block(unsigned int vcpu, uint64_t pc, bool closed)
 	if (closed)
 		look_for_holds(vcpu, ORACLE_WINDOW_CLOSE, pc);
 	look_for_holds(vcpu, 0, pc);
+}
+
+void places_enable(unsigned int vcpu)
+{
+	uint32_t phase = load_relaxed(&core_of(vcpu)->phase);
+
+	if (load_acquire(&core_of(vcpu)->watch) & WATCH_PLACES &&
+	    (phase == PHASE_CLOSING || phase == PHASE_RELEASE))
+		store_relaxed(&places[vcpu].left, 1);
 }
 
 void places_point(unsigned int vcpu, uint32_t kind, uint64_t pc)

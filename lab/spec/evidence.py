@@ -168,7 +168,10 @@ class Resting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Covered(msgspec.Struct, frozen=True, kw_only=True):
-    """How often one vCPU began one block in one phase of the load, seen from its core."""
+    """How often one vCPU began one block in one phase of the load, seen from its core.
+
+    :param phase: ``after`` also where it has enabled interrupts behind its core's window: it has left the load by then
+    """
 
     vcpu: int
     phase: Phase

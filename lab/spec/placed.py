@@ -31,6 +31,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     :param at: as :class:`lab.spec.hold.Hold` has it
     :param role: which thread is held, seen from ``core``
+    :param phase: in which it comes to its place; the core's other threads may be further when the NMI is sent
     :param nmi: whom the NMI is sent to; PRIMARY, SIBLING and OTHER are seen from ``core``
     :param until: index of another one that has to be over first; -1 for none
     """

@@ -115,7 +115,8 @@ def _place(scenario: Scenario, placed: Placed, index: int) -> Injection | None:
             aim = Aim.SIBLING if vcpu in topology.siblings else Aim.PRIMARY
         case Target.OTHER:
             aim, vcpu = Aim.PRIMARY, find_thread(topology, Role.OTHER, placed.core)
-    phase = scenario.phase if index >= len(scenario.placed) else placed.phase
+    # One that is held in a phase may stay there while its core goes on: that it came there is the hold's to prove.
+    phase = scenario.phase if index >= len(scenario.placed) else None
     return Injection(at_ppm=0, aim=aim, vcpu=vcpu, hold=index, phase=phase, core=placed.core)
 
 

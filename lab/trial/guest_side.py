@@ -190,7 +190,7 @@ def take_readings(shell: GuestShell, topology: Topology, base: Base, deadline: D
     :raise EvidenceError: the guest shows something else
     """
     scripts = {
-        "online.txt": f"cat {CPUS}/online",
+        "online.txt": _show(f"{CPUS}/online"),
         "revisions.txt": _versions(topology),
         "interrupts.txt": "grep -E 'CPU|NMI:' /proc/interrupts",
     }
@@ -254,7 +254,12 @@ def _read_errno(lines: tuple[str, ...]) -> int:
 def _versions(topology: Topology) -> str:
     # The file is there for online CPUs only.
     files = (f"{CPUS}/cpu{cpu}/microcode/version" for cpu in range(topology.vcpus))
-    return "; ".join(f"if [ -e {path} ]; then cat {path}; else echo -1; fi" for path in files)
+    return "; ".join(f"if [ -e {path} ]; then {_show(path)}; else echo -1; fi" for path in files)
+
+
+def _show(path: str) -> str:
+    """Print a file of one short line without a program of its own: under an emulator one takes 12 ms to start."""
+    return f'read -r line <{path} && echo "$line"'
 
 
 def _text(raw: bytes) -> str:

@@ -2,6 +2,7 @@
 """A warm guest with its oracle, which serves one trial after another."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -70,6 +71,8 @@ RING_RECORDS: Final = 65_536
 RUN_FILES: Final = ("console.log", "qemu.log", "oracle.shm", "landmarks")
 #: The oracle's file is the largest; a guest's console is bounded where it is written.
 MAX_RUN_FILE_BYTES: Final = 64 * 1024 * 1024
+#: More than the blocks of all loads' code; what is kept of each is a short text.
+MAX_SYMBOLS: Final = 65_536
 _PPM: Final = 1_000_000
 _NS_PER_US: Final = 1_000
 
@@ -100,7 +103,9 @@ class Session:
         self._siblings = SiblingSwitch(machine.shell, boot.topology)
         self._images = images.describe(machine.qemu_version)
         self._kernel = kernel
-        self._symbolise: Symbolise = make_symboliser(kernel, mechanisms_of(boot.base))
+        symbolise = make_symboliser(kernel, mechanisms_of(boot.base))
+        # A load's cover is thousands of blocks, nearly all of them those of the load before.
+        self._symbolise: Symbolise = functools.lru_cache(MAX_SYMBOLS)(symbolise)
         self._link = link
         self._trials = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
