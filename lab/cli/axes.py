@@ -12,6 +12,7 @@ import typer
 
 from lab.errors import UsageError
 from lab.host.files import read_text
+from lab.spec.boot import Granularity
 from lab.spec.phase import Phase, Role
 from lab.spec.placed import Placed
 from lab.spec.scenario import Aim, Parking, Scenario, Siblings
@@ -58,6 +59,9 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True):
         Phase | None, typer.Option(help="send the NMIs in this phase of each core's load (default: all over it)")
     ] = None
     role: Annotated[Role | None, typer.Option(help="with --phase: for this thread of each core (default: all)")] = None
+    granularity: Annotated[
+        Granularity | None, typer.Option(help="at which instructions NMIs can enter (default: block)")
+    ] = None
     place: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,7 +115,19 @@ def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
     else:
         raise UsageError("a mechanism is needed: give --mechanism NAME or --scenario FILE")
     changes: dict[str, object] = {"mechanism": mechanism or scenario.mechanism}
-    for name in ("nmis", "aim", "far_apart", "siblings", "fsgsbase", "parking", "min_revision", "phase", "role"):
+    plain = (
+        "nmis",
+        "aim",
+        "far_apart",
+        "siblings",
+        "fsgsbase",
+        "parking",
+        "min_revision",
+        "phase",
+        "role",
+        "granularity",
+    )
+    for name in plain:
         if getattr(given, name) is not None:
             changes[name] = getattr(given, name)
     if given.place:

@@ -15,13 +15,14 @@ from lab.cli.lists import mechanisms, scenarios
 from lab.cli.mutants import mutants
 from lab.cli.runs import bench, report, run
 from lab.cli.sound import sound
+from lab.cli.sweep import sweep
 from lab.cli.trials import judge, trial
 from lab.cli.ucode import ucode
 from lab.errors import HostError, LabError, UsageError
 from lab.host.paths import is_utf8, show_bytes
 
 #: In the order in which they are listed.
-COMMANDS = (doctor, build, trial, judge, run, report, sound, mutants, ucode, bench, scenarios, mechanisms)
+COMMANDS = (doctor, build, trial, judge, run, report, sound, mutants, ucode, sweep, bench, scenarios, mechanisms)
 
 app = typer.Typer(
     rich_markup_mode=None,

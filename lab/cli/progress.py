@@ -61,6 +61,16 @@ class Progress:
             sys.stderr.write(f"trial {done} of {self._total}: {counts}\n")
             sys.stderr.flush()
 
+    def show_points(self, tried: int, known: int, broken: int) -> None:
+        """Say how far a sweep is; how many points are known may grow."""
+        text = f"points tried {tried} / points known {known}" + (f", {broken} broke" if broken else "")
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=tried, total=known, description=text)
+        elif tried == known or time.monotonic() - self._told_at >= LOG_STEP_S:
+            self._told_at = time.monotonic()
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
 
 @contextlib.contextmanager
 def open_progress() -> Iterator[Progress]:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU's command line, as a pure function of what is asked for."""
 
+import re
+from typing import Final
+
 import msgspec
 
-from lab.guest.spec import GuestSpec
+from lab.guest.spec import GuestSpec, Stepping
 
 QEMU = "qemu-system-x86_64"
 
@@ -22,6 +25,10 @@ GUEST_SSH_PORT = 22
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
+#: The version since which ``-singlestep`` is ``one-insn-per-tb`` (its release notes; the option is gone in 9.0).
+STEPPED_BY_PROPERTY: Final = (8, 1)
+
+
 class InheritedFds(msgspec.Struct, frozen=True, kw_only=True):
     """QEMU's ends of the socket pairs it inherits; nobody else can open them and no path can be raced for."""
 
@@ -29,6 +36,23 @@ class InheritedFds(msgspec.Struct, frozen=True, kw_only=True):
     nmi_monitor: int
     qtest: int
     console: int
+
+
+def find_stepping(qemu_version: str) -> Stepping:
+    """Return how a version of QEMU is told to translate one instruction at a time.
+
+    :param qemu_version: such as ``7.2.22 (Debian ..)``; one that cannot be read is taken for a new one
+    """
+    match = re.match(r"(\d+)\.(\d+)", qemu_version)
+    new = match is None or (int(match[1]), int(match[2])) >= STEPPED_BY_PROPERTY
+    return Stepping.PROPERTY if new else Stepping.OPTION
+
+
+def _accelerate(spec: GuestSpec) -> tuple[str, ...]:
+    accelerator = spec.accelerator.value
+    if spec.stepping is Stepping.PROPERTY:
+        return ("-accel", accelerator + spec.stepping.value[0])
+    return ("-accel", accelerator, *spec.stepping.value)
 
 
 def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
@@ -47,7 +71,7 @@ def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
         "-display", "none",
         "-sandbox", SANDBOX,
         "-machine", "q35",
-        "-accel", spec.accelerator.value,
+        *_accelerate(spec),
         "-cpu", spec.cpu,
         "-smp", smp,
         "-m", str(spec.memory_mib),

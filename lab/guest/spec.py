@@ -24,6 +24,16 @@ class Accelerator(enum.Enum):
     KVM = "kvm"
 
 
+class Stepping(enum.Enum):
+    """How QEMU is told to translate one instruction at a time; values are its words."""
+
+    NONE = ()
+    #: Before 8.1.
+    OPTION = ("-singlestep",)
+    #: Since then: a property of the accelerator.
+    PROPERTY = (",one-insn-per-tb=on",)
+
+
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A machine to start.
 
@@ -40,6 +50,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_args: tuple[str, ...] = ()
     plugin: str = ""
     accelerator: Accelerator = Accelerator.TCG
+    stepping: Stepping = Stepping.NONE
 
 
 class GuestKeys(msgspec.Struct, frozen=True, kw_only=True):

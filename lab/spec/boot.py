@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a guest has to be booted with: trials that agree in it can be served by one guest."""
 
+import enum
+
 import msgspec
 
 from lab.spec.topology import Topology
+
+
+class Granularity(enum.Enum):
+    """At which instructions an NMI can enter."""
+
+    #: At the first of each block that QEMU translates.
+    BLOCK = "block"
+    #: At each, since QEMU translates them one at a time; all that the guest does takes longer.
+    INSTRUCTION = "instruction"
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
@@ -12,12 +23,14 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     :param base: name of the :class:`lab.spec.base.Base` whose kernel it runs
     :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; without them it uses RDMSR and SWAPGS
     :param monitor: the CPU has MONITOR and MWAIT, in which the kernel then parks offline threads
+    :param granularity: at which instructions NMIs can enter
     """
 
     base: str
     topology: Topology
     fsgsbase: bool = True
     monitor: bool = False
+    granularity: Granularity = Granularity.BLOCK
 
     @property
     def kernel_args(self) -> tuple[str, ...]:
@@ -31,5 +44,6 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             str(self.topology),
             "" if self.fsgsbase else "nofsgsbase",
             "monitor" if self.monitor else "",
+            "one instruction per block" if self.granularity is Granularity.INSTRUCTION else "",
         )
         return " ".join(part for part in parts if part)

@@ -7,7 +7,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.spec.base import find_base
-from lab.spec.boot import Boot
+from lab.spec.boot import Boot, Granularity
 from lab.spec.hold import DEFAULT_BOUND_US, MAX_HELD_US, check_holds
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.phase import Phase, Role
@@ -69,6 +69,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     :param placed: NMIs at certain places beside them
     :param min_revision: the kernel is told to refuse updates that do not name a revision they may be loaded over, and
         is given one that does
+    :param granularity: at which instructions NMIs can enter
     """
 
     mechanism: str
@@ -85,6 +86,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase | None = None
     role: Role | None = None
     placed: tuple[Placed, ...] = ()
+    granularity: Granularity = Granularity.BLOCK
 
     @property
     def sends_nmis(self) -> bool:
@@ -119,6 +121,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             topology=self.topology,
             fsgsbase=self.fsgsbase,
             monitor=self.parking is Parking.MWAIT or mechanism.needs_monitor,
+            granularity=self.granularity,
         )
 
     @property

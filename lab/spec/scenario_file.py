@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from lab.errors import UsageError
+from lab.spec.boot import Granularity
 from lab.spec.hold import LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
 from lab.spec.mechanisms import MECHANISMS
 from lab.spec.phase import Phase, Role
@@ -21,7 +22,7 @@ MAX_FILE_BYTES = 64 * 1024
 _STRETCH = f"whole numbers of microseconds from 0 to {MAX_STRETCH_US}"
 
 
-def _names(values: type[Aim | Siblings | Parking | Phase | Role | Target]) -> str:
+def _names(values: type[Aim | Siblings | Parking | Phase | Role | Target | Granularity]) -> str:
     return "one of " + ", ".join(f'"{each.value}"' for each in values)
 
 
@@ -54,6 +55,7 @@ ALLOWED: Mapping[str, str] = {
     "min_revision": "true or false",
     "phase": _names(Phase),
     "role": _names(Role),
+    "granularity": _names(Granularity),
     "placed": f"tables with the keys {', '.join(PLACED_KEYS)}",
 }
 
@@ -151,6 +153,7 @@ def to_words(scenario: Scenario) -> tuple[str, ...]:
         "min_revision": ("--min-revision",),
         "phase": ("--phase", scenario.phase.value if scenario.phase else ""),
         "role": ("--role", scenario.role.value if scenario.role else ""),
+        "granularity": ("--granularity", scenario.granularity.value),
         "placed": tuple(word for each in scenario.placed for word in ("--place", _to_word(each))),
     }
     changed = [option for name, option in words.items() if getattr(scenario, name) != getattr(plain, name)]

@@ -11,17 +11,19 @@ import msgspec
 import psutil
 
 from lab import __version__
+from lab.build.doctor import read_qemu_version
 from lab.build.images import ImageSet
 from lab.build.ucode import firmware_name, make_update
 from lab.errors import DeadlineError, EvidenceError, GuestError, GuestGone, HostError
+from lab.guest.command import find_stepping
 from lab.guest.machine import Machine, start_guest
-from lab.guest.spec import DEFAULT_CPU, GuestSpec
+from lab.guest.spec import DEFAULT_CPU, GuestSpec, Stepping
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.run_dir import make_run_dir
 from lab.judge import judge
 from lab.spec.base import Witness, find_base
-from lab.spec.boot import Boot
+from lab.spec.boot import Boot, Granularity
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -51,7 +53,7 @@ from lab.trial.siblings import SiblingSwitch
 from lab.witness.hold_places import find_holds
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks, make_symboliser
-from lab.witness.oracle.link import OracleLink
+from lab.witness.oracle.link import COVER_BLOCKS, OracleLink
 from lab.witness.oracle.reader import Symbolise
 
 #: Switches the engine of images/kernels on.
@@ -67,6 +69,8 @@ SETTLED_S: Final = 0.03
 CONSOLE_TAIL_LINES: Final = 60
 #: A trial has a few hundred events; a storm of a thousand NMIs on sixteen vCPUs still fits.
 RING_RECORDS: Final = 65_536
+#: Every instruction of a load takes a place of its own.
+STEPPED_COVER_BLOCKS: Final = 8 * COVER_BLOCKS
 #: Of a guest's run folder, what helps a person who looks into a trial.
 RUN_FILES: Final = ("console.log", "qemu.log", "oracle.shm", "landmarks")
 #: The oracle's file is the largest; a guest's console is bounded where it is written.
@@ -401,7 +405,10 @@ def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int
     deadline = Deadline.after(BOOT_S)
     with contextlib.ExitStack() as stack:
         run_dir = stack.enter_context(make_run_dir())
-        link = stack.enter_context(OracleLink.create(run_dir, boot.topology, ring_records))
+        stepped = boot.granularity is Granularity.INSTRUCTION
+        cover_blocks = STEPPED_COVER_BLOCKS if stepped else COVER_BLOCKS
+        made = OracleLink.create(run_dir, boot.topology, ring_records, cover_blocks=cover_blocks)
+        link = stack.enter_context(made)
         landmarks = run_dir / "landmarks"
         write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
         spec = GuestSpec(
@@ -411,6 +418,7 @@ def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int
             cpu=DEFAULT_CPU + (",+monitor" if boot.monitor else ""),
             kernel_args=(*((ENGINE_ARG,) if find_base(boot.base).engine else ()), *boot.kernel_args),
             plugin=link.plugin_arguments(images.oracle, landmarks),
+            stepping=find_stepping(read_qemu_version()) if stepped else Stepping.NONE,
         )
         machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd))
         link.close_child_end()

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The sweep: one NMI at every place of a late load where a thread of a core can be given one.
+
+Dry loads show which blocks each thread begins in which phase. Each block's first, middle and last arrival then has a
+trial of its own, in which the thread is held there until an NMI to it is acknowledged. Trials may show blocks that no
+load showed before: they are added, until all that is known has been tried.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried
+from lab.errors import UsageError
+from lab.judge import judge
+from lab.spec.evidence import EventKind, Evidence, OracleEvidence
+from lab.spec.plan import draw_plan
+from lab.spec.sweep import MAX_ATTEMPTS, Block, Point, SweepAsk, arrival_of, place_nmi, ranks_of
+from lab.spec.verdict import Finding, Outcome, Verdict
+from lab.trial.pool import WarmGuests
+from lab.trial.record import keep_trial
+from lab.trial.session import Kept
+
+#: Loads differ: what one does by chance, another may not.
+DRY_LOADS: Final = 3
+#: As in lab.campaign.runner.
+MAX_FAILED_BOOTS: Final = 3
+#: Where each NMI handler of the kernels begins.
+NMI_ENTRY: Final = "asm_exc_nmi+0x0"
+BROKEN: Final = "broken"
+
+#: What differs between the reasons of points that could not be tried for the same reason.
+_NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?")
+
+COMPLETE_AND_CLEAN, SOMETHING_BROKE, INCOMPLETE = 0, 1, 3
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a sweep's blocks and points, from its journal's lines.
+
+    :ivar found: in order of discovery, each with the most arrivals seen
+    """
+
+    found: dict[Block, Found] = field(default_factory=dict)
+    tried: dict[Point, Tried] = field(default_factory=dict)
+    dry: list[Dry] = field(default_factory=list)
+
+    def take(self, line: Line) -> None:
+        """Learn from one line."""
+        match line:
+            case Found():
+                self.found[line.block] = line
+            case Tried():
+                self.tried[line.point] = line
+            case Dry():
+                self.dry.append(line)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All points that are known, in order of discovery."""
+        return tuple(Point(block, rank) for block, found in self.found.items() for rank in ranks_of(found.count))
+
+    def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None) -> tuple[Found, ...]:
+        """Return those blocks that a trial shows, and that are new or were come to more often than known."""
+        cover = oracle.cover if oracle is not None else None
+        roles = {ask.vcpu_of(role): role for role in ask.roles}
+        new = []
+        for each in cover.blocks if cover is not None else ():
+            if each.vcpu not in roles or each.phase not in ask.phases:
+                continue
+            found = Found(role=roles[each.vcpu], phase=each.phase, pc=each.pc, symbol=each.symbol, count=each.count)
+            known = self.found.get(found.block)
+            # Of a loop that is told apart by three arrivals, more would make no further point.
+            if known is None or len(ranks_of(each.count)) > len(ranks_of(known.count)):
+                new.append(found)
+        return tuple(new)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What came of a sweep.
+
+    :param known: how many points are known
+    :param tried: of how many there is a PASS or FAIL
+    :param earlier: of how many of those at an earlier arrival, since the one that was meant did not come
+    :param entered: at how many the NMI entered right there; at the others it was masked, or handled already
+    :param untried: reasons, and of how many points
+    :param broken: points with a FAIL
+    :param symbols: of blocks by address
+    :param dry_broken: loads without an NMI that broke something
+    :param stopped: why the rest was not tried, empty when all was
+    """
+
+    known: int
+    tried: int
+    earlier: int
+    entered: int
+    untried: dict[str, int]
+    broken: tuple[Tried, ...]
+    symbols: dict[int, str]
+    dry_broken: tuple[Dry, ...]
+    stopped: str
+
+    @property
+    def exit_status(self) -> int:
+        """0 when all was tried and nothing broke, 1 when something broke, 3 when some could not be tried."""
+        if self.broken or self.dry_broken:
+            return SOMETHING_BROKE
+        return COMPLETE_AND_CLEAN if self.known and self.tried == self.known and not self.stopped else INCOMPLETE
+
+
+def sum_up(known: Known, stopped: str = "") -> Swept:
+    """Say what is known of a sweep so far. Pure."""
+    points = set(known.points)
+    done = [tried for point, tried in known.tried.items() if point in points]
+    good = [tried for tried in done if tried.was_tried]
+    untried = Counter(_NUMBER.sub("..", tried.reason) for tried in done if not tried.was_tried)
+    left = len(points) - len(done)
+    if left:
+        untried["not yet tried"] = left
+    return Swept(
+        known=len(points),
+        tried=len(good),
+        earlier=sum(tried.arrival < tried.asked for tried in good),
+        entered=sum(tried.entered for tried in good),
+        untried=dict(untried),
+        broken=tuple(tried for tried in good if tried.outcome is Outcome.FAIL),
+        symbols={found.pc: found.symbol for found in known.found.values()},
+        dry_broken=tuple(dry for dry in known.dry if dry.outcome is Outcome.FAIL),
+        stopped=stopped,
+    )
+
+
+#: Told of how far a sweep is: points tried or given up, points known, and points broken.
+Advance = Callable[[int, int, int], None]
+
+
+def run_sweep(ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance) -> Swept:
+    """Sweep, or go on with what the journal's lines leave.
+
+    :raise HostError: the host failed; what is in the journal stays
+    """
+    sweep = _Sweep(ask, guests, journal, advance)
+    return sum_up(sweep.known, sweep.run())
+
+
+class _Sweep:
+    """The state of one sweep while it runs."""
+
+    def __init__(self, ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance) -> None:
+        self._ask = ask
+        self._guests = guests
+        self._journal = journal
+        self._advance = advance
+        self.known = Known()
+        for line in journal.lines:
+            self.known.take(line)
+
+    def run(self) -> str:
+        """Return why it was stopped early; empty when all that is known has been tried."""
+        stopped = self._run_dry()
+        while not stopped:
+            left = [point for point in self.known.points if point not in self.known.tried]
+            if not left:
+                return ""
+            for point in left:
+                stopped = self._try(point)
+                if stopped:
+                    break
+        return stopped
+
+    def _run_dry(self) -> str:
+        scenario = self._ask.scenario
+        attempts = 0
+        while sum(dry.outcome is Outcome.PASS for dry in self.known.dry) < DRY_LOADS:
+            attempts += 1
+            kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
+            verdict = judge(kept.evidence)
+            failed = verdict.outcome is Outcome.FAIL
+            dry = Dry(
+                outcome=verdict.outcome,
+                reason=verdict.reason,
+                broken=_list_broken(verdict) if failed else (),
+                evidence=self._keep(kept, f"dry-{len(self.known.dry) + 1}") if failed else "",
+            )
+            self._note(kept.evidence, dry)
+            if failed:
+                return f"a load without an NMI failed, so no point would show anything: {verdict.reason}"
+            if attempts == DRY_LOADS + MAX_ATTEMPTS:
+                return f"no load without an NMI passed often enough: {verdict.reason}"
+            if self._guests.failed_boots >= MAX_FAILED_BOOTS:
+                return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
+        return ""
+
+    def _try(self, point: Point) -> str:
+        """Try one point until it shows something, at ever earlier arrivals if need be."""
+        asked = arrival = arrival_of(point.rank, self.known.found[point.block].count)
+        found: list[Found] = []
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            scenario = msgspec.structs.replace(self._ask.scenario, placed=(place_nmi(point, arrival, self._ask.core),))
+            try:
+                kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
+            except UsageError as error:
+                tried = _explain(point, asked, arrival, attempt, str(error))
+                break
+            verdict = judge(kept.evidence)
+            found += self._learn(kept.evidence)
+            tried = _weigh(point, asked, arrival, attempt, verdict, kept.evidence)
+            if verdict.outcome is Outcome.FAIL:
+                name = f"{len(self.known.tried) + 1:05}"
+                tried = msgspec.structs.replace(tried, evidence=self._keep(kept, name))
+            if tried.was_tried:
+                break
+            if self._guests.failed_boots >= MAX_FAILED_BOOTS:
+                return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
+            if not _has_come(kept.evidence):
+                arrival = max(1, arrival // 2)
+        self._journal.append(*found, tried)
+        self.known.take(tried)
+        broken = sum(bool(each.broken) for each in self.known.tried.values())
+        self._advance(len(self.known.tried), len(self.known.points), broken)
+        return ""
+
+    def _learn(self, evidence: Evidence) -> tuple[Found, ...]:
+        found = self.known.find_new(self._ask, evidence.oracle)
+        for each in found:
+            self.known.take(each)
+        return found
+
+    def _note(self, evidence: Evidence, line: Line) -> None:
+        """Write what a trial showed beside what came of it, in one step."""
+        self._journal.append(*self._learn(evidence), line)
+        self.known.take(line)
+        self._advance(len(self.known.tried), len(self.known.points), 0)
+
+    def _keep(self, kept: Kept, name: str) -> str:
+        place = f"{BROKEN}/{name}"
+        keep_trial(self._journal.folder / place, kept, 1, place)
+        return place
+
+
+def _weigh(point: Point, asked: int, arrival: int, attempt: int, verdict: Verdict, evidence: Evidence) -> Tried:
+    return msgspec.structs.replace(
+        _explain(point, asked, arrival, attempt, verdict.reason),
+        outcome=verdict.outcome,
+        entered=_has_entered(evidence),
+        broken=_list_broken(verdict) if verdict.outcome is Outcome.FAIL else (),
+    )
+
+
+def _explain(point: Point, asked: int, arrival: int, attempt: int, reason: str) -> Tried:
+    block = point.block
+    return Tried(
+        role=block.role,
+        phase=block.phase,
+        pc=block.pc,
+        rank=point.rank,
+        outcome=Outcome.INVALID,
+        reason=reason,
+        asked=asked,
+        arrival=arrival,
+        attempts=attempt,
+    )
+
+
+def _list_broken(verdict: Verdict) -> tuple[str, ...]:
+    broken: Iterable[str] = (
+        each.name for each in verdict.invariants if each.required and each.finding is Finding.BROKEN
+    )
+    return tuple(broken)
+
+
+def _has_come(evidence: Evidence) -> bool:
+    """Say whether the thread came to the place where it was to be held."""
+    events = evidence.oracle.events if evidence.oracle is not None else ()
+    return any(event.kind is EventKind.HELD for event in events)
+
+
+def _has_entered(evidence: Evidence) -> bool:
+    """Say whether the NMI entered where the thread was held: then the first block behind the hold is the handler's."""
+    events = evidence.oracle.events if evidence.oracle is not None else ()
+    return any(event.kind is EventKind.RESUMED and event.symbol == NMI_ENTRY for event in events)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command that tries every place of a late load where an NMI can enter."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lab import __version__
+from lab.build.doctor import require_qemu
+from lab.campaign.sweep import Swept, run_sweep
+from lab.campaign.sweep_journal import JOURNAL_VERSION, Begun, Journal, Tried, read_begun
+from lab.cli.app import (
+    Interrupted,
+    JsonOption,
+    KernelOption,
+    MechanismOption,
+    VmlinuxOption,
+    out,
+    print_json,
+)
+from lab.cli.choice import build_bases, take_own
+from lab.cli.present import clean, make_table
+from lab.cli.progress import open_progress
+from lab.errors import UsageError
+from lab.spec.boot import Granularity
+from lab.spec.mechanisms import find_mechanism
+from lab.spec.phase import Phase, Role
+from lab.spec.scenario import Siblings
+from lab.spec.sweep import SweepAsk
+from lab.spec.topology import Topology
+from lab.trial.folder import claim_output, refuse_output
+from lab.trial.pool import WarmGuests
+from lab.witness.source_lines import find_source_lines
+
+#: Of a point whose kernel has no debug information.
+UNKNOWN_LINE = "unknown: no debug information"
+#: How many points a person is shown; the journal has all.
+SHOWN_POINTS = 40
+
+RoleOption = Annotated[
+    list[Role] | None,
+    typer.Option("--role", help="whom NMIs are sent to, may be given again (default: primary and sibling)"),
+]
+
+
+def sweep(
+    out_folder: Annotated[Path, typer.Option("--out", help="folder for journal and evidence, new or empty")],
+    mechanism: MechanismOption = None,
+    role: RoleOption = None,
+    first: Annotated[Phase | None, typer.Option("--from", help="the first phase (default: armed)")] = None,
+    last: Annotated[Phase | None, typer.Option("--to", help="the last phase (default: release)")] = None,
+    topology: Annotated[str | None, typer.Option(help="SOCKETSxCORESxTHREADS (default: 1x1x2)")] = None,
+    core: Annotated[int | None, typer.Option(help="whose threads (default: 0)")] = None,
+    siblings: Annotated[Siblings | None, typer.Option(help="where siblings are at the load (default: online)")] = None,
+    granularity: Annotated[
+        Granularity | None, typer.Option(help="at the heads of blocks, or at every instruction (default: block)")
+    ] = None,
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep that the folder holds")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Send an NMI at every place of a load: exit 0 all tried and clean, 1 something broke, 3 not all could be tried."""
+    given = {
+        "mechanism": mechanism,
+        "roles": tuple(dict.fromkeys(role)) if role else None,
+        "first": first,
+        "last": last,
+        "topology": Topology.parse(topology) if topology is not None else None,
+        "core": core,
+        "siblings": siblings,
+        "granularity": granularity,
+    }
+    asked: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    own = take_own(kernel, vmlinux)
+    ask = _find_resumed(out_folder, asked) if resume else _make_ask(asked)
+    ask.check()
+    if own is not None and find_mechanism(ask.mechanism).base != own.base.name:
+        raise UsageError(f"mechanism '{ask.mechanism}' is not there: this kernel is {own.base.name}")
+    require_qemu()
+    folder = out_folder.resolve() if resume else claim_output(out_folder, _refuse)
+    with open_progress() as progress, _say_what_is_kept(folder):
+        images, kernels = build_bases((ask.scenario,), progress.tell, own)
+        image = images[ask.scenario.boot.base]
+        begun = Begun(version=JOURNAL_VERSION, lab_version=__version__, ask=ask, kernel_sha256=image.kernel_sha256)
+        with Journal(folder, begun, resume) as journal, WarmGuests(images, kernels, progress.tell) as guests:
+            swept = run_sweep(ask, guests, journal, progress.show_points)
+    lines = find_source_lines(image.vmlinux, (tried.pc for tried in swept.broken))
+    if as_json:
+        print_json(describe_sweep(ask, swept, lines, folder))
+    else:
+        out().print(make_sweep_view(swept, lines, folder))
+    raise typer.Exit(swept.exit_status)
+
+
+def describe_sweep(ask: SweepAsk, swept: Swept, lines: dict[int, str], folder: Path) -> dict[str, object]:
+    """Return a sweep as ``--json`` prints it."""
+    return {
+        "asked": ask,
+        "points_known": swept.known,
+        "points_tried": swept.tried,
+        "points_earlier": swept.earlier,
+        "points_entered": swept.entered,
+        "untried": swept.untried,
+        "broken": [
+            {
+                "role": tried.role,
+                "phase": tried.phase,
+                "arrival": tried.arrival,
+                "rank": tried.rank,
+                "address": f"{tried.pc:#x}",
+                "symbol": swept.symbols.get(tried.pc, ""),
+                "source": lines.get(tried.pc),
+                "invariants": tried.broken,
+                "reason": tried.reason,
+                "evidence": str(folder / tried.evidence),
+            }
+            for tried in swept.broken
+        ],
+        "broken_without_nmi": swept.dry_broken,
+        "stopped": swept.stopped,
+        "complete": swept.known > 0 and swept.tried == swept.known,
+    }
+
+
+def make_sweep_view(swept: Swept, lines: dict[int, str], folder: Path) -> RenderableType:
+    """Return a sweep for a terminal: what broke, what could not be tried, and the coverage."""
+    parts: list[RenderableType] = []
+    if swept.broken:
+        table = make_table("role", "phase", "arrival", "symbol", "source", "broke", "evidence")
+        for tried in swept.broken[:SHOWN_POINTS]:
+            table.add_row(*_make_row(tried, swept, lines))
+        parts.append(table)
+        if len(swept.broken) > SHOWN_POINTS:
+            parts.append(Text(f"and {len(swept.broken) - SHOWN_POINTS} more"))
+    parts += [Text(f"a load without an NMI broke {', '.join(dry.broken)}: {dry.evidence}") for dry in swept.dry_broken]
+    parts += [Text(f"not tried: {count}: {clean(reason)}") for reason, count in swept.untried.items()]
+    if swept.earlier:
+        parts.append(Text(f"tried at an earlier arrival than meant, which did not come: {swept.earlier}"))
+    if swept.stopped:
+        parts.append(Text(f"stopped: {clean(swept.stopped)}"))
+    entered = f"{swept.entered} NMIs entered right there"
+    parts.append(
+        Text(f"points tried {swept.tried} / points known {swept.known}; {len(swept.broken)} broke; {entered}; {folder}")
+    )
+    return Group(*parts)
+
+
+def _make_row(tried: Tried, swept: Swept, lines: dict[int, str]) -> tuple[str, ...]:
+    return (
+        tried.role.value,
+        tried.phase.value,
+        f"{tried.arrival} ({tried.rank.value})",
+        clean(swept.symbols.get(tried.pc, "") or f"{tried.pc:#x}"),
+        clean(lines.get(tried.pc, UNKNOWN_LINE)),
+        ", ".join(tried.broken),
+        tried.evidence,
+    )
+
+
+def _make_ask(asked: dict[str, object]) -> SweepAsk:
+    if "mechanism" not in asked:
+        raise UsageError("a mechanism is needed: give --mechanism NAME")
+    return msgspec.structs.replace(SweepAsk(mechanism=str(asked["mechanism"])), **asked)
+
+
+def _find_resumed(folder: Path, asked: dict[str, object]) -> SweepAsk:
+    """Return what the folder's sweep was asked, which what is given now must not contradict."""
+    ask = read_begun(folder).ask
+    for name, value in asked.items():
+        was = getattr(ask, name)
+        if was != value:
+            raise UsageError(f"the sweep in '{folder}' has {name} {_show(was)}, and not {_show(value)}: leave it out")
+    return ask
+
+
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_show(each) for each in value)
+    return str(getattr(value, "value", value))
+
+
+@contextlib.contextmanager
+def _say_what_is_kept(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"no guest is left; go on with: lab sweep --resume --out '{folder}'") from None
+
+
+def _refuse(folder: Path) -> None:
+    raise refuse_output(folder)

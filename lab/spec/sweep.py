@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sweeps: what is asked of one, and the points at which a thread of a load can be given an NMI."""
+
+import enum
+from typing import Final
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.spec.boot import Granularity
+from lab.spec.phase import PHASES, Phase, Role
+from lab.spec.placed import Placed, Target, find_thread
+from lab.spec.scenario import Scenario, Siblings
+from lab.spec.topology import Topology
+
+#: Windows need to be no longer than an NMI takes to be sent while a thread is held in one.
+STRETCH_US: Final = 1_000
+#: In the others nothing of the load is executed, so there is no block head to find.
+SWEPT_PHASES: Final = (Phase.GATHER, Phase.ARMED, Phase.WINDOW, Phase.CLOSING, Phase.RELEASE)
+SWEPT_ROLES: Final = (Role.PRIMARY, Role.SIBLING, Role.OFFLINE)
+#: Code that only an NMI leads to is reached by an NMI at the point that showed it; and what that shows, by both.
+MAX_LEAD: Final = 2
+#: A spin loop runs a different number of times in every load: each time its arrival is halved.
+MAX_ATTEMPTS: Final = 5
+
+
+class Rank(enum.Enum):
+    """Which of a thread's arrivals at one block."""
+
+    FIRST = "first"
+    MIDDLE = "middle"
+    LAST = "last"
+
+
+class SweepAsk(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of a sweep.
+
+    :param first: the first phase that is swept
+    :param last: the last one
+    :param core: whose threads are given the NMIs, and whose phases these are
+    """
+
+    mechanism: str
+    topology: Topology = Topology(1, 1, 2)
+    roles: tuple[Role, ...] = (Role.PRIMARY, Role.SIBLING)
+    first: Phase = Phase.ARMED
+    last: Phase = Phase.RELEASE
+    core: int = 0
+    siblings: Siblings = Siblings.ONLINE
+    granularity: Granularity = Granularity.BLOCK
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """All phases that are swept, in order."""
+        return PHASES[PHASES.index(self.first) : PHASES.index(self.last) + 1]
+
+    @property
+    def scenario(self) -> Scenario:
+        """The dry load: without NMIs and holds."""
+        return Scenario(
+            mechanism=self.mechanism,
+            topology=self.topology,
+            nmis=0,
+            stretch_us=(STRETCH_US, STRETCH_US),
+            siblings=self.siblings,
+            granularity=self.granularity,
+        )
+
+    def vcpu_of(self, role: Role) -> int:
+        """Return the thread that has a role."""
+        return find_thread(self.topology, role, self.core)
+
+    def check(self) -> None:
+        """Refuse what cannot be swept.
+
+        :raise UsageError: the text names the field and what is allowed
+        """
+        for name, phase in (("from", self.first), ("to", self.last)):
+            if phase not in SWEPT_PHASES:
+                allowed = ", ".join(each.value for each in SWEPT_PHASES)
+                raise UsageError(f"{name} is {phase.value}: allowed is {allowed}")
+        if not self.phases:
+            raise UsageError(f"from is {self.first.value} and to is {self.last.value}: the load goes the other way")
+        for role in self.roles:
+            if role not in SWEPT_ROLES:
+                allowed = ", ".join(each.value for each in SWEPT_ROLES)
+                raise UsageError(f"role is {role.value}: allowed is {allowed}, of the core that core says")
+            if role is not Role.PRIMARY and (role is Role.OFFLINE) is (self.siblings is Siblings.ONLINE):
+                raise UsageError(f"role is {role.value}: siblings are {self.siblings.value} in this sweep")
+            place = Placed(at="0x1", role=role, core=self.core)
+            msgspec.structs.replace(self.scenario, placed=(place,)).check()
+
+
+class Block(msgspec.Struct, frozen=True):
+    """One block head that a thread comes to in a phase."""
+
+    role: Role
+    phase: Phase
+    pc: int
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One of its arrivals there: what one trial tries."""
+
+    block: Block
+    rank: Rank
+
+
+def ranks_of(count: int) -> tuple[Rank, ...]:
+    """Return the arrivals that are told apart where there are so many."""
+    if count < 1:
+        return ()
+    return {1: (Rank.FIRST,), 2: (Rank.FIRST, Rank.LAST)}.get(count, (Rank.FIRST, Rank.MIDDLE, Rank.LAST))
+
+
+def arrival_of(rank: Rank, count: int) -> int:
+    """Return which arrival has a rank where there are so many, 1 for the first."""
+    return {Rank.FIRST: 1, Rank.MIDDLE: (count + 1) // 2, Rank.LAST: count}[rank]
+
+
+class Visit(msgspec.Struct, frozen=True):
+    """A point as a trial tries it, by arrival."""
+
+    block: Block
+    arrival: int
+
+
+def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
+    """Return the hold at a point, and the NMI meanwhile."""
+    block = visit.block
+    return Placed(at=f"{block.pc:#x}", role=block.role, core=core, phase=block.phase, arrival=arrival, nmi=Target.HELD)
