@@ -8,7 +8,7 @@ load showed before: they are added, until all that is known has been tried.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +19,7 @@ from lab.errors import UsageError
 from lab.judge import judge
 from lab.spec.evidence import EventKind, Evidence, OracleEvidence
 from lab.spec.plan import draw_plan
-from lab.spec.sweep import MAX_ATTEMPTS, Block, Point, SweepAsk, arrival_of, place_nmi, ranks_of
+from lab.spec.sweep import MAX_ATTEMPTS, MAX_LEAD, Block, Point, SweepAsk, Visit, arrival_of, place_nmis, ranks_of
 from lab.spec.verdict import Finding, Outcome, Verdict
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
@@ -44,16 +44,20 @@ class Known:
     """What is known of a sweep's blocks and points, from its journal's lines.
 
     :ivar found: in order of discovery, each with the most arrivals seen
+    :ivar leads: the NMIs of the load that first showed a point
     """
 
     found: dict[Block, Found] = field(default_factory=dict)
     tried: dict[Point, Tried] = field(default_factory=dict)
+    leads: dict[Point, tuple[Visit, ...]] = field(default_factory=dict)
     dry: list[Dry] = field(default_factory=list)
 
     def take(self, line: Line) -> None:
         """Learn from one line."""
         match line:
             case Found():
+                for rank in ranks_of(line.count):
+                    self.leads.setdefault(Point(line.block, rank), line.lead)
                 self.found[line.block] = line
             case Tried():
                 self.tried[line.point] = line
@@ -65,15 +69,20 @@ class Known:
         """All points that are known, in order of discovery."""
         return tuple(Point(block, rank) for block, found in self.found.items() for rank in ranks_of(found.count))
 
-    def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None) -> tuple[Found, ...]:
-        """Return those blocks that a trial shows, and that are new or were come to more often than known."""
+    def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None, lead: tuple[Visit, ...] = ()) -> tuple[Found, ...]:
+        """Return those blocks that a trial shows, and that are new or were come to more often than known.
+
+        :param lead: where the trial was given its NMIs
+        """
         cover = oracle.cover if oracle is not None else None
         roles = {ask.vcpu_of(role): role for role in ask.roles}
         new = []
         for each in cover.blocks if cover is not None else ():
             if each.vcpu not in roles or each.phase not in ask.phases:
                 continue
-            found = Found(role=roles[each.vcpu], phase=each.phase, pc=each.pc, symbol=each.symbol, count=each.count)
+            found = Found(
+                role=roles[each.vcpu], phase=each.phase, pc=each.pc, symbol=each.symbol, count=each.count, lead=lead
+            )
             known = self.found.get(found.block)
             # Of a loop that is told apart by three arrivals, more would make no further point.
             if known is None or len(ranks_of(each.count)) > len(ranks_of(known.count)):
@@ -202,32 +211,39 @@ class _Sweep:
         asked = arrival = arrival_of(point.rank, self.known.found[point.block].count)
         found: list[Found] = []
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            scenario = msgspec.structs.replace(self._ask.scenario, placed=(place_nmi(point, arrival, self._ask.core),))
+            visits = (*self._find_lead(point, attempt), Visit(point.block, arrival))
+            tried = _explain(point, asked, visits, attempt)
+            scenario = msgspec.structs.replace(self._ask.scenario, placed=place_nmis(visits, self._ask.core))
             try:
                 kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
             except UsageError as error:
-                tried = _explain(point, asked, arrival, attempt, str(error))
+                tried = msgspec.structs.replace(tried, reason=str(error))
                 break
             verdict = judge(kept.evidence)
-            found += self._learn(kept.evidence)
-            tried = _weigh(point, asked, arrival, attempt, verdict, kept.evidence)
-            if verdict.outcome is Outcome.FAIL:
-                name = f"{len(self.known.tried) + 1:05}"
-                tried = msgspec.structs.replace(tried, evidence=self._keep(kept, name))
+            found += self._learn(kept.evidence, visits)
+            come = _has_come(kept.evidence, len(visits) - 1)
+            without_nmi = verdict.outcome is Outcome.FAIL and len(visits) == 1
+            if come or without_nmi or verdict.outcome is Outcome.ERROR:
+                tried = _weigh(tried, verdict, kept.evidence)
+            if tried.outcome is Outcome.FAIL:
+                tried = msgspec.structs.replace(tried, evidence=self._keep(kept, f"{len(self.known.tried) + 1:05}"))
             if tried.was_tried:
                 break
             if self._guests.failed_boots >= MAX_FAILED_BOOTS:
                 return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
-            if not _has_come(kept.evidence):
-                arrival = max(1, arrival // 2)
+            arrival = arrival if come else max(1, arrival // 2)
         self._journal.append(*found, tried)
         self.known.take(tried)
         broken = sum(bool(each.broken) for each in self.known.tried.values())
         self._advance(len(self.known.tried), len(self.known.points), broken)
         return ""
 
-    def _learn(self, evidence: Evidence) -> tuple[Found, ...]:
-        found = self.known.find_new(self._ask, evidence.oracle)
+    def _find_lead(self, point: Point, attempt: int) -> tuple[Visit, ...]:
+        """Return the NMIs that led there, every other time: a load may also have come there by chance."""
+        return self.known.leads[point][-MAX_LEAD:] if attempt % 2 else ()
+
+    def _learn(self, evidence: Evidence, lead: tuple[Visit, ...] = ()) -> tuple[Found, ...]:
+        found = self.known.find_new(self._ask, evidence.oracle, lead)
         for each in found:
             self.known.take(each)
         return found
@@ -244,16 +260,7 @@ class _Sweep:
         return place
 
 
-def _weigh(point: Point, asked: int, arrival: int, attempt: int, verdict: Verdict, evidence: Evidence) -> Tried:
-    return msgspec.structs.replace(
-        _explain(point, asked, arrival, attempt, verdict.reason),
-        outcome=verdict.outcome,
-        entered=_has_entered(evidence),
-        broken=_list_broken(verdict) if verdict.outcome is Outcome.FAIL else (),
-    )
-
-
-def _explain(point: Point, asked: int, arrival: int, attempt: int, reason: str) -> Tried:
+def _explain(point: Point, asked: int, visits: tuple[Visit, ...], attempt: int) -> Tried:
     block = point.block
     return Tried(
         role=block.role,
@@ -261,27 +268,39 @@ def _explain(point: Point, asked: int, arrival: int, attempt: int, reason: str) 
         pc=block.pc,
         rank=point.rank,
         outcome=Outcome.INVALID,
-        reason=reason,
+        reason=f"the thread did not come there again in {attempt} loads",
         asked=asked,
-        arrival=arrival,
+        arrival=visits[-1].arrival,
         attempts=attempt,
+        lead=visits[:-1],
+    )
+
+
+def _weigh(tried: Tried, verdict: Verdict, evidence: Evidence) -> Tried:
+    return msgspec.structs.replace(
+        tried,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        entered=_has_entered(evidence, len(tried.lead)),
+        broken=_list_broken(verdict) if verdict.outcome is Outcome.FAIL else (),
     )
 
 
 def _list_broken(verdict: Verdict) -> tuple[str, ...]:
-    broken: Iterable[str] = (
-        each.name for each in verdict.invariants if each.required and each.finding is Finding.BROKEN
-    )
-    return tuple(broken)
+    return tuple(each.name for each in verdict.invariants if each.required and each.finding is Finding.BROKEN)
 
 
-def _has_come(evidence: Evidence) -> bool:
-    """Say whether the thread came to the place where it was to be held."""
+def _has_come(evidence: Evidence, hold: int) -> bool:
+    """Say whether the thread came to a hold of the plan."""
     events = evidence.oracle.events if evidence.oracle is not None else ()
-    return any(event.kind is EventKind.HELD for event in events)
+    return any(event.kind is EventKind.HELD and event.detail == hold for event in events)
 
 
-def _has_entered(evidence: Evidence) -> bool:
-    """Say whether the NMI entered where the thread was held: then the first block behind the hold is the handler's."""
+def _has_entered(evidence: Evidence, hold: int) -> bool:
+    """Say whether the NMI entered where the thread was held: then its first block behind the hold is the handler's."""
     events = evidence.oracle.events if evidence.oracle is not None else ()
-    return any(event.kind is EventKind.RESUMED and event.symbol == NMI_ENTRY for event in events)
+    vcpu = evidence.plan.holds[hold].vcpu if hold < len(evidence.plan.holds) else -1
+    held = [event.seq for event in events if event.kind is EventKind.HELD and event.detail == hold]
+    resumed = [event for event in events if event.kind is EventKind.RESUMED and event.vcpu == vcpu]
+    behind = [event for event in resumed if held and event.seq > held[0]]
+    return bool(behind) and behind[0].symbol == NMI_ENTRY

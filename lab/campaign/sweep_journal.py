@@ -17,7 +17,7 @@ import msgspec
 
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.spec.phase import Phase, Role
-from lab.spec.sweep import Block, Point, Rank, SweepAsk
+from lab.spec.sweep import Block, Point, Rank, SweepAsk, Visit
 from lab.spec.verdict import Outcome
 from lab.trial.folder import RUN_MARKER
 
@@ -44,6 +44,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
     """A block that a thread came to, or came to more often than known.
 
     :param count: how often in one load, the most that was seen
+    :param lead: where that load was given NMIs, in order: maybe the thread comes there only after those
     """
 
     role: Role
@@ -51,6 +52,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
     pc: int
     symbol: str
     count: int
+    lead: tuple[Visit, ...] = ()
 
     @property
     def block(self) -> Block:
@@ -77,6 +79,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
     :param asked: which arrival the point was when it was first tried
     :param arrival: at which it was tried in the end
     :param attempts: how many trials it took
+    :param lead: where NMIs were sent before, in the same load
     :param entered: the block that began next was the NMI handler's
     :param broken: required invariants that were broken
     :param evidence: of a FAIL: its folder, relative to that of the sweep
@@ -91,6 +94,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
     asked: int
     arrival: int
     attempts: int
+    lead: tuple[Visit, ...] = ()
     entered: bool = False
     broken: tuple[str, ...] = ()
     evidence: str = ""

@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,7 @@ from lab.campaign.expectation import MechanismResult
 from lab.campaign.soundness import Soundness, add_up
 from lab.campaign.store import Run
 from lab.report.figures import measure_price
+from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import Added, measure_added
 from lab.report.text import clean, format_us
 from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
@@ -130,6 +132,10 @@ def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> di
             }
             for result in results
         ],
+        "coverage": tally_coverage(run.records),
+        "uniformity": [
+            {**msgspec.structs.asdict(each), "sentence": each.sentence} for each in measure_uniformity(run.records)
+        ],
         "report": str(page),
     }
 
@@ -161,6 +167,19 @@ def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableTy
             _format_added(measure_added(run.records, result.name)),
         )
     return table
+
+
+def make_coverage_view(run: Run) -> RenderableType:
+    """Return where a run's NMIs landed, for a terminal; nothing where none did."""
+    rows = tally_coverage(run.records)
+    if not rows:
+        return Group()
+    phases = list_columns(rows)
+    table = make_table("NMIs pending", "on", *phases)
+    for row in rows:
+        table.add_row(clean(row.mechanism), clean(row.role), *(str(row.nmis.get(phase, 0)) for phase in phases))
+    sentences = (Text(clean(each.sentence)) for each in measure_uniformity(run.records))
+    return Group(table, *sentences)
 
 
 def _format_added(added: Added | None) -> str:

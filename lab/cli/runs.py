@@ -121,6 +121,7 @@ def _tell_run(folder: Path, page: Path, as_json: bool) -> None:
         print_json(present.describe_run(stored, results, page))
         return
     out().print(present.make_run_table(stored, results))
+    out().print(present.make_coverage_view(stored))
     for result in results:
         out().print(f"{result.name}: {result.reason}")
     out().print(f"report: {page}")

@@ -28,6 +28,7 @@ from lab.report.figures import (
     tally_invariant,
     total_nmis,
 )
+from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import REFERENCE, Added, measure_added
 from lab.report.text import finalize, format_count, format_exact_us, format_us
 from lab.spec.mechanism import CONTROLS
@@ -104,6 +105,9 @@ def write_report(run_folder: Path) -> Path:
         never_required=NEVER_REQUIRED,
         records_file=RECORDS,
         report_version=__version__,
+        coverage=tally_coverage(run.records),
+        phases=list_columns(tally_coverage(run.records)),
+        uniformity=measure_uniformity(run.records),
         reference=REFERENCE,
         scenario_words=shlex.join(to_words(run.info.scenario)[2:]),
     )  # fmt: skip

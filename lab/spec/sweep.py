@@ -8,6 +8,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.spec.boot import Granularity
+from lab.spec.hold import DEFAULT_BOUND_US
 from lab.spec.phase import PHASES, Phase, Role
 from lab.spec.placed import Placed, Target, find_thread
 from lab.spec.scenario import Scenario, Siblings
@@ -128,4 +129,17 @@ class Visit(msgspec.Struct, frozen=True):
 def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
     """Return the hold at a point, and the NMI meanwhile."""
     block = visit.block
-    return Placed(at=f"{block.pc:#x}", role=block.role, core=core, phase=block.phase, arrival=arrival, nmi=Target.HELD)
+    return Placed(
+        at=f"{block.pc:#x}",
+        role=block.role,
+        core=core,
+        phase=block.phase,
+        arrival=visit.arrival,
+        nmi=Target.HELD,
+        bound_us=bound_us,
+    )
+
+
+def place_nmis(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
+    """Return the holds of one trial, whose bounds together are what one may be held anyway."""
+    return tuple(place_nmi(visit, core, DEFAULT_BOUND_US // len(visits)) for visit in visits)

@@ -153,6 +153,7 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     :param evidence: the evidence folder, relative to the run's folder
     :param coverage: ``phase role`` to how many NMIs were set pending there, ``unsure`` for a phase that is one of two
     :param match: how kernel and vmlinux are known to belong together, None where no guest booted
+    :param fractions: phase to how far into it each random NMI was set pending, 0 to 1, one for each that surely was
     """
 
     trial: int
@@ -170,3 +171,4 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     evidence: str
     match: Match | None = None
     coverage: dict[str, int] = {}
+    fractions: dict[str, tuple[float, ...]] = {}

@@ -14,6 +14,11 @@ from lab.trial.session import Kept
 #: In place of a phase that is one of two.
 UNSURE: Final = "unsure"
 
+#: A window of 50 ms lasts no longer than 10000 times what the host's clock can tell apart in it.
+FRACTION_DIGITS: Final = 4
+#: Of one trial and phase; a plan of a thousand NMIs makes a record no longer than a few kilobytes.
+MAX_FRACTIONS: Final = 256
+
 
 def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name: str) -> TrialRecord:
     """Return what is kept of a trial.
@@ -37,8 +42,27 @@ def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name
         coverage=dict(
             Counter(f"{each.pending.value if each.pending else UNSURE} {each.role.value}" for each in verdict.landings)
         ),
+        fractions=list_fractions(evidence, verdict),
         match=evidence.images.match if evidence.images is not None else None,
     )
+
+
+def list_fractions(evidence: Evidence, verdict: Verdict) -> dict[str, tuple[float, ...]]:
+    """Return how far into its phase each random NMI of a plan landed, by phase.
+
+    A broadcast lands on many vCPUs at once, and is one shot all the same: that at the core it was for. One that a hold
+    waited for is where the hold is, and no shot.
+    """
+    topology = evidence.scenario.topology
+    fractions: dict[str, dict[int, float]] = {}
+    for each in verdict.landings:
+        injection = evidence.plan.injections[each.nmi] if 0 <= each.nmi < len(evidence.plan.injections) else None
+        if injection is None or injection.hold >= 0 or each.pending is None or each.fraction is None:
+            continue
+        aimed_at = topology.core_of(injection.vcpu) if injection.vcpu >= 0 else injection.core
+        if topology.core_of(each.vcpu) == aimed_at:
+            fractions.setdefault(each.pending.value, {}).setdefault(each.nmi, round(each.fraction, FRACTION_DIGITS))
+    return {phase: tuple(found.values())[:MAX_FRACTIONS] for phase, found in fractions.items()}
 
 
 def keep_trial(folder: Path, kept: Kept, number: int, evidence_name: str) -> tuple[Verdict, TrialRecord]:
