@@ -53,6 +53,7 @@ class WarmGuest:
         self._prepare = prepare
         self._stack = contextlib.ExitStack()
         self._session: Session | None = None
+        self._admitted = False
         self.failed_boots = 0
 
     def __enter__(self) -> "WarmGuest":
@@ -98,6 +99,19 @@ class WarmGuest:
             if not session.usable:
                 self.retire()
 
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Keep one share of the host's vCPUs for all trials that are run in the block, which is not to last long.
+
+        :raise GuestError: the host's vCPUs are never free
+        """
+        with admit(self._boot.topology.vcpus, Deadline.after(ADMISSION_S), tell=self._progress):
+            self._admitted = True
+            try:
+                yield
+            finally:
+                self._admitted = False
+
     def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False, *, cover: bool = False) -> Kept:
         """Run one trial. One that gets no guest, since none boots or the host's vCPUs are never free, ends so.
 
@@ -110,7 +124,8 @@ class WarmGuest:
         with contextlib.ExitStack() as share:
             try:
                 deadline = Deadline.after(ADMISSION_S)
-                share.enter_context(admit(self._boot.topology.vcpus, deadline, tell=self._progress))
+                if not self._admitted:
+                    share.enter_context(admit(self._boot.topology.vcpus, deadline, tell=self._progress))
                 session = self._find_session()
             except GuestError as error:
                 self.failed_boots += 1

@@ -35,7 +35,25 @@ def run_lab(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 TRIAL = ("trial", "--mechanism", "nmi-self", "--out", "{out}")
 
+SWEEP = ("sweep", "--mechanism", "nmi-self", "--out", "{out}")
+
 REFUSED = {
+    "sweep without a mechanism": (("sweep", "--out", "{out}"), "a mechanism is needed: give --mechanism NAME"),
+    "sweep of an unknown mechanism": (("sweep", "--mechanism", "x", "--out", "{out}"), "mechanism 'x' is unknown"),
+    "sweep of a phase without blocks": ((*SWEEP, "--from", "before"), "from is before: allowed is gather, armed,"),
+    "sweep backwards": ((*SWEEP, "--from", "release", "--to", "armed"), "the load goes the other way"),
+    "sweep of another core's thread": ((*SWEEP, "--role", "other"), "role is other: allowed is primary, sibling,"),
+    "sweep of nobody": ((*SWEEP, "--role", "nobody"), "'nobody' is not one of 'primary', 'sibling', 'offline'"),
+    "sweep of offline siblings that are online": (
+        (*SWEEP, "--role", "offline"),
+        "role is offline: siblings are online",
+    ),
+    "sweep of a core that is not there": ((*SWEEP, "--core", "1"), "core is 1: topology 1x1x2 has 0 to 0"),
+    "sweep of siblings nobody may aim at": (
+        ("sweep", "--mechanism", "init-sipi", "--out", "{out}"),
+        "an NMI is for a sibling: not with mechanism 'init-sipi'",
+    ),
+    "sweep to go on with that is not there": (("sweep", "--resume", "--out", "{out}"), "holds no sweep: sweep.jsonl"),
     "unknown mechanism": (
         ("trial", "--mechanism", "nmi-sefl", "--out", "{out}"),
         "lab: mechanism 'nmi-sefl' is unknown: there are stop-machine, nmi-spin-as-posted, nmi-self,",

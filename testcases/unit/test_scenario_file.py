@@ -12,6 +12,7 @@ import pytest
 from lab.cli.axes import Axes, make_scenario, read_scenario
 from lab.errors import UsageError
 from lab.host.paths import ROOT, SCENARIOS
+from lab.spec.boot import Granularity
 from lab.spec.mechanisms import MECHANISMS
 from lab.spec.phase import Phase, Role
 from lab.spec.placed import Placed, Target
@@ -45,6 +46,7 @@ CHANGES: tuple[dict[str, object], ...] = (
             Placed(at="0xffffffff81000000", role=Role.OTHER, nmi=Target.BROADCAST, bound_us=5_000),
         )
     },
+    {"granularity": Granularity.INSTRUCTION},
 )
 
 

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sweeps without a guest: which points there are, what is tried how often, and what a journal keeps."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from evidence_builder import Load
+
+from lab.campaign import sweep as sweeps
+from lab.campaign.sweep import Known, Swept, run_sweep, sum_up
+from lab.campaign.sweep_journal import JOURNAL, JOURNAL_VERSION, Begun, Found, Journal, Tried, read_lines
+from lab.errors import UsageError
+from lab.spec.evidence import Cover, Covered, EventKind, OracleEvent
+from lab.spec.phase import Phase, Role
+from lab.spec.plan import Plan
+from lab.spec.scenario import Scenario, Siblings
+from lab.spec.sweep import MAX_ATTEMPTS, Block, Point, Rank, SweepAsk, Visit, arrival_of, place_nmis, ranks_of
+from lab.spec.topology import Topology
+from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
+from lab.trial.session import Kept
+from lab.witness.source_lines import parse_source_lines
+
+ASK = SweepAsk(mechanism="nmi-self", roles=(Role.SIBLING,), first=Phase.ARMED, last=Phase.WINDOW)
+SHA = "0" * 64
+SIBLING = 1
+
+
+def begun(ask: SweepAsk = ASK, sha: str = SHA) -> Begun:
+    return Begun(version=JOURNAL_VERSION, lab_version="0", ask=ask, kernel_sha256=sha)
+
+
+def covered(pc: int, count: int, phase: Phase = Phase.ARMED, vcpu: int = SIBLING) -> Covered:
+    return Covered(vcpu=vcpu, phase=phase, pc=pc, symbol=f"wait+{pc:#x}", count=count)
+
+
+class FakeGuests:
+    """Loads whose sibling begins certain blocks; what each comes to is said by a test.
+
+    :param blocks: pc to how often, in every load
+    :param comes: whether a trial's last hold is reached, by its hold's address and arrival
+    :param after: what is begun as well once an NMI was sent at an address
+    :param breaks: the addresses at which an NMI breaks ``quiet``
+    """
+
+    failed_boots = 0
+
+    def __init__(
+        self,
+        blocks: dict[int, int],
+        comes: Callable[[int, int], bool] = lambda *_: True,
+        after: dict[int, dict[int, int]] | None = None,
+        breaks: tuple[int, ...] = (),
+    ) -> None:
+        self._blocks = blocks
+        self._comes = comes
+        self._after = after or {}
+        self._breaks = breaks
+        self.tried: list[tuple[tuple[int, int], ...]] = []
+        self.dies_at = -1
+
+    def find(self, _: object) -> "FakeGuests":
+        return self
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        yield
+
+    def run_trial(self, scenario: Scenario, plan: Plan, *, cover: bool) -> Kept:
+        assert cover
+        if len(self.tried) == self.dies_at:
+            raise KeyboardInterrupt
+        visits = tuple((int(hold.at, 16), hold.arrival) for hold in plan.holds)
+        self.tried.append(visits)
+        seen = dict(self._blocks)
+        events: list[OracleEvent] = []
+        for index, (pc, arrival) in enumerate(visits):
+            if pc not in seen or not self._comes(pc, arrival):
+                break
+            seen |= self._after.get(pc, {})
+            for kind, symbol in ((EventKind.HELD, ""), (EventKind.RESUMED, "asm_exc_nmi+0x0")):
+                event = OracleEvent(
+                    seq=2 * index + (kind is EventKind.RESUMED) + 1,
+                    mono_ns=0,
+                    tsc=0,
+                    kind=kind,
+                    vcpu=SIBLING,
+                    load=1,
+                    pc=pc,
+                    symbol=symbol,
+                    detail=index,
+                )
+                events.append(event)
+        built = Load(topology=Topology(1, 1, 2)).build()
+        assert built.oracle is not None
+        blocks = tuple(covered(pc, count) for pc, count in seen.items())
+        oracle = msgspec.structs.replace(built.oracle, events=tuple(events), cover=Cover(blocks=blocks, lost=0))
+        reason = "broken" if any(pc in self._breaks for pc, _ in visits) and len(events) == 2 * len(visits) else ""
+        return Kept(msgspec.structs.replace(built, plan=plan, scenario=scenario, oracle=oracle, reason=reason), {})
+
+
+@pytest.fixture(autouse=True)
+def judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge fake loads by what the fake says of them: the judge itself has its own tests."""
+
+    def weigh(evidence: Any) -> Verdict:
+        if not evidence.reason:
+            return Verdict(outcome=Outcome.PASS, reason="all held")
+        quiet = Invariant(name="quiet", finding=Finding.BROKEN, required=True, reason="")
+        return Verdict(outcome=Outcome.FAIL, reason="quiet broken", invariants=(quiet,))
+
+    monkeypatch.setattr(sweeps, "judge", weigh)
+
+
+def run(folder: Path, guests: Any, resume: bool = False) -> Swept:
+    with Journal(folder, begun(), resume) as journal:
+        return run_sweep(ASK, guests, journal, lambda *_: None)
+
+
+def list_tried(folder: Path) -> list[Tried]:
+    return [line for line in read_lines(folder)[0] if isinstance(line, Tried)]
+
+
+@pytest.mark.parametrize(
+    ("count", "arrivals"), [(0, ()), (1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (8, (1, 4, 8)), (5955, (1, 2978, 5955))]
+)
+def test_first_middle_and_last_arrival_are_told_apart_only_where_they_differ(
+    count: int, arrivals: tuple[int, ...]
+) -> None:
+    assert tuple(arrival_of(rank, count) for rank in ranks_of(count)) == arrivals
+
+
+def test_holds_of_one_trial_share_the_bound_of_one() -> None:
+    visits = tuple(Visit(Block(Role.SIBLING, Phase.ARMED, pc), 1) for pc in (1, 2, 3))
+    assert sum(each.bound_us for each in place_nmis(visits, 0)) <= place_nmis(visits[:1], 0)[0].bound_us
+
+
+def test_only_blocks_of_the_asked_threads_and_phases_are_points() -> None:
+    blocks = (covered(1, 1), covered(2, 1, vcpu=0), covered(3, 1, Phase.CLOSING), covered(4, 2, Phase.WINDOW))
+    oracle = Load().build().oracle
+    assert oracle is not None
+    new = Known().find_new(ASK, msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0)))
+    assert [(each.pc, each.phase, each.count) for each in new] == [(1, Phase.ARMED, 1), (4, Phase.WINDOW, 2)]
+
+
+def test_each_point_is_tried_once_and_clean_is_0(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 1, 32: 9})
+    swept = run(tmp_path, guests)
+    assert guests.tried == [(), (), (), ((16, 1),), ((32, 1),), ((32, 5),), ((32, 9),)]
+    assert (swept.known, swept.tried, swept.entered, swept.exit_status) == (4, 4, 4, 0)
+
+
+def test_an_arrival_that_does_not_come_is_halved_and_said_to_be(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 100}, lambda _, arrival: arrival <= 50)
+    swept = run(tmp_path, guests)
+    assert guests.tried[3:] == [((16, 1),), ((16, 50),), ((16, 100),), ((16, 50),)]
+    assert (swept.tried, swept.earlier, swept.exit_status) == (3, 1, 0)
+
+
+def test_what_never_comes_again_is_counted_with_the_reason_and_incomplete_is_3(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 1, 32: 1}, lambda pc, _: pc != 16)
+    swept = run(tmp_path, guests)
+    assert guests.tried.count(((16, 1),)) == MAX_ATTEMPTS
+    assert swept.untried == {"the thread did not come there again in .. loads": 1}
+    assert (swept.known, swept.tried, swept.exit_status) == (2, 1, 3)
+
+
+def test_what_an_nmi_leads_to_is_reached_by_that_nmi(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 1}, after={16: {32: 1}})
+    swept = run(tmp_path, guests)
+    assert guests.tried[3:] == [((16, 1),), ((16, 1), (32, 1))]
+    assert (swept.known, swept.tried, swept.exit_status) == (2, 2, 0)
+
+
+def test_a_point_that_breaks_keeps_its_evidence_and_is_1(tmp_path: Path) -> None:
+    swept = run(tmp_path, FakeGuests({16: 1, 32: 1}, breaks=(32,)))
+    assert [(each.pc, each.broken, each.evidence) for each in swept.broken] == [(32, ("quiet",), "broken/00002")]
+    assert (tmp_path / "broken/00002/verdict.json").is_file()
+    assert not (tmp_path / "broken/00001").exists()
+    assert swept.exit_status == 1
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"type":"tri'])
+@pytest.mark.parametrize("dies_at", range(1, 7))
+def test_a_sweep_that_was_killed_goes_on_with_what_is_left(tmp_path: Path, dies_at: int, torn: bytes) -> None:
+    killed = FakeGuests({16: 1, 32: 9})
+    killed.dies_at = dies_at
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, killed)
+    with open(tmp_path / JOURNAL, "ab") as sink:
+        sink.write(torn)
+    swept = run(tmp_path, FakeGuests({16: 1, 32: 9}), resume=True)
+    tried = [each.point for each in list_tried(tmp_path)]
+    assert len(tried) == len(set(tried)) == 4
+    assert (swept.known, swept.tried, swept.exit_status) == (4, 4, 0)
+
+
+def test_a_journal_goes_on_only_with_the_same_sweep_of_the_same_kernel(tmp_path: Path) -> None:
+    run(tmp_path, FakeGuests({16: 1}))
+    other = msgspec.structs.replace(ASK, last=Phase.CLOSING)
+    for changed in (begun(other), begun(sha="1" * 64)):
+        with (
+            pytest.raises(UsageError, match="another one, or its kernel has changed"),
+            Journal(tmp_path, changed, True),
+        ):
+            pass
+
+
+def test_two_sweeps_do_not_write_one_folder(tmp_path: Path) -> None:
+    with (
+        Journal(tmp_path, begun(), resume=False),
+        pytest.raises(UsageError, match="another sweep is writing"),
+        Journal(tmp_path, begun(), resume=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", [b"no json\n", b"[1]\n", b'{"type":"found"}\n', b"\xff\n"])
+def test_a_damaged_journal_is_refused_in_one_sentence(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / JOURNAL).write_bytes(text)
+    with pytest.raises(UsageError, match="line 1 cannot be read"):
+        read_lines(tmp_path)
+
+
+def test_nothing_known_is_not_complete() -> None:
+    assert sum_up(Known()).exit_status == 3
+
+
+def test_a_block_that_is_come_to_more_often_makes_the_further_points_alone() -> None:
+    known, found = Known(), {"role": Role.SIBLING, "phase": Phase.ARMED, "pc": 16, "symbol": ""}
+    lead = (Visit(Block(Role.SIBLING, Phase.ARMED, 8), 1),)
+    known.take(Found(**found, count=1))
+    known.take(Found(**found, count=9, lead=lead))
+    block = Block(Role.SIBLING, Phase.ARMED, 16)
+    assert known.points == tuple(Point(block, rank) for rank in Rank)
+    assert [known.leads[point] for point in known.points] == [(), lead, lead]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"first": Phase.BEFORE}, "from is before: allowed is gather, armed, window, closing, release"),
+        ({"last": Phase.AFTER}, "to is after: allowed is gather,"),
+        ({"first": Phase.CLOSING}, "from is closing and to is window: the load goes the other way"),
+        ({"roles": (Role.OTHER,)}, "role is other: allowed is primary, sibling, offline"),
+        ({"roles": (Role.OFFLINE,)}, "role is offline: siblings are online"),
+        ({"siblings": Siblings.OFFLINE}, "role is sibling: siblings are offline"),
+        ({"core": 1}, "core is 1: topology 1x1x2 has 0 to 0"),
+        ({"mechanism": "init-sipi"}, "an NMI is for a sibling: not with mechanism 'init-sipi'"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        msgspec.structs.replace(ASK, **changes).check()
+    assert sentence in str(refused.value)
+
+
+def test_source_lines_are_known_or_not() -> None:
+    said = ["/src/nmi.c:345 (discriminator 2)", "??:0", "??:?", "/src/core.c:?", "a:b.c:7"]
+    assert parse_source_lines(range(5), said) == {0: "/src/nmi.c:345", 4: "a:b.c:7"}
