@@ -13,6 +13,7 @@ from lab.cli.app import INTERRUPTED, LAB_FAULT, USAGE, Interrupted, complain
 from lab.cli.images import build, doctor
 from lab.cli.lists import mechanisms, scenarios
 from lab.cli.mutants import mutants
+from lab.cli.replays import explain, minimise, replay
 from lab.cli.runs import bench, report, run
 from lab.cli.sound import sound
 from lab.cli.sweep import sweep
@@ -22,7 +23,7 @@ from lab.errors import HostError, LabError, UsageError
 from lab.host.paths import is_utf8, show_bytes
 
 #: In the order in which they are listed.
-COMMANDS = (doctor, build, trial, judge, run, report, sound, mutants, ucode, sweep, bench, scenarios, mechanisms)
+COMMANDS = (doctor, build, trial, judge, run, report, sound, mutants, ucode, sweep, explain, replay, minimise, bench, scenarios, mechanisms)
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -34,7 +35,7 @@ for command in COMMANDS:
 
 
 @app.callback(invoke_without_command=True)
-def explain(context: typer.Context) -> None:
+def introduce(context: typer.Context) -> None:
     """Boot SMT guests, update their microcode under NMIs, and judge what was seen."""
     if context.invoked_subcommand is None:
         sys.stdout.write(f"{context.get_help()}\n")

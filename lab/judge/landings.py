@@ -5,15 +5,16 @@ QEMU sets the pending bit between a command's sending and its reply (design, sec
 set in a phase only if both lie in it; an entry is a record of the oracle's own, and its phase always known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from lab.judge.accounts import find_handlers
 from lab.judge.facts import Facts, to_us
-from lab.judge.nmis import explain
+from lab.judge.nmis import VcpuNmis, explain, name_cause
 from lab.judge.phases import CorePhases, find_phases
 from lab.spec.evidence import EventKind, OracleEvent, Sent
 from lab.spec.phase import Role
 from lab.spec.plan import Injection
-from lab.spec.verdict import Landing
+from lab.spec.verdict import Handler, Landing
 
 
 def find_landings(facts: Facts) -> tuple[Landing, ...]:
@@ -24,10 +25,10 @@ def find_landings(facts: Facts) -> tuple[Landing, ...]:
     log = facts.evidence.injections
     landings: list[Landing] = []
     for vcpu in facts.vcpus:
-        taken = {sent: entry for entry, sent in explain(facts, vcpu).taken}
+        nmis, handlers = explain(facts, vcpu), find_handlers(facts, vcpu)
         core = facts.topology.core_of(vcpu)
         landings += [
-            _land(facts, phases[core], vcpu, sent, taken.get(sent))
+            _land(facts, phases[core], nmis, sent, handlers)
             for sent in (log.sent if log is not None else ())
             if sent.vcpu in (-1, vcpu) and not facts.surely_masked(sent, vcpu) and sent.reply_ns
         ]
@@ -47,7 +48,13 @@ def why_phase_missed(facts: Facts) -> str:
     return next(_find_phases_missed(facts, facts.evidence.plan.injections), "")
 
 
-def _land(facts: Facts, phases: CorePhases, vcpu: int, sent: Sent, entry: OracleEvent | None) -> Landing:
+def _land(facts: Facts, phases: CorePhases, nmis: VcpuNmis, sent: Sent, handlers: Mapping[int, Handler]) -> Landing:
+    vcpu = nmis.vcpu
+    entry = next((entry for entry, cause in nmis.owners if cause.sent == sent), None)
+    shared = next((entry for cause, entry in nmis.shared if cause.sent == sent), None)
+    took = entry or shared
+    injections = facts.evidence.plan.injections
+    hold = injections[sent.index].hold if 0 <= sent.index < len(injections) else -1
     pending = phases.at_ns(sent.send_ns)
     sure = pending is phases.at_ns(sent.reply_ns)
     span = phases.span_ns(pending)
@@ -63,7 +70,19 @@ def _land(facts: Facts, phases: CorePhases, vcpu: int, sent: Sent, entry: Oracle
         entered=phases.at_seq(entry.seq) if entry is not None else None,
         entry_seq=entry.seq if entry is not None else 0,
         delay_us=to_us(entry.mono_ns - sent.send_ns) if entry is not None else None,
+        hold=hold if hold >= 0 and _is_within_hold(facts, sent, hold) else -1,
+        shared_seq=shared.seq if shared is not None else 0,
+        shared_with=_list_others(nmis, sent, took) if took is not None else (),
+        by=handlers.get(took.seq) if took is not None else None,
     )
+
+
+def _list_others(nmis: VcpuNmis, sent: Sent, entry: OracleEvent) -> tuple[str, ...]:
+    """Name what else an entry took: what it is put down to, and what shared it."""
+    causes = [cause for one, cause in nmis.owners if one == entry] + [
+        cause for cause, one in nmis.shared if one == entry
+    ]
+    return tuple(name_cause(cause) for cause in causes if cause.sent != sent)
 
 
 def _role_of(facts: Facts, vcpu: int) -> Role:

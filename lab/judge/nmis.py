@@ -14,6 +14,7 @@ ledger, or ``/proc/interrupts`` on kernels without one.
 import heapq
 import math
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -26,16 +27,18 @@ from lab.spec.verdict import Invariant, Proof
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Cause:
+class Cause:
     """What set a pending bit, and the range of entries, by index, of which one took it.
 
     :param sent: the lab's NMI, None for one of the mechanism's own
     :param event: the mechanism's, None for one of the lab's
+    :param likely: that of them which took it unless the vCPU lost the host's CPU at a bad moment
     :param optional: it may have met a masked LINT1, and never have set the bit
     """
 
     first: int
     last: int
+    likely: int
     sent: Sent | None
     event: OracleEvent | None
     optional: bool = False
@@ -51,6 +54,8 @@ class VcpuNmis:
     :param lost: causes that no entry follows
     :param hidden: causes that no entry follows but the last, which the sentinel explains as well
     :param merged: causes beyond one per entry
+    :param owners: pairs of an entry and the first cause that it is thought to have taken
+    :param shared: pairs of a further cause and the entry that is thought to have taken it, too
     """
 
     vcpu: int
@@ -60,9 +65,11 @@ class VcpuNmis:
     entries: int
     taken: tuple[tuple[OracleEvent, Sent], ...]
     spurious: tuple[OracleEvent, ...]
-    lost: tuple[_Cause, ...]
-    hidden: tuple[_Cause, ...]
+    lost: tuple[Cause, ...]
+    hidden: tuple[Cause, ...]
     merged: int
+    owners: tuple[tuple[OracleEvent, Cause], ...]
+    shared: tuple[tuple[Cause, OracleEvent], ...]
 
 
 def explain(facts: Facts, vcpu: int) -> VcpuNmis:
@@ -79,6 +86,7 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
     open_causes: list[tuple[int, int]] = []
     taken: list[tuple[OracleEvent, Sent]] = []
     spurious: list[OracleEvent] = []
+    owned: dict[int, int] = {}
     position = 0
     for number, entry in enumerate(entries):
         while position < len(coming) and coming[position][0] <= number:
@@ -89,10 +97,13 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
         if not open_causes:
             spurious.append(entry)
             continue
-        sent = causes[heapq.heappop(open_causes)[1]].sent
+        index = heapq.heappop(open_causes)[1]
+        owned[index] = number
+        sent = causes[index].sent
         if sent is not None and sent not in sentinels:
             taken.append((entry, sent))
     self_sent = sum(cause.sent is None for cause in causes)
+    owners, shared = _attribute(entries, causes, owned)
     return VcpuNmis(
         vcpu=vcpu,
         sent=len(causes) - self_sent - len(sentinels),
@@ -104,7 +115,46 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
         lost=lost,
         hidden=_find_hidden(facts, vcpu, causes, entries),
         merged=len(coming) - (len(entries) - len(spurious)),
+        owners=owners,
+        shared=shared,
     )
+
+
+def _attribute(
+    entries: tuple[OracleEvent, ...], causes: list[Cause], matched: dict[int, int]
+) -> tuple[tuple[tuple[OracleEvent, Cause], ...], tuple[tuple[Cause, OracleEvent], ...]]:
+    """Say which entry took which causes, as it most likely was.
+
+    A matching says how many entries have a cause, and of many that are as good it is any. So each cause is put down to
+    the entry that is likely by itself; one that is left without any, though the matching has one for it, gets the first
+    that can be spared; and where none can, the matching stands.
+
+    :param matched: number of the entry by index of the cause
+    """
+    coming = sorted(
+        (index for index, cause in enumerate(causes) if cause.first < len(entries)),
+        key=lambda index: (causes[index].first, causes[index].last, index),
+    )
+    put = {index: causes[index].likely for index in coming}
+    taking = Counter(put.values())
+    for number in sorted(set(matched.values()) - set(taking)):
+        spare = (each for each in coming if causes[each].first <= number <= causes[each].last and taking[put[each]] > 1)
+        index = next(spare, None)
+        if index is None:
+            put |= matched
+            break
+        taking[put[index]] -= 1
+        put[index] = number
+        taking[number] = 1
+    owners: dict[int, tuple[OracleEvent, Cause]] = {}
+    shared = []
+    for index in coming:
+        entry = entries[put[index]]
+        if entry.seq in owners:
+            shared.append((causes[index], entry))
+        else:
+            owners[entry.seq] = entry, causes[index]
+    return tuple(owners.values()), tuple(shared)
 
 
 def judge_delivered(facts: Facts) -> Invariant:
@@ -200,7 +250,7 @@ def why_log_doubted(facts: Facts) -> str:
     return ""
 
 
-def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> list[_Cause]:
+def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> list[Cause]:
     times = list(accumulate((entry.mono_ns for entry in entries), max))
     floors = _find_floors(facts, vcpu)
     seqs = [entry.seq for entry in entries]
@@ -214,19 +264,21 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
         last = bisect_right(floors, sent.reply_ns) if sent.reply_ns else len(entries)
         last = max(first, min(last, len(entries) - 1))
         masked = facts.perhaps_masked(sent, vcpu)
-        causes.append(_Cause(first=first, last=last, sent=sent, event=None, optional=masked))
+        likely = bisect_left(times, sent.reply_ns) if sent.reply_ns else last
+        likely = max(first, min(likely, last))
+        causes.append(Cause(first=first, last=last, likely=likely, sent=sent, event=None, optional=masked))
     for event in facts.every_of_kind(EventKind.SELF_NMI, vcpu):
         first = bisect_left(seqs, event.seq)
         # Other NMIs may enter between the landmark and the write to the APIC, but the load does not end before it.
         last = bisect_left(seqs, _end_of_load(facts, event))
         last = max(first, min(last, len(entries) - 1))
-        causes.append(_Cause(first=first, last=last, sent=None, event=event))
+        causes.append(Cause(first=first, last=last, likely=first, sent=None, event=event))
     for event in facts.ipis_to(vcpu):
         # Another vCPU's record: by its time, and as with the self-NMI before the load's end.
         first = bisect_left(times, event.mono_ns)
         last = bisect_left(seqs, _end_of_load(facts, event))
         last = max(first, min(last, len(entries) - 1))
-        causes.append(_Cause(first=first, last=last, sent=None, event=event))
+        causes.append(Cause(first=first, last=last, likely=first, sent=None, event=event))
     return causes
 
 
@@ -236,7 +288,7 @@ def _end_of_load(facts: Facts, event: OracleEvent) -> float:
     return next((seq for seq in ends if seq > event.seq), max(ends, default=math.inf))
 
 
-def _find_hidden(facts: Facts, vcpu: int, causes: list[_Cause], entries: tuple[OracleEvent, ...]) -> tuple[_Cause, ...]:
+def _find_hidden(facts: Facts, vcpu: int, causes: list[Cause], entries: tuple[OracleEvent, ...]) -> tuple[Cause, ...]:
     sentinels = facts.sentinels_to(vcpu)
     # What a second load sends comes after the sentinel.
     last = sum(facts.repeat is None or entry.seq < facts.repeat.seq for entry in entries) - 1
@@ -325,13 +377,16 @@ def _why_delivery_doubted(facts: Facts, nmis: VcpuNmis) -> list[str]:
     if facts.complete and nmis.lost:
         doubts.append(f"vCPU {vcpu} took no NMI after the load")
     if facts.complete:
-        doubts += [f"vCPU {vcpu} took {_name(cause)} together with its sentinel, or never" for cause in nmis.hidden]
+        doubts += [
+            f"vCPU {vcpu} took {name_cause(cause)} together with its sentinel, or never" for cause in nmis.hidden
+        ]
     return doubts
 
 
-def _name(cause: _Cause) -> str:
+def name_cause(cause: Cause) -> str:
+    """Return what set a pending bit, in a few words."""
     if cause.sent is not None:
-        return f"NMI {cause.sent.index}"
+        return f"NMI {cause.sent.index}" if cause.sent.index >= 0 else "its sentinel"
     return "its self-NMI" if cause.event is not None and cause.event.kind is EventKind.SELF_NMI else "an NMI IPI"
 
 

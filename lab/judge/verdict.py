@@ -7,6 +7,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, witnesses
+from lab.judge.accounts import find_accounts, find_entries
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
 from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unseen
@@ -72,8 +73,19 @@ def judge(evidence: Evidence) -> Verdict:
         nmis=counted,
         windows_judged=judged,
         landings=find_landings(facts),
+        accounts=find_accounts(facts),
+        entries=find_entries(facts),
         windows_unseen=windows - judged,
     )
+
+
+def list_accused(verdict: Verdict) -> tuple[str, ...]:
+    """Return the names of the invariants by which a verdict accuses the kernel, in the order of cause and effect."""
+    return tuple(one.name for one in verdict.invariants if _accuses(one))
+
+
+def _accuses(invariant: Invariant) -> bool:
+    return invariant.required and invariant.finding is Finding.BROKEN and invariant.name != AGREEMENT
 
 
 def _require(facts: Facts, invariant: Invariant) -> Invariant:
@@ -93,7 +105,7 @@ def _conclude(
     if facts.evidence.ending is Ending.LAB:
         return Outcome.ERROR, _lab_failed(facts.evidence)
     required = [invariant for invariant in invariants if invariant.required]
-    accused = [one for one in required if one.finding is Finding.BROKEN and one.name != AGREEMENT]
+    accused = [one for one in required if _accuses(one)]
     if accused:
         return Outcome.FAIL, f"{accused[0].name} broken: {accused[0].reason}"
     objection = _find_objection(facts, required, counted)

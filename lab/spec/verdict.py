@@ -92,6 +92,16 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     tsc_error_us: float | None = None
 
 
+class Handler(enum.Enum):
+    """Who took an NMI that a CPU entered, by the kernel's own ledger."""
+
+    ORDINARY = "ordinary"
+    #: It ran the mechanism's part of the rendezvous.
+    MECHANISM = "mechanism"
+    #: exc_nmi() returned at once, since the CPU was offline.
+    DROPPED = "dropped"
+
+
 class Landing(msgspec.Struct, frozen=True, kw_only=True):
     """Where one NMI of the plan landed on one vCPU.
 
@@ -101,6 +111,11 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
     :param entered: the phase in which the vCPU entered it, None when it shared another one's entry
     :param entry_seq: the record of that entry, 0 without one
     :param delay_us: from its sending to that entry, by the host's clock
+    :param hold: index of the plan's hold during which it was set pending, -1 without one
+    :param shared_seq: the record of the entry that took it together with one before it; 0 when it has an entry of its
+        own, or none at all
+    :param shared_with: what else that entry, or its own, took
+    :param by: who handled it, None where that is not known
     """
 
     nmi: int
@@ -111,6 +126,57 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
     entered: Phase | None
     entry_seq: int
     delay_us: float | None
+    hold: int = -1
+    shared_seq: int = 0
+    shared_with: tuple[str, ...] = ()
+    by: Handler | None = None
+
+
+class NmiEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One NMI that a vCPU entered.
+
+    :param seq: of the oracle's record
+    :param phase: of the vCPU's core
+    :param took: what set the pending bit, in words: the lab's NMIs by number, the guest's own by kind, first the one
+        that set it, then those that merged with it; empty when nothing known did
+    :param by: who handled it, None where that is not known
+    """
+
+    seq: int
+    vcpu: int
+    phase: Phase
+    took: tuple[str, ...]
+    by: Handler | None
+
+
+class NmiAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """The NMIs of one vCPU over a trial: entries = sent + sentinels + own - merged - never + unexplained.
+
+    :param sent: of the plan's, those that reached it or may have
+    :param unreachable: of the plan's, those that met its masked LINT1
+    :param sentinels: sent by the lab after the load
+    :param self_nmis: sent by the guest's mechanism to this vCPU from itself
+    :param ipis: sent by the guest's mechanism from another one
+    :param merged: set pending while the bit was set already, and so taken by another one's entry
+    :param never: that no entry followed
+    :param entries: seen by the oracle
+    :param unexplained: entries that nothing known sent: a guest's own, as for a backtrace of all CPUs, or a defect
+    :param counted: what the guest itself counted, None where it did not tell
+    :param closes: nothing is left over on either side, and the guest counted the same
+    """
+
+    vcpu: int
+    sent: int
+    unreachable: int
+    sentinels: int
+    self_nmis: int
+    ipis: int
+    merged: int
+    never: int
+    entries: int
+    unexplained: int
+    counted: int | None
+    closes: bool
 
 
 class NmiCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +200,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     :param reason: one sentence
     :param windows_judged: windows that counted for ``quiet``
     :param windows_unseen: windows that could not
+    :param accounts: one for each vCPU, none where the oracle lost records
+    :param entries: of all vCPUs, in order, none where the oracle lost records
     """
 
     outcome: Outcome = Outcome.INVALID
@@ -144,6 +212,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     windows_judged: int = 0
     windows_unseen: int = 0
     landings: tuple[Landing, ...] = ()
+    accounts: tuple[NmiAccount, ...] = ()
+    entries: tuple[NmiEntry, ...] = ()
 
 
 class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):

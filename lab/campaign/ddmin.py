@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Delta debugging. Pure.
+
+Source: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", IEEE Transactions on Software
+Engineering 28(2), 2002, the algorithm ddmin.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+
+def ddmin(units: Sequence[T], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
+    """Return a part of the units that still fails and of which no single one can be left out (1-minimal).
+
+    :param units: all different, and known to fail together; not asked again
+    :param fails: whether a part fails, its units in their order; an outcome that is neither counts as no. Never asked
+        about none of them, nor twice about the same
+    """
+    known: dict[tuple[T, ...], bool] = {tuple(units): True}
+
+    def ask(part: tuple[T, ...]) -> bool:
+        if part not in known:
+            known[part] = bool(part) and fails(part)
+        return known[part]
+
+    left = tuple(units)
+    grain = 2
+    while len(left) >= 2:
+        parts = split(left, grain)
+        rests = [tuple(each for each in left if each not in part) for part in parts]
+        if (part := next(filter(ask, parts), None)) is not None:
+            left, grain = part, 2
+        elif (rest := next(filter(ask, rests), None)) is not None:
+            left, grain = rest, max(grain - 1, 2)
+        elif grain < len(left):
+            grain = min(2 * grain, len(left))
+        else:
+            break
+    return left
+
+
+def split(units: Sequence[T], count: int) -> list[tuple[T, ...]]:
+    """Return the units as so many neighbouring parts, of sizes that differ by one at most; none is empty."""
+    count = min(count, len(units))
+    ends = [len(units) * number // count for number in range(count + 1)] if count else []
+    return [tuple(units[begin:end]) for begin, end in pairwise(ends)]

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands about a trial that is over: run it again, make it smaller, tell its story."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lab.build.doctor import require_qemu
+from lab.campaign.case import list_changes, to_toml
+from lab.campaign.minimise import DEFAULT_TRIALS, LAST, Minimised, Need
+from lab.campaign.minimise import minimise as minimise_evidence
+from lab.campaign.replay import Replayed
+from lab.campaign.replay import replay as replay_evidence
+from lab.cli.app import Interrupted, JsonOption, KernelOption, VmlinuxOption, out, print_json
+from lab.cli.choice import take_own
+from lab.cli.present import clean, make_table
+from lab.cli.progress import Progress, open_progress
+from lab.cli.story import MAX_ROWS, describe_story, make_story_view
+from lab.errors import EvidenceError, UsageError
+from lab.host.files import write_whole
+from lab.judge import judge
+from lab.report.story import tell_story
+from lab.spec.evidence import Evidence
+from lab.spec.plan_check import check_plan
+from lab.trial.folder import claim_output, read_evidence, refuse_output
+from lab.trial.given import GivenKernel
+from lab.trial.pool import WarmGuests
+from lab.trial.same_images import find_same
+
+#: Exit status when a trial did not end the same way each time, or when a failure did not come back.
+NOT_AGAIN = 1
+#: In the folder of a minimised trial: the scenario that is left.
+MINIMAL = "minimal.toml"
+MAX_TIMES = 10_000
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="an evidence folder")]
+
+
+def replay(
+    folder: FolderArgument,
+    times: Annotated[int, typer.Option(help="how often", min=1, max=MAX_TIMES)] = 10,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="folder for the new evidence, new or empty (default: DIR-replay)")
+    ] = None,
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a kept trial again with the same images, plan and holds: exit 0 when each ended the same way, 1 when not."""
+    evidence = _read(folder)
+    own = take_own(kernel, vmlinux)
+    results = claim_output(target or folder.parent / f"{folder.resolve().name}-replay", _refuse)
+    try:
+        with open_progress() as progress, _open_guests(evidence, folder, own, progress) as guests:
+            progress.begin(times)
+            replayed = replay_evidence(evidence, judge(evidence), guests, times, results, progress.advance)
+    except KeyboardInterrupt:
+        raise Interrupted(f"no guest is left; trials that were through are in '{results}'") from None
+    if as_json:
+        print_json({"same": replayed.same, "of": times, "replayed": replayed, "evidence": str(results)})
+    else:
+        _show_replayed(replayed, results)
+    raise typer.Exit(0 if replayed.same == times else NOT_AGAIN)
+
+
+def minimise(
+    folder: FolderArgument,
+    target: Annotated[Path, typer.Option("--out", help="folder for the results, new or empty")],
+    need: Annotated[str, typer.Option(metavar="K/N", help="a change is kept when K of N trials still fail")] = "3/3",
+    trials: Annotated[int, typer.Option(help="at most", min=1, max=MAX_TIMES)] = DEFAULT_TRIALS,
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a failing trial as small as it gets: exit 0 when a scenario that still fails is left, 1 when not."""
+    needed = Need.parse(need)
+    evidence = _read(folder)
+    own = take_own(kernel, vmlinux)
+    results = claim_output(target, _refuse)
+    try:
+        with open_progress() as progress, _open_guests(evidence, folder, own, progress) as guests:
+            found = minimise_evidence(evidence, guests, needed, results, progress.tell, trials)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"no guest is left; the last trial that failed is in '{results / LAST}', if one did"
+        ) from None
+    if found.reproduced:
+        summary = f"{found.after.scenario.mechanism}: breaks {found.wanted[0]}, minimised"
+        write_whole(results / MINIMAL, to_toml(found.after, summary).encode())
+    _tell_minimised(found, needed, results, as_json)
+    raise typer.Exit(0 if found.reproduced and found.after.whole else NOT_AGAIN)
+
+
+def explain(
+    folder: FolderArgument,
+    core: Annotated[int | None, typer.Option(help="only its threads (default: all, of up to two cores)", min=0)] = None,
+    rows: Annotated[int, typer.Option(help="at most", min=10, max=100_000)] = MAX_ROWS,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell the story of one trial, its threads side by side, and what became of each NMI."""
+    evidence = _read(folder)
+    total = evidence.scenario.topology.total_cores
+    if core is not None and core >= total:
+        raise UsageError(f"core is {core}: topology {evidence.scenario.topology} has 0 to {total - 1}")
+    verdict = judge(evidence)
+    story = tell_story(evidence, verdict, core, rows)
+    if as_json:
+        print_json(describe_story(story, verdict))
+    else:
+        out().print(make_story_view(story, evidence, verdict))
+
+
+def _read(folder: Path) -> Evidence:
+    """Read an evidence folder and hold its plan to what can be run.
+
+    :raise UsageError: it is none of ours, of another schema, or its plan cannot be
+    """
+    if not folder.is_dir():
+        raise UsageError(f"'{folder}' is not a folder: an evidence folder is needed")
+    try:
+        evidence = read_evidence(folder)
+        check_plan(evidence.plan, evidence.scenario)
+    except EvidenceError as error:
+        raise UsageError(str(error)) from error
+    except UsageError as error:
+        raise UsageError(f"evidence folder '{folder}' cannot be used: {error}") from error
+    return evidence
+
+
+def _open_guests(evidence: Evidence, folder: Path, own: GivenKernel | None, progress: Progress) -> WarmGuests:
+    base = evidence.scenario.boot.base
+    qemu_version = require_qemu()
+    try:
+        images, kernel = find_same(evidence.images, base, own, qemu_version, folder.resolve().name, progress.tell)
+    except UsageError as error:
+        raise UsageError(f"evidence folder '{folder}' cannot be replayed: {error}") from error
+    return WarmGuests({base: images}, {base: kernel}, progress.tell)
+
+
+def _show_replayed(replayed: Replayed, results: Path) -> None:
+    by = f" by {', '.join(replayed.accused)}" if replayed.accused else ""
+    table = make_table("trial", "outcome", "same", "why")
+    for each in replayed.tries:
+        table.add_row(each.evidence, each.outcome.value, "yes" if each.same else "NO", clean(each.reason))
+    out().print(table)
+    out().print(f"{replayed.same}/{len(replayed.tries)} ended the same way: {replayed.outcome.value}{by}")
+    out().print(f"evidence: {results}")
+
+
+def _tell_minimised(found: Minimised, need: Need, results: Path, as_json: bool) -> None:
+    changes = list_changes(found.before, found.after)
+    if as_json:
+        print_json(
+            {
+                "reproduced": found.reproduced,
+                "complete": found.after.whole,
+                "wanted": found.wanted,
+                "trials": found.trials,
+                "exhausted": found.exhausted,
+                "changes": changes,
+                "nmis_at_drawn_times": len(found.after.timed),
+                "placed": found.after.scenario.placed,
+                "scenario": str(results / MINIMAL) if found.reproduced else "",
+                "evidence": str(results / LAST) if found.reproduced else "",
+            }
+        )
+        return
+    if not found.reproduced:
+        out().print(
+            f"not made smaller: {found.trials} trials, and it did not fail {need.fails} of {need.of} times again"
+        )
+        return
+    for line in changes or ("nothing could be dropped",):
+        out().print(clean(line))
+    if found.after.timed:
+        out().print(f"{len(found.after.timed)} NMIs still come at drawn times: the scenario alone needs luck")
+    if found.exhausted:
+        out().print("the bound on trials was reached: it may get smaller yet, see --trials")
+    out().print(f"fails {need.fails}/{need.of} by one of {', '.join(found.wanted)}, after {found.trials} trials")
+    out().print(
+        f"run it: lab trial --scenario {results / MINIMAL} --out DIR; its last failing evidence: {results / LAST}"
+    )
+
+
+def _refuse(folder: Path) -> None:
+    raise refuse_output(folder)
