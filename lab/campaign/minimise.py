@@ -24,6 +24,7 @@ from lab.campaign.case import (
 )
 from lab.campaign.ddmin import ddmin
 from lab.campaign.places import list_places, order_landings
+from lab.campaign.replay import RunTrial
 from lab.errors import UsageError
 from lab.judge import judge
 from lab.judge.verdict import list_accused
@@ -31,7 +32,6 @@ from lab.spec.evidence import Evidence
 from lab.spec.placed import UNPINNED
 from lab.spec.plan import Injection
 from lab.spec.verdict import Landing, Outcome, Verdict
-from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept
 
@@ -81,7 +81,7 @@ class _OutOfTrialsError(Exception):
 
 
 def minimise(
-    evidence: Evidence, guests: WarmGuests, need: Need, folder: Path, tell: Callable[[str], None], trials: int
+    evidence: Evidence, run_trial: RunTrial, need: Need, folder: Path, tell: Callable[[str], None], trials: int
 ) -> Minimised:
     """Make a failing trial smaller.
 
@@ -92,10 +92,19 @@ def minimise(
     :raise UsageError: the trial does not fail
     :raise HostError: the host failed
     """
+    return _Search(evidence, check_fails(evidence), run_trial, need, folder, tell, trials).run()
+
+
+def check_fails(evidence: Evidence) -> Verdict:
+    """Return the verdict of a trial that can be made smaller.
+
+    :raise UsageError: it does not fail, or its holds are not those of its scenario
+    """
     first = judge(evidence)
     if first.outcome is not Outcome.FAIL:
         raise UsageError(f"the trial ended as {first.outcome.value}, and only a FAIL can be made smaller")
-    return _Search(evidence, first, guests, need, folder, tell, trials).run()
+    make_case(evidence)
+    return first
 
 
 class _Search:
@@ -105,13 +114,13 @@ class _Search:
         self,
         evidence: Evidence,
         first: Verdict,
-        guests: WarmGuests,
+        run_trial: RunTrial,
         need: Need,
         folder: Path,
         tell: Callable[[str], None],
         trials: int,
     ) -> None:
-        self._guests = guests
+        self._run_trial = run_trial
         self._need = need
         self._folder = folder
         self._tell = tell
@@ -239,7 +248,7 @@ class _Search:
                 raise _OutOfTrialsError
             self._trials += 1
             try:
-                kept = self._guests.run_trial(case.scenario, plan)
+                kept = self._run_trial(case.scenario, plan)
             except UsageError:
                 # A place that this kernel has not.
                 return False

@@ -13,9 +13,14 @@ import msgspec
 
 from lab.judge.verdict import list_accused
 from lab.spec.evidence import Evidence
+from lab.spec.plan import Plan
+from lab.spec.scenario import Scenario
 from lab.spec.verdict import Outcome, TrialRecord, Verdict
-from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
+from lab.trial.session import Kept
+
+#: Runs one trial: :meth:`lab.trial.pool.WarmGuests.run_trial`.
+RunTrial = Callable[[Scenario, Plan], Kept]
 
 
 class Again(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +65,7 @@ def ends_the_same(first: Verdict, again: Verdict) -> bool:
 def replay(
     evidence: Evidence,
     first: Verdict,
-    guests: WarmGuests,
+    run_trial: RunTrial,
     times: int,
     folder: Path,
     done: Callable[[TrialRecord], None],
@@ -76,7 +81,7 @@ def replay(
     tries = []
     for number in range(1, times + 1):
         name = f"again-{number:03}"
-        kept = guests.run_trial(evidence.scenario, evidence.plan)
+        kept = run_trial(evidence.scenario, evidence.plan)
         verdict, record = keep_trial(folder / name, kept, number, name)
         tries.append(
             Again(

@@ -8,7 +8,7 @@ import typer
 
 from lab.build.doctor import require_qemu
 from lab.campaign.case import list_changes, to_toml
-from lab.campaign.minimise import DEFAULT_TRIALS, LAST, Minimised, Need
+from lab.campaign.minimise import DEFAULT_TRIALS, LAST, Minimised, Need, check_fails
 from lab.campaign.minimise import minimise as minimise_evidence
 from lab.campaign.replay import Replayed
 from lab.campaign.replay import replay as replay_evidence
@@ -50,13 +50,14 @@ def replay(
     """Run a kept trial again with the same images, plan and holds: exit 0 when each ended the same way, 1 when not."""
     evidence = _read(folder)
     own = take_own(kernel, vmlinux)
-    results = claim_output(target or folder.parent / f"{folder.resolve().name}-replay", _refuse)
+    target = target or folder.resolve().parent / f"{folder.resolve().name}-replay"
     try:
-        with open_progress() as progress, _open_guests(evidence, folder, own, progress) as guests:
+        with open_progress() as progress, _find_guests(evidence, folder, own, progress) as guests:
+            results = claim_output(target, _refuse)
             progress.begin(times)
-            replayed = replay_evidence(evidence, judge(evidence), guests, times, results, progress.advance)
+            replayed = replay_evidence(evidence, judge(evidence), guests.run_trial, times, results, progress.advance)
     except KeyboardInterrupt:
-        raise Interrupted(f"no guest is left; trials that were through are in '{results}'") from None
+        raise Interrupted(f"no guest is left; trials that were through are in '{target}'") from None
     if as_json:
         print_json({"same": replayed.same, "of": times, "replayed": replayed, "evidence": str(results)})
     else:
@@ -77,10 +78,11 @@ def minimise(
     needed = Need.parse(need)
     evidence = _read(folder)
     own = take_own(kernel, vmlinux)
-    results = claim_output(target, _refuse)
+    check_fails(evidence)
     try:
-        with open_progress() as progress, _open_guests(evidence, folder, own, progress) as guests:
-            found = minimise_evidence(evidence, guests, needed, results, progress.tell, trials)
+        with open_progress() as progress, _find_guests(evidence, folder, own, progress) as guests:
+            results = claim_output(target, _refuse)
+            found = minimise_evidence(evidence, guests.run_trial, needed, results, progress.tell, trials)
     except KeyboardInterrupt:
         raise Interrupted(
             f"no guest is left; the last trial that failed is in '{results / LAST}', if one did"
@@ -128,7 +130,7 @@ def _read(folder: Path) -> Evidence:
     return evidence
 
 
-def _open_guests(evidence: Evidence, folder: Path, own: GivenKernel | None, progress: Progress) -> WarmGuests:
+def _find_guests(evidence: Evidence, folder: Path, own: GivenKernel | None, progress: Progress) -> WarmGuests:
     base = evidence.scenario.boot.base
     qemu_version = require_qemu()
     try:

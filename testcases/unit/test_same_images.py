@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The images of a kept trial are found by content, whatever they were built from, or refused by name."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lab.build.cache import cached
+from lab.build.content import find_entry
+from lab.build.images import ImageSet
+from lab.errors import UsageError
+from lab.host.files import hash_file
+from lab.spec.evidence import Images
+from lab.trial import same_images
+from lab.trial.same_images import find_same
+
+QEMU = "7.2"
+BASE = "linux-6.1"
+
+
+def put(kind: str, key: str, **files: str) -> Path:
+    def build(folder: Path) -> None:
+        for name, text in files.items():
+            (folder / name.replace("_", ".")).write_text(text)
+
+    return cached(kind, key, build, lambda _: None)
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
+    """What a trial on the lab's own images says of them, beside a mutant's in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "sound").mkdir()
+    put("kernel", "sound", bzImage="sound", vmlinux="sound's symbols", release="6.1.0")
+    put("kernel", "mutant", bzImage="mutant", vmlinux="mutant's symbols", release="6.1.0-mutant")
+    put("oracle", "sound", oracle_so="sound oracle")
+    put("oracle", "mutant", oracle_so="mutant oracle")
+    archive = tmp_path / "sound" / "initramfs.cpio.gz"
+    archive.write_text("archive")
+    cache = tmp_path / "microcode-nmi-lab"
+    built = ImageSet(
+        kernel=cache / "kernel/sound/bzImage",
+        kernel_release="6.1.0",
+        vmlinux=cache / "kernel/sound/vmlinux",
+        initramfs=archive,
+        oracle=cache / "oracle/sound/oracle.so",
+        kernel_sha256=hash_file(cache / "kernel/sound/bzImage"),
+        vmlinux_sha256=hash_file(cache / "kernel/sound/vmlinux"),
+        initramfs_sha256=hash_file(archive),
+        oracle_sha256=hash_file(cache / "oracle/sound/oracle.so"),
+    )
+    monkeypatch.setattr(same_images, "build_images", lambda *_: built)
+    monkeypatch.setattr(same_images, "read_kernel", lambda path: path)
+    return built.describe(QEMU)
+
+
+def find(wanted: Images | None) -> ImageSet:
+    return find_same(wanted, BASE, None, QEMU, "", lambda _: None)[0]
+
+
+def test_the_labs_own_are_found(images: Images) -> None:
+    assert find(images).describe(QEMU) == images
+
+
+def test_a_mutants_are_found_by_their_content(images: Images, tmp_path: Path) -> None:
+    cache = tmp_path / "microcode-nmi-lab"
+    wanted = msgspec.structs.replace(
+        images,
+        kernel_sha256=hash_file(cache / "kernel/mutant/bzImage"),
+        vmlinux_sha256=hash_file(cache / "kernel/mutant/vmlinux"),
+        oracle_sha256=hash_file(cache / "oracle/mutant/oracle.so"),
+        kernel_release="6.1.0-mutant",
+    )
+    found = find(wanted)
+    assert found.describe(QEMU) == wanted
+    assert found.kernel.read_text() == "mutant"
+    assert found.oracle.read_text() == "mutant oracle"
+
+
+def test_a_kernel_and_the_vmlinux_of_another_are_not_put_together(images: Images, tmp_path: Path) -> None:
+    mixed = hash_file(tmp_path / "microcode-nmi-lab/kernel/mutant/vmlinux")
+    with pytest.raises(UsageError, match="vmlinux differs: the trial's is "):
+        find(msgspec.structs.replace(images, vmlinux_sha256=mixed))
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [
+        ("kernel_sha256", "the kernel differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12} .*--kernel"),
+        ("vmlinux_sha256", "vmlinux differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12} .*--kernel"),
+        ("initramfs_sha256", "the initramfs differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}$"),
+        ("oracle_sha256", "the oracle differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}$"),
+        ("qemu_version", f"QEMU differs: the trial's is f{{64}}, the one there is {QEMU}$"),
+    ],
+)
+def test_what_differs_is_named(images: Images, field: str, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        find(msgspec.structs.replace(images, **{field: "f" * 64}))
+
+
+@pytest.mark.usefixtures("images")
+def test_a_damaged_entry_is_passed_over(tmp_path: Path) -> None:
+    kernels = tmp_path / "microcode-nmi-lab/kernel"
+    (kernels / "a-damaged-one").mkdir()
+    (kernels / "a-damaged-one" / "SHA256SUMS").write_text("nonsense\n")
+    digest = hash_file(kernels / "mutant/bzImage")
+    assert find_entry("kernel", {"bzImage": digest}) == kernels / "mutant"
+    (kernels / "mutant/bzImage").unlink()
+    assert find_entry("kernel", {"bzImage": digest}) is None
