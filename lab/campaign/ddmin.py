@@ -23,7 +23,7 @@ def ddmin(units: Sequence[T], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T
 
     def ask(part: tuple[T, ...]) -> bool:
         if part not in known:
-            known[part] = bool(part) and fails(part)
+            known[part] = fails(part)
         return known[part]
 
     left = tuple(units)

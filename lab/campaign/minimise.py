@@ -81,7 +81,13 @@ class _OutOfTrialsError(Exception):
 
 
 def minimise(
-    evidence: Evidence, run_trial: RunTrial, need: Need, folder: Path, tell: Callable[[str], None], trials: int
+    evidence: Evidence,
+    run_trial: RunTrial,
+    need: Need,
+    folder: Path,
+    tell: Callable[[str], None],
+    trials: int,
+    keep: Callable[[Case], None] = lambda _: None,
 ) -> Minimised:
     """Make a failing trial smaller.
 
@@ -89,10 +95,11 @@ def minimise(
     :param folder: takes LAST
     :param tell: told of each step
     :param trials: the most that are run
+    :param keep: told of each case that is the smallest so far
     :raise UsageError: the trial does not fail
     :raise HostError: the host failed
     """
-    return _Search(evidence, check_fails(evidence), run_trial, need, folder, tell, trials).run()
+    return _Search(evidence, check_fails(evidence), run_trial, need, folder, tell, trials, keep).run()
 
 
 def check_fails(evidence: Evidence) -> Verdict:
@@ -119,7 +126,9 @@ class _Search:
         folder: Path,
         tell: Callable[[str], None],
         trials: int,
+        keep: Callable[[Case], None],
     ) -> None:
+        self._keep = keep
         self._run_trial = run_trial
         self._need = need
         self._folder = folder
@@ -264,6 +273,7 @@ class _Search:
         if enough and last is not None:
             self._evidence, self._verdict = last[0].evidence, last[1]
             keep_trial(self._folder / LAST, last[0], self._trials, LAST)
+            self._keep(case)
         return enough
 
 

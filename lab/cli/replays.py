@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lab.build.doctor import require_qemu
-from lab.campaign.case import list_changes, to_toml
+from lab.campaign.case import Case, list_changes, to_toml
 from lab.campaign.minimise import DEFAULT_TRIALS, LAST, Minimised, Need, check_fails
 from lab.campaign.minimise import minimise as minimise_evidence
 from lab.campaign.replay import Replayed
@@ -20,6 +20,7 @@ from lab.cli.story import MAX_ROWS, describe_story, make_story_view
 from lab.errors import EvidenceError, UsageError
 from lab.host.files import write_whole
 from lab.judge import judge
+from lab.judge.verdict import list_accused
 from lab.report.story import tell_story
 from lab.spec.evidence import Evidence
 from lab.spec.plan_check import check_plan
@@ -78,18 +79,18 @@ def minimise(
     needed = Need.parse(need)
     evidence = _read(folder)
     own = take_own(kernel, vmlinux)
-    check_fails(evidence)
+    first = check_fails(evidence)
+
+    def keep(case: Case) -> None:
+        summary = f"{case.scenario.mechanism}: breaks {list_accused(first)[0]}, minimised"
+        write_whole(target / MINIMAL, to_toml(case, summary).encode())
+
     try:
         with open_progress() as progress, _find_guests(evidence, folder, own, progress) as guests:
             results = claim_output(target, _refuse)
-            found = minimise_evidence(evidence, guests.run_trial, needed, results, progress.tell, trials)
+            found = minimise_evidence(evidence, guests.run_trial, needed, results, progress.tell, trials, keep)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"no guest is left; the last trial that failed is in '{results / LAST}', if one did"
-        ) from None
-    if found.reproduced:
-        summary = f"{found.after.scenario.mechanism}: breaks {found.wanted[0]}, minimised"
-        write_whole(results / MINIMAL, to_toml(found.after, summary).encode())
+        raise Interrupted(f"no guest is left; '{target / MINIMAL}' is the smallest so far, if one failed") from None
     _tell_minimised(found, needed, results, as_json)
     raise typer.Exit(0 if found.reproduced and found.after.whole else NOT_AGAIN)
 

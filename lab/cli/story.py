@@ -129,7 +129,7 @@ def _tell_account(account: NmiAccount) -> str:
     more = f" + {account.unexplained} that nothing known sent" if account.unexplained else ""
     counted = "tells nothing" if account.counted is None else f"counts {account.counted}"
     masked = f"; {account.unreachable} more met a masked LINT1" if account.unreachable else ""
-    verb = "closes" if account.closes else "does NOT close"
+    verb = "not to be checked" if account.counted is None else "closes" if account.closes else "does NOT close"
     return (
         f"vCPU {account.vcpu}: {' + '.join(causes)}{less}{more} = {account.entries} entries,"
         f" the guest {counted}: {verb}{masked}"

@@ -6,7 +6,7 @@ from evidence_builder import MS, Load, change
 from test_judge_nmis import ONE_CORE, tell
 
 from lab.judge import judge
-from lab.spec.evidence import Evidence
+from lab.spec.evidence import EventKind, Evidence
 from lab.spec.scenario import Siblings
 from lab.spec.verdict import Handler, NmiAccount
 
@@ -80,8 +80,20 @@ def test_who_handled_an_nmi_is_the_ledgers_word() -> None:
     by = [(entry.took, entry.by) for entry in verdict.entries if entry.vcpu == 1]
     assert by == [(("its self-NMI",), Handler.MECHANISM), (("NMI 0", "NMI 1"), Handler.ORDINARY)]
     assert {landing.by for landing in verdict.landings} == {Handler.ORDINARY}
-    unsure = judge(change(Load(topology=ONE_CORE).build(), "guest.ledger_after.1.consumed", 99))
-    assert {entry.by for entry in unsure.entries if entry.vcpu == 1} == {None}
+
+
+@pytest.mark.parametrize("more", [{"consumed": 1}, {"consumed": 1, "ordinary": -1}, {"dropped": 1, "ordinary": -1}])
+def test_a_ledger_that_does_not_fit_says_nothing_of_who_handled_what(more: dict[str, int]) -> None:
+    evidence = Load(topology=ONE_CORE).build()
+    for field, by in more.items():
+        evidence = change(evidence, f"guest.ledger_after.1.{field}", lambda old, by=by: old + by)
+    assert {entry.by for entry in judge(evidence).entries if entry.vcpu == 1} == {None}
+
+
+def test_what_an_offline_cpu_drops_is_handled_by_nobody() -> None:
+    load = Load(topology=ONE_CORE, siblings=Siblings.OFFLINE, sends=[(1, 4 * MS, 5 * MS)])
+    load.add(6 * MS, EventKind.NMI_ENTRY, 1)
+    assert {entry.by for entry in judge(load.build()).entries if entry.vcpu == 1} == {Handler.DROPPED}
 
 
 def test_a_landing_says_what_it_shared_its_entry_with() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from evidence_builder import MS, RELEASE_AT_NS, WAIT_SYMBOL, WINDOW_AT_NS, Load, change
 
-from lab.campaign.case import list_changes, make_case, to_toml
+from lab.campaign.case import Case, list_changes, make_case, to_toml, with_fewer_cores
 from lab.campaign.minimise import LAST, Minimised, Need, minimise
 from lab.campaign.replay import RunTrial, ends_the_same, replay
 from lab.errors import UsageError
@@ -95,6 +95,29 @@ def test_a_storm_becomes_one_nmi_at_a_place_on_one_core(tmp_path: Path) -> None:
     )
 
 
+def test_a_core_alone_keeps_its_own_nmis_under_its_new_number() -> None:
+    here, there = (Placed(at="call-in", role=Role.SIBLING, core=core, until=-1) for core in (1, 0))
+    other = Placed(at="call-in", role=Role.OTHER, core=1)
+    waiting = msgspec.structs.replace(here, at="release", until=1)
+    scenario = Scenario(
+        mechanism="nmi-self", topology=SHAPE, stretch_per_core_us=(3, 4), placed=(there, here, other, waiting)
+    )
+    timed = tuple(
+        Injection(number, Aim.BROADCAST if vcpu < 0 else Aim.SIBLING, vcpu) for number, vcpu in enumerate((-1, 1, 3))
+    )
+    first, second = with_fewer_cores(Case(scenario=scenario, seed=1, timed=timed))
+    assert first.scenario.topology == Topology(1, 1, 2)
+    assert [(each.at, each.core, each.until) for each in first.scenario.placed] == [
+        ("call-in", 0, -1),
+        ("release", 0, 0),
+    ]
+    assert [(each.at_ppm, each.vcpu) for each in first.timed] == [(0, -1), (2, 1)]
+    assert (first.scenario.stretch_per_core_us, first.scenario.nmis) == ((4,), 2)
+    assert [(each.at, each.core) for each in second.scenario.placed] == [("call-in", 0)]
+    assert [(each.at_ppm, each.vcpu) for each in second.timed] == [(0, -1), (1, 1)]
+    assert list(with_fewer_cores(first)) == []
+
+
 def test_what_fails_without_nmis_needs_none(tmp_path: Path) -> None:
     found = run(storm(), lambda *_: True, tmp_path)
     assert (found.after.scenario.placed, found.after.timed) == ((), ())
@@ -119,6 +142,7 @@ def test_a_failure_that_the_times_do_not_bring_back_is_put_where_it_landed(tmp_p
 
     found = run(storm(), fails, tmp_path)
     assert found.reproduced
+    assert found.after.whole
     assert [each.phase for each in found.after.scenario.placed] == [Phase.WINDOW]
 
 
@@ -138,6 +162,16 @@ def test_a_change_is_kept_only_when_it_fails_often_enough(tmp_path: Path) -> Non
     found = run(storm(), fails, tmp_path, need="3/3")
     assert found.after.scenario.topology == SHAPE
     assert run(storm(), fails, tmp_path, need="2/3").after.scenario.topology == Topology(1, 1, 2)
+
+
+def test_the_smallest_so_far_is_told_each_time(tmp_path: Path) -> None:
+    kept: list[Case] = []
+    evidence = storm()
+    found = minimise(evidence, made_up(by_one), Need(1, 1), tmp_path, lambda _: None, 300, kept.append)
+    assert kept[-1] == found.after
+    assert kept[0] == found.before
+    counts = [len(case.timed) + len(case.scenario.placed) for case in kept]
+    assert counts == sorted(counts, reverse=True)
 
 
 def test_the_search_ends_at_its_bound_with_the_smallest_so_far(tmp_path: Path) -> None:
