@@ -23,7 +23,24 @@ from lab.errors import HostError, LabError, UsageError
 from lab.host.paths import is_utf8, show_bytes
 
 #: In the order in which they are listed.
-COMMANDS = (doctor, build, trial, judge, run, report, sound, mutants, ucode, sweep, explain, replay, minimise, bench, scenarios, mechanisms)
+COMMANDS = (
+    doctor,
+    build,
+    trial,
+    judge,
+    explain,
+    replay,
+    minimise,
+    run,
+    report,
+    sweep,
+    sound,
+    mutants,
+    ucode,
+    bench,
+    scenarios,
+    mechanisms,
+)
 
 app = typer.Typer(
     rich_markup_mode=None,
