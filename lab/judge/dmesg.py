@@ -125,7 +125,7 @@ def find_complaints(lines: Iterable[str], cause: Cause | None = None) -> list[Pr
     found = (
         Proof(text=f"{family.name}: {clean(line)}")
         for line in lines
-        if (family := _classify(message_of(line))) is not None and cause in (None, family.cause)
+        if (family := classify(message_of(line))) is not None and cause in (None, family.cause)
     )
     return list(islice(found, MAX_PROOFS))
 
@@ -147,6 +147,11 @@ def find_earlier_complaints(facts: Facts) -> list[Proof]:
 def message_of(line: str) -> str:
     """Return a line without level, timestamp and caller."""
     return _PREFIX.sub("", line[:_MAX_LINE], count=1)
+
+
+def classify(message: str) -> Family | None:
+    """Return the family of a message, None where it is no complaint."""
+    return next((family for family in FAMILIES if family.pattern.search(message)), None)
 
 
 def judge_dmesg(facts: Facts) -> Invariant:
@@ -212,10 +217,6 @@ def judge_errno_and_messages(facts: Facts) -> Invariant:
     if not guest.revisions_before or guest.revisions_before[0] >= guest.target_revision:
         gap = "sysfs named no older revision of CPU 0 before, so the right numbers are not known"
     return unseen(name, gap) if gap else held(name, f"errno 0, and the kernel said '{clean(done[0][0])}'")
-
-
-def _classify(message: str) -> Family | None:
-    return next((family for family in FAMILIES if family.pattern.search(message)), None)
 
 
 def _of_first_load(words: Words, messages: list[str]) -> list[str]:
