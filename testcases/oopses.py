@@ -104,6 +104,7 @@ def _bug(images: ImageSet, kernel: Kernel) -> bytes:
     """Jump to a BUG() of the kernel's own."""
     with open(images.vmlinux, "rb") as source:
         table = ELFFile(source).get_section_by_name("__bug_table")
+        assert table is not None
         start, entries = int(table["sh_addr"]), list(_BUG_ENTRY.iter_unpack(table.data()))
     places = (
         start + index * _BUG_ENTRY.size + entry[0] for index, entry in enumerate(entries) if not entry[3] & _WARNS

@@ -15,6 +15,7 @@ from lab.campaign.bench import Figure
 from lab.campaign.expectation import MechanismResult
 from lab.campaign.soundness import Soundness, add_up
 from lab.campaign.store import Run
+from lab.report.buckets import count_buckets
 from lab.report.figures import measure_price
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import Added, measure_added
@@ -77,6 +78,8 @@ def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
         "windows_judged": record.windows_judged,
         "windows_unseen": record.windows_unseen,
         "durations": record.durations,
+        "bucket": record.bucket,
+        "stall": verdict.stall,
         "proofs": {
             invariant.name: [proof.text for proof in invariant.proofs]
             for invariant in verdict.invariants
@@ -108,6 +111,8 @@ def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
     facts = (
         f"NMIs: {counts}, {nmis.handled} handled",
         f"windows: {windows or 'none'}; {record.windows_judged} judged, {record.windows_unseen} unseen",
+        *((f"bucket: {clean(record.bucket)}",) if record.bucket else ()),
+        *(f"when it stopped answering: {clean(line)}" for line in verdict.stall),
         f"evidence: {record.evidence}",
     )
     return Group(head, Text(""), table, Text(""), *(Text(fact) for fact in facts))
@@ -136,6 +141,7 @@ def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> di
         "uniformity": [
             {**msgspec.structs.asdict(each), "sentence": each.sentence} for each in measure_uniformity(run.records)
         ],
+        "buckets": count_buckets(run.records),
         "report": str(page),
     }
 
@@ -180,6 +186,16 @@ def make_coverage_view(run: Run) -> RenderableType:
         table.add_row(clean(row.mechanism), clean(row.role), *(str(row.nmis.get(phase, 0)) for phase in phases))
     sentences = (Text(clean(each.sentence)) for each in measure_uniformity(run.records))
     return Group(table, *sentences)
+
+
+def make_bucket_table(run: Run) -> Table | None:
+    """Return what went wrong in a run, equal failures together and the most frequent first; None when nothing did."""
+    buckets = count_buckets(run.records)
+    table = make_table("trials", "mechanisms", "what went wrong", "first", "seed")
+    for bucket in buckets:
+        names = ", ".join(bucket.mechanisms)
+        table.add_row(str(bucket.count), names, Text(clean(bucket.title)), str(bucket.first), str(bucket.seed))
+    return table if buckets else None
 
 
 def _format_added(added: Added | None) -> str:

@@ -124,6 +124,9 @@ def _tell_run(folder: Path, page: Path, as_json: bool) -> None:
     out().print(present.make_coverage_view(stored))
     for result in results:
         out().print(f"{result.name}: {result.reason}")
+    buckets = present.make_bucket_table(stored)
+    if buckets is not None:
+        out().print(buckets)
     out().print(f"report: {page}")
 
 

@@ -13,6 +13,7 @@ from lab.judge.facts import Facts, find_facts, find_repeat
 from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unseen
 from lab.judge.landings import find_landings, why_hold_missed, why_phase_missed
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
+from lab.judge.stall import describe_stall
 from lab.spec.base import Witness, find_base
 from lab.spec.evidence import SCHEMA_VERSION, Ending, EventKind, Evidence, Match
 from lab.spec.mechanism import Expectation
@@ -76,6 +77,7 @@ def judge(evidence: Evidence) -> Verdict:
         accounts=find_accounts(facts),
         entries=find_entries(facts),
         windows_unseen=windows - judged,
+        stall=describe_stall(evidence),
     )
 
 

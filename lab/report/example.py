@@ -25,6 +25,7 @@ class Example:
 
     :param broken: its broken invariants, ``quiet`` first, with their proofs
     :param problem: why there is no drawing, empty when there is one
+    :param stall: where its vCPUs were, one line each, when the guest stopped answering
     """
 
     record: TrialRecord
@@ -32,6 +33,7 @@ class Example:
     broken: tuple[Invariant, ...]
     timeline: Timeline | None
     problem: str
+    stall: tuple[str, ...] = ()
 
 
 def find_evidence(run_folder: Path, evidence: str) -> Path:
@@ -88,7 +90,14 @@ def find_example(run_folder: Path, records: Iterable[TrialRecord]) -> Example | 
     record, verdict = min(judged, key=lambda pair: (_rank(pair[0]), _proof_length(pair[1])))
     invariants = _sort_broken(verdict.invariants)
     timeline, problem = _draw(find_evidence(run_folder, record.evidence), invariants)
-    return Example(record=record, reason=verdict.reason, broken=invariants, timeline=timeline, problem=problem)
+    return Example(
+        record=record,
+        reason=verdict.reason,
+        broken=invariants,
+        timeline=timeline,
+        problem=problem,
+        stall=verdict.stall,
+    )
 
 
 def _is_broken(record: TrialRecord) -> bool:

@@ -14,6 +14,7 @@ from lab.campaign.expectation import MechanismResult, Tally, run_met, weigh_run
 from lab.campaign.store import RECORDS, MechanismAsked, Run, read_run
 from lab.errors import EvidenceError
 from lab.host.files import write_whole
+from lab.report.buckets import count_buckets
 from lab.report.example import Example, find_evidence, find_example, link_evidence
 from lab.report.figures import (
     NEVER_REQUIRED,
@@ -99,6 +100,7 @@ def write_report(run_folder: Path) -> Path:
         met=run_met(row.result for row in rows),
         outcomes={outcome.value: sum(r.outcome is outcome for r in run.records) for outcome in Outcome},
         groups=_group(run.records),
+        buckets=count_buckets(run.records)[:MAX_GROUPS],
         surprises=[trial for trial in listed if trial.record.outcome is not Outcome.PASS],
         passes=[trial for trial in listed if trial.record.outcome is Outcome.PASS],
         unlisted=len(run.records) - len(listed),

@@ -371,6 +371,32 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     steal_ppm: int
 
 
+class StalledVcpu(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one vCPU of a guest that stopped answering was found.
+
+    :param symbol: ``symbol+0x..``, empty when the address is none of the kernel's
+    :param halted: it slept
+    :param interrupts: it would have taken them; None where only the oracle could be asked
+    """
+
+    vcpu: int
+    pc: int
+    symbol: str
+    halted: bool
+    interrupts: bool | None = None
+
+
+class Stall(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest that stopped answering was asked before it was ended.
+
+    :param vcpus: by QEMU's registers, or by the last blocks that the oracle saw where QEMU did not answer either
+    :param problem: why QEMU's registers are missing, empty when they are there
+    """
+
+    vcpus: tuple[StalledVcpu, ...]
+    problem: str = ""
+
+
 class Match(enum.Enum):
     """How the booted kernel and the vmlinux that its landmarks come from are known to belong together."""
 
@@ -397,6 +423,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one trial left behind.
 
     :param reason: what the lab saw last, where the ending is not COMPLETE
+    :param console_report: the console's lines from the first complaint on, which its tail may no longer hold
+    :param stall: None unless the guest stopped answering
     """
 
     schema_version: int
@@ -411,3 +439,5 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     guest: GuestEvidence | None
     timings: Timings | None
     console_tail: tuple[str, ...]
+    console_report: tuple[str, ...] = ()
+    stall: Stall | None = None

@@ -202,6 +202,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     :param windows_unseen: windows that could not
     :param accounts: one for each vCPU, none where the oracle lost records
     :param entries: of all vCPUs, in order, none where the oracle lost records
+    :param stall: of a guest that stopped answering, where each vCPU was, one line each
     """
 
     outcome: Outcome = Outcome.INVALID
@@ -214,6 +215,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     landings: tuple[Landing, ...] = ()
     accounts: tuple[NmiAccount, ...] = ()
     entries: tuple[NmiEntry, ...] = ()
+    stall: tuple[str, ...] = ()
 
 
 class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +226,7 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     :param coverage: ``phase role`` to how many NMIs were set pending there, ``unsure`` for a phase that is one of two
     :param match: how kernel and vmlinux are known to belong together, None where no guest booted
     :param fractions: phase to how far into it each random NMI was set pending, 0 to 1, one for each that surely was
+    :param bucket: what went wrong, in words that equal failures share; see lab/judge/bucket.py
     """
 
     trial: int
@@ -242,3 +245,4 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     match: Match | None = None
     coverage: dict[str, int] = {}
     fractions: dict[str, tuple[float, ...]] = {}
+    bucket: str = ""

@@ -28,6 +28,7 @@ from lab.spec.evidence import (
     Images,
     InjectionLog,
     OracleEvidence,
+    Stall,
     Timings,
 )
 from lab.spec.plan import Plan
@@ -88,6 +89,8 @@ class _Ended(msgspec.Struct, frozen=True, kw_only=True):
     ending: Ending
     reason: str
     console_tail: tuple[str, ...]
+    console_report: tuple[str, ...] = ()
+    stall: Stall | None = None
 
 
 def write_evidence(folder: Path, evidence: Evidence, raw: Mapping[str, bytes]) -> None:
@@ -143,7 +146,13 @@ def _encode_witnesses(evidence: Evidence) -> dict[str, bytes]:
         _INJECTIONS: evidence.injections,
         _GUEST: evidence.guest,
         _TIMINGS: evidence.timings,
-        _ENDING: _Ended(ending=evidence.ending, reason=evidence.reason, console_tail=evidence.console_tail),
+        _ENDING: _Ended(
+            ending=evidence.ending,
+            reason=evidence.reason,
+            console_tail=evidence.console_tail,
+            console_report=evidence.console_report,
+            stall=evidence.stall,
+        ),
     }
     try:
         return {name: msgspec.json.encode(witness) for name, witness in witnesses.items() if witness is not None}
@@ -195,6 +204,8 @@ def read_evidence(folder: Path) -> Evidence:
             guest=_find(source, data, _GUEST, GuestEvidence),
             timings=_find(source, data, _TIMINGS, Timings),
             console_tail=ended.console_tail,
+            console_report=ended.console_report,
+            stall=ended.stall,
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from lab.judge import judge
+from lab.judge.bucket import find_bucket
 from lab.spec.evidence import Evidence
 from lab.spec.verdict import Outcome, TrialRecord, Verdict
 from lab.trial.folder import write_evidence, write_verdict
@@ -44,6 +45,7 @@ def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name
         ),
         fractions=list_fractions(evidence, verdict),
         match=evidence.images.match if evidence.images is not None else None,
+        bucket=find_bucket(evidence, verdict),
     )
 
 

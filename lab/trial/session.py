@@ -22,6 +22,7 @@ from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.run_dir import make_run_dir
 from lab.judge import judge
+from lab.judge.titles import cut_report
 from lab.spec.base import Witness, find_base
 from lab.spec.boot import Boot, Granularity
 from lab.spec.evidence import (
@@ -34,6 +35,7 @@ from lab.spec.evidence import (
     OracleEvidence,
     RendezvousState,
     Returned,
+    Stall,
     Timings,
     VcpuRunning,
 )
@@ -50,6 +52,7 @@ from lab.trial.keys import make_guest_keys
 from lab.trial.schedule import Overhead
 from lab.trial.sentinels import SETTLE_BOUND_S, SETTLE_STEP_S, send_sentinels
 from lab.trial.siblings import SiblingSwitch
+from lab.trial.stall import ask_stalled
 from lab.witness.hold_places import find_holds
 from lab.witness.kernel import Kernel
 from lab.witness.landmarks import find_landmarks, make_symboliser
@@ -112,6 +115,7 @@ class Session:
         self._symbolise: Symbolise = functools.lru_cache(MAX_SYMBOLS)(symbolise)
         self._link = link
         self._trials = 0
+        self._stalled = False
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
         guest_side.prepare_guest(machine.shell, boot, images.kernel_release, deadline)
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
@@ -119,8 +123,8 @@ class Session:
 
     @property
     def usable(self) -> bool:
-        """Whether the guest can serve another trial."""
-        return self.machine.ending is None
+        """Whether the guest can serve another trial: it has not ended, and was not stopped since it did not answer."""
+        return self.machine.ending is None and not self._stalled
 
     def arm_oracle(
         self, mechanism: Mechanism, stretch_us: tuple[int, ...], holds: tuple[Hold, ...] = (), *, cover: bool = False
@@ -180,6 +184,9 @@ class Session:
             self.machine.wait_settled(Deadline.after(SETTLE_BOUND_S))
             end = self.machine.ending or end
             ending, reason = end.kind, end.reason
+        elif ending is Ending.DEADLINE:
+            self._stalled = True
+            trial.ask()
         return trial.collect(ending, reason)
 
     def _add_files(self, kept: Kept) -> Kept:
@@ -206,6 +213,7 @@ class _Trial:
         self.raw: dict[str, bytes] = {}
         self.injections: InjectionLog | None = None
         self.guest: GuestEvidence | None = None
+        self.stall: Stall | None = None
         self.command_ns = 0
         self.returned_ns = 0
         self.ran_before: tuple[VcpuRunning, ...] = ()
@@ -355,6 +363,11 @@ class _Trial:
             return None
         return state
 
+    def ask(self) -> None:
+        """Ask a guest that stopped answering where its vCPUs are, which ends it for all else."""
+        self.stall, raw = ask_stalled(self.machine, self.link, self.session.topology.vcpus, self.session._symbolise)
+        self.raw |= raw
+
     def collect(self, ending: Ending, reason: str) -> Kept:
         """Bring all evidence together, also when the guest is gone."""
         self.link.disarm()
@@ -381,6 +394,8 @@ class _Trial:
             guest=self.guest,
             timings=timings,
             console_tail=console.lines[-CONSOLE_TAIL_LINES:],
+            console_report=cut_report(console.lines),
+            stall=self.stall,
         )
         return Kept(evidence, self.raw)
 

@@ -38,7 +38,7 @@ LINES = {
     "NMI watchdog: Watchdog detected hard LOCKUP on cpu 1": "hard lockup",
     "BUG: workqueue lockup - pool cpus=1 node=0 flags=0x0 nice=0 stuck for 32s!": "workqueue lockup",
     "BUG: KASAN: slab-out-of-bounds in load_primary+0x1c/0x80": "BUG: KASAN: slab-out-of-bounds in load_primary",
-    "BUG: KFENCE: use-after-free read in sysfs_kf_seq_show+0x1c/0x80": "BUG: KFENCE: use-after-free read in sysfs_kf_seq_show",
+    "BUG: KFENCE: use-after-free read in reload+0x1c/0x80": "BUG: KFENCE: use-after-free read in reload",
     "BUG: scheduling while atomic: swapper/0/0/0x00000002": "BUG: scheduling while atomic",
     "BUG: sleeping function called from invalid context at kernel/locking/mutex.c:580": (
         "BUG: sleeping function called from invalid context at kernel/locking/mutex.c:N"

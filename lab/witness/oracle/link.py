@@ -295,8 +295,12 @@ class OracleLink:
 
     def look_at_rest(self) -> tuple[tuple[bool, int], ...]:
         """Note, as part of the trial, where each vCPU is now: whether it is halted, and the last block it began."""
-        self._resting = tuple((bool(vcpu.halts & 1), pc_of(vcpu.block)) for vcpu in self._file.read_vcpus())
+        self._resting = self.look()
         return self._resting
+
+    def look(self) -> tuple[tuple[bool, int], ...]:
+        """Return of each vCPU whether it is halted, and the last block it began; also once QEMU is stopped or dead."""
+        return tuple((bool(vcpu.halts & 1), pc_of(vcpu.block)) for vcpu in self._file.read_vcpus())
 
     def collect(self, symbolise: Symbolise) -> OracleEvidence:
         """Return what the oracle saw of the trial armed last, also once QEMU is dead."""

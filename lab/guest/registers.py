@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every vCPU's registers, of a guest that no longer answers: QEMU may answer still, or be stuck itself."""
+
+import re
+from typing import Final
+
+import msgspec
+
+from lab.guest.qmp import QmpChannel
+from lab.host.deadline import Deadline
+
+#: QEMU answers within milliseconds, or not at all.
+ASK_S: Final = 3.0
+#: Some 3 KiB a vCPU.
+MAX_TEXT_CHARS: Final = 256 << 10
+#: RFLAGS.IF, SDM 1 3.4.3.
+_INTERRUPTS: Final = 1 << 9
+
+#: ``CPU#1``, then among others ``RIP=ffffffff81357cc3 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1``.
+_HEAD: Final = re.compile(r"^CPU#(\d{1,4})\s*$", re.ASCII | re.MULTILINE)
+_RIP: Final = re.compile(r"^RIP=([0-9a-f]{1,16}) RFL=([0-9a-f]{1,16}) .{0,100}?\bHLT=([01])", re.ASCII | re.MULTILINE)
+
+
+class VcpuRegisters(msgspec.Struct, frozen=True, kw_only=True):
+    """What matters of one vCPU's registers.
+
+    :param interrupts: it would take them
+    """
+
+    vcpu: int
+    rip: int
+    halted: bool
+    interrupts: bool
+
+
+def read_registers(qmp: QmpChannel, deadline: Deadline) -> str:
+    """Stop the guest for good and return what QEMU says of all its vCPUs' registers.
+
+    It is stopped since RIP is kept up to date between chains of translated blocks only: of a vCPU that loops in one it
+    would be that of long ago.
+
+    :raise GuestGone: the guest ended
+    :raise DeadlineError: QEMU did not answer
+    :raise GuestError: QEMU refused
+    """
+    qmp.execute("stop", deadline=deadline)
+    text = qmp.execute("human-monitor-command", {"command-line": "info registers -a"}, deadline=deadline)
+    return str(text)[:MAX_TEXT_CHARS]
+
+
+def parse_registers(text: str) -> tuple[VcpuRegisters, ...]:
+    """Return what ``info registers -a`` says, in order of vCPUs; what cannot be read is left out."""
+    heads = list(_HEAD.finditer(text))
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    found = {}
+    for head, end in zip(heads, ends, strict=True):
+        match = _RIP.search(text, head.end(), end)
+        if match is not None:
+            found[int(head[1])] = VcpuRegisters(
+                vcpu=int(head[1]),
+                rip=int(match[1], 16),
+                halted=match[3] == "1",
+                interrupts=bool(int(match[2], 16) & _INTERRUPTS),
+            )
+    return tuple(found[vcpu] for vcpu in sorted(found))

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where the vCPUs of a guest were that stopped answering, in words."""
+
+from lab.judge.finding import clean
+from lab.spec.evidence import Evidence
+
+
+def describe_stall(evidence: Evidence) -> tuple[str, ...]:
+    """Return where each vCPU of a guest that stopped answering was, one line each; what is missing comes last."""
+    stall = evidence.stall
+    if stall is None:
+        return ()
+    lines = []
+    for vcpu in stall.vcpus:
+        line = f"vCPU {vcpu.vcpu} {'halted ' if vcpu.halted else ''}at {clean(vcpu.symbol) or hex(vcpu.pc)}"
+        lines.append(line + ("" if vcpu.interrupts is None else f", interrupts {'on' if vcpu.interrupts else 'off'}"))
+    return (*lines, f"by the oracle's last blocks: {clean(stall.problem)}") if stall.problem else tuple(lines)
