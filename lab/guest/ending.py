@@ -21,7 +21,7 @@ QUOTED_REPORTS = 2
 class GuestEnd(msgspec.Struct, frozen=True):
     """What was seen of a guest's end.
 
-    :param kind: PANIC or GONE
+    :param kind: PANIC or GONE; LAB where the guest had no part in it
     :param reason: who saw what, in words
     """
 

@@ -66,4 +66,6 @@ class ExitWatch:
         # Without a timeout: the stop above always comes.
         if self._pidfd in dict(poll.poll()):
             said = "".join(f": {line}" for line in read_messages(self._log)[-1:])
-            self._ending.report(Ending.GONE, describe_exit(self._process.wait()) + said)
+            status = self._process.wait()
+            # A signal is of the host, or of a defect in QEMU: no guest can send one.
+            self._ending.report(Ending.LAB if status < 0 else Ending.GONE, describe_exit(status) + said)

@@ -27,6 +27,9 @@ _Result = TypeVar("_Result")
 #: Events that end all waits.
 _ENDINGS = {"SHUTDOWN": Ending.GONE, "RESET": Ending.GONE, "GUEST_PANICKED": Ending.PANIC}
 
+#: How the reasons of events begin that the guest has no part in, such as ``host-signal``.
+_HOSTS_DOING = "host-"
+
 
 class QmpChannel:
     """A QMP session over one end of a socket pair; a thread of its own runs its event loop.
@@ -118,8 +121,10 @@ class QmpChannel:
 
     async def _watch(self, listener: EventListener) -> None:
         async for event in listener:
-            name = str(event["event"])
-            self._ending.report(_ENDINGS[name], f"QEMU reported {name} {event.get('data', '')}".rstrip())
+            name, data = str(event["event"]), event.get("data", "")
+            reason = data.get("reason", "") if isinstance(data, dict) else ""
+            kind = Ending.LAB if str(reason).startswith(_HOSTS_DOING) else _ENDINGS[name]
+            self._ending.report(kind, f"QEMU reported {name} {data}".rstrip())
 
     def _wake(self) -> None:
         def tell() -> None:

@@ -47,7 +47,9 @@ def judge_deadline(facts: Facts) -> Invariant:
     returned = facts.end is not None or (timings is not None and timings.returned_ns != 0)
     if evidence.ending is Ending.DEADLINE and returned:
         return unseen(name, f"{what}; but the load had ended before", proofs)
-    doubt = why_not_shown_running(facts)
+    # QEMU stopped, or stuck: its vCPUs did not run until the deadline, which no gap between two blocks shows.
+    stuck = evidence.stall.problem if evidence.stall is not None else ""
+    doubt = clean(stuck) or why_not_shown_running(facts)
     if doubt:
         return unseen(name, f"{what}; but {doubt}", proofs)
     return broken(name, proofs, what)
