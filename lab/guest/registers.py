@@ -51,9 +51,9 @@ def read_registers(qmp: QmpChannel, deadline: Deadline) -> str:
 def parse_registers(text: str) -> tuple[VcpuRegisters, ...]:
     """Return what ``info registers -a`` says, in order of vCPUs; what cannot be read is left out."""
     heads = list(_HEAD.finditer(text))
-    ends = [head.start() for head in heads[1:]] + [len(text)]
     found = {}
-    for head, end in zip(heads, ends, strict=True):
+    for at, head in enumerate(heads):
+        end = heads[at + 1].start() if at + 1 < len(heads) else len(text)
         match = _RIP.search(text, head.end(), end)
         if match is not None:
             found[int(head[1])] = VcpuRegisters(

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import contextlib
+import random
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lab.errors import DeadlineError, GuestGone
@@ -131,6 +133,23 @@ def test_a_flood_is_read_to_its_end_but_not_kept(tmp_path: Path) -> None:
         assert console.tail(1) == ("the end",)
         part = console.part(0)
         assert part.lost_bytes == count * 1024 + len(b"the end\n") - RECENT_BYTES
+    assert (tmp_path / "console.log").stat().st_size == MAX_LOG_BYTES
+
+
+def test_a_hundred_megabytes_of_garbage_take_no_memory(tmp_path: Path) -> None:
+    noise = random.Random(1).randbytes(1 << 20)
+    with opened(tmp_path) as (console, guest, latch):
+        guest.sendall(noise * 20)
+        before = psutil.Process().memory_info().rss
+        for _ in range(80):
+            guest.sendall(noise)
+        guest.sendall(b"\n" + PANIC)
+        guest.close()
+        assert console.wait_closed(Deadline.after(120))
+        assert psutil.Process().memory_info().rss - before < 16 << 20
+        assert latch.seen is not None
+        assert "Kernel panic" in console.tail(1)[0]
+        assert all(line.isprintable() for line in console.part(0).lines)
     assert (tmp_path / "console.log").stat().st_size == MAX_LOG_BYTES
 
 

@@ -115,6 +115,17 @@ def test_an_ending_event_ends_a_wait_at_once(name: str, kind: Ending) -> None:
             qmp.execute("cont", deadline=Deadline.after(60))
 
 
+def test_what_the_host_did_is_not_the_guests() -> None:
+    def end(qemu: FakeQemu, _id: object) -> None:
+        qemu.send({"event": "SHUTDOWN", "data": {"guest": False, "reason": "host-signal"}, "timestamp": STAMP})
+
+    with opened(stop=end) as (qmp, latch):
+        with pytest.raises(GuestGone, match="host-signal"):
+            qmp.execute("stop", deadline=Deadline.after(60))
+        assert latch.seen is not None
+        assert latch.seen.kind is Ending.LAB
+
+
 def test_an_end_seen_by_another_witness_ends_a_wait_at_once() -> None:
     with opened(stop=stay_silent) as (qmp, latch):
         threading.Timer(0.05, latch.report, [Ending.PANIC, "the console showed a panic"]).start()
