@@ -92,7 +92,7 @@ def weigh_mechanism(name: str, expected: Expected, records: Iterable[TrialRecord
         invalid=outcomes[Outcome.INVALID],
         error=outcomes[Outcome.ERROR],
     )
-    met, reason = _weigh(expected, counts, caught)
+    met, reason = weigh_counts(expected, counts, caught)
     return MechanismResult(
         name=name,
         expectation=expected.kind,
@@ -123,7 +123,11 @@ def _tally(counter: Counter[Finding]) -> Tally:
     return Tally(held=counter[Finding.HELD], broken=counter[Finding.BROKEN], unseen=counter[Finding.UNSEEN])
 
 
-def _weigh(expected: Expected, counts: OutcomeCounts, caught: int) -> tuple[bool, str]:
+def weigh_counts(expected: Expected, counts: OutcomeCounts, caught: int) -> tuple[bool, str]:
+    """Say whether trials did what is expected of them, and why in one sentence.
+
+    :param caught: how many ended in FAIL with one of the invariants broken that the expectation names
+    """
     trials = counts.trials
     if trials == 0:
         return False, "no trial was run"

@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from lab.cli.app import INTERRUPTED, LAB_FAULT, USAGE, Interrupted, complain
+from lab.cli.campaign import campaign
 from lab.cli.images import build, doctor
 from lab.cli.lists import mechanisms, scenarios
 from lab.cli.mutants import mutants
@@ -49,6 +50,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(campaign, name="campaign", help="Run many trials over a night, and lose none.")
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,7 @@ as somebody holds the lock (flock) on the file in it, which the kernel takes bac
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,7 +23,8 @@ from lab.errors import HostError
 PARENT: Final = Path("/tmp")  # noqa: S108  each folder in it is made by mkdtemp, for this user alone
 PREFIX: Final = "mclab-"
 _LOCK: Final = "in-use"
-#: A folder this young may not be locked yet.
+_MAKER: Final = re.compile(re.escape(PREFIX) + r"([0-9]+)-.*", re.ASCII)
+#: A folder this young may not be locked yet, unless the process in its name is gone.
 _YOUNG_S: Final = 60.0
 
 
@@ -32,9 +34,9 @@ def make_run_dir() -> Iterator[Path]:
 
     :raise HostError: it cannot be made
     """
-    _sweep()
+    sweep()
     try:
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PARENT))
+        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=PARENT))
     except OSError as error:
         raise HostError(f"a run folder below {PARENT} could not be made: {error.strerror}") from error
     try:
@@ -57,12 +59,12 @@ def _hold(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Remove this user's folders that nobody uses any more."""
     for path in PARENT.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             status = path.lstat()
-            young = time.time() - status.st_mtime < _YOUNG_S
+            young = time.time() - status.st_mtime < _YOUNG_S and not _is_orphan(path.name)
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or young:
                 continue
             descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -71,3 +73,9 @@ def _sweep() -> None:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+def _is_orphan(name: str) -> bool:
+    """Say whether the process that made a folder has ended."""
+    made_by = _MAKER.fullmatch(name)
+    return made_by is not None and not Path("/proc", made_by[1]).exists()

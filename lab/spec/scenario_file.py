@@ -78,12 +78,17 @@ def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
     :param file: what errors call it
     :raise UsageError: it is no such text; the error names the file, the key and what is allowed
     """
-    table = _load(text, file)
+    return read_scenario_table(_load(text, file), file, name)
+
+
+def read_scenario_table(table: Mapping[str, Any], file: str, name: str) -> NamedScenario:
+    """Read a scenario from its keys; raises as :func:`parse_scenario` does."""
     _check_keys(table, ("summary", "mechanism"), file)
-    summary = table.pop("summary")
+    summary = table["summary"]
     if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
         raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")
-    return NamedScenario(name=name, summary=summary, scenario=_make(table, file))
+    keys = {key: value for key, value in table.items() if key != "summary"}
+    return NamedScenario(name=name, summary=summary, scenario=_make(keys, file))
 
 
 def parse_axes(mechanism: str, axes: str, file: str) -> Scenario:

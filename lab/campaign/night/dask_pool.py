@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The campaign's executor: Dask workers, of a cluster on this host or of whatever scheduler its user runs.
+
+A worker is one process with one thread, and declares a resource ``vcpus``: how many vCPUs its host has for guests. A
+trial asks for as many as its guest has, so that no host is given one that it cannot run; which of a host's workers run
+beside each other is left to the host's own budget (lab.host.admission), which all labs on it share.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast
+
+import dask
+from distributed import Client, Future, LocalCluster
+from distributed.security import Security
+
+from lab import __version__
+from lab.campaign.night import dask_worker
+from lab.campaign.night.dask_worker import StationPlugin
+from lab.campaign.night.executor import Broken, Ended
+from lab.campaign.night.images import ImageSource, receive_images
+from lab.campaign.night.spec import choose_trial
+from lab.campaign.night.trial import Job, Missing, TrialDone
+from lab.errors import HostError, LabError, UsageError
+from lab.host.run_dir import make_run_dir
+
+RESOURCE: Final = "vcpus"
+CONNECT_S: Final = 30.0
+#: A local worker imports the lab, and a crowded host is slow at it.
+START_S: Final = 120.0
+#: A trial that was aborted has lost its guest, and collects what there is.
+ABORT_S: Final = 20.0
+#: How often a trial whose worker died is tried elsewhere before that counts as the trial's own doing.
+MAX_DEATHS: Final = 3
+#: How long what the scheduler says of its workers is believed.
+FRESH_S: Final = 1.0
+
+#: A trial that nobody heard of for so long, from a worker that does not answer, is run elsewhere.
+_CONFIG: Final = {
+    "distributed.scheduler.allowed-failures": MAX_DEATHS - 1,
+    "distributed.scheduler.worker-ttl": "120 s",
+    "distributed.admin.tick.limit": "60 s",
+}
+
+Workers = Mapping[str, Mapping[str, Any]]
+
+
+class DaskExecutor:
+    """Runs trials on the workers of a scheduler. Made by :func:`start_workers` or :func:`join_scheduler`."""
+
+    def __init__(self, client: Client, source: ImageSource) -> None:
+        self._client = client
+        self._source = source
+        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._jobs: dict[str, tuple[Job, Future]] = {}
+        self._tries = 0
+        self._workers: Workers = {}
+        self._asked_at = 0.0
+
+    @property
+    def capacity(self) -> int:
+        """As many trials as there are workers, which may come and go.
+
+        :raise HostError: the scheduler is gone
+        """
+        return len(self.find_workers())
+
+    def find_workers(self) -> Workers:
+        """Return what the scheduler says of each worker, by address.
+
+        :raise HostError: the scheduler is gone
+        """
+        if time.monotonic() - self._asked_at >= FRESH_S:
+            try:
+                self._workers = cast(Workers, self._client.scheduler_info()["workers"])
+            except (OSError, TimeoutError, KeyError) as error:
+                raise self._lost() from error
+            self._asked_at = time.monotonic()
+        return self._workers
+
+    def submit(self, job: Job) -> None:
+        """Have a trial run on any worker whose host is large enough for its guest."""
+        vcpus = choose_trial(job.spec, job.number).part.scenario.topology.vcpus
+        workers = self.find_workers()
+        if workers:
+            # One that is larger than every host runs all the same, alone: lab.host.admission says how.
+            vcpus = min(vcpus, max(int(each["resources"].get(RESOURCE, 0)) for each in workers.values()))
+        self._tries += 1
+        future = self._client.submit(
+            dask_worker.run_job,
+            job,
+            key=f"{job.campaign}-{job.number}-{self._tries}",
+            resources={RESOURCE: vcpus},
+            pure=False,
+        )
+        self._jobs[future.key] = (job, future)
+        future.add_done_callback(self._ended.put)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Return what has ended.
+
+        :raise HostError: the scheduler is gone, or a worker's host cannot run trials
+        """
+        found: list[Ended] = []
+        with contextlib.suppress(queue.Empty):
+            future = self._ended.get(timeout=seconds)
+            while True:
+                found += self._collect(future)
+                future = self._ended.get_nowait()
+        if not found and self._client.status != "running":
+            raise self._lost()
+        return found
+
+    def abort(self) -> None:
+        """End what runs, on all workers."""
+        with contextlib.suppress(Exception):
+            self._client.cancel([future for _, future in self._jobs.values()])
+            self._client.run(dask_worker.abort_trial, on_error="ignore")
+
+    def end_guests(self) -> None:
+        """End the guests of all workers, which go on without the campaign."""
+        with contextlib.suppress(Exception):
+            self._client.run(dask_worker.end_guests, on_error="ignore")
+
+    def _collect(self, future: Future) -> list[Ended]:
+        job, _ = self._jobs.pop(future.key)
+        if future.status in ("cancelled", "lost"):
+            raise self._lost()
+        if future.status == "error":
+            return [self._explain(job, future.exception())]
+        result = future.result()
+        if isinstance(result, Missing):
+            self._send_images(result)
+            self.submit(job)
+            return []
+        assert isinstance(result, TrialDone), "a worker returns one of two"
+        return [result]
+
+    def _explain(self, job: Job, error: BaseException | None) -> Ended:
+        if isinstance(error, LabError):
+            raise error
+        if type(error).__name__ == "KilledWorker":
+            reason = f"the worker that ran it died, and so did {MAX_DEATHS - 1} others after it"
+            return Broken(number=job.number, reason=reason)
+        raise HostError(f"trial {job.number} could not be run: {type(error).__name__}: {error}")
+
+    def _send_images(self, missing: Missing) -> None:
+        """Give a worker's host what it lacks, once: its other workers find it there."""
+        files = {digest: self._source.read(digest) for digest in missing.digests}
+        sent = self._client.submit(receive_images, files, workers=[missing.worker], pure=False)
+        try:
+            sent.result(timeout=START_S)
+        except (OSError, TimeoutError) as error:
+            raise HostError(f"images could not be sent to worker {missing.worker}: {error}") from error
+
+    def _lost(self) -> HostError:
+        return HostError("the Dask scheduler is gone; 'lab campaign resume' runs what is left")
+
+
+@contextlib.contextmanager
+def start_workers(count: int, vcpus: int, source: ImageSource) -> Iterator[DaskExecutor]:
+    """Start workers on this host, and end them and their guests on leaving.
+
+    They talk over TLS with a certificate of this run: what listens on a loopback port of a scheduler runs whatever it
+    is sent, and any user of the host can reach it.
+
+    :param vcpus: of the host, for guests
+    :raise HostError: they did not start
+    """
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(make_run_dir())
+        stack.enter_context(dask.config.set(_CONFIG))
+        try:
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                protocol="tls://",
+                security=Security.temporary(),
+                resources={RESOURCE: vcpus},
+                dashboard_address=None,
+                worker_dashboard_address=None,
+                memory_limit=None,
+                local_directory=os.fspath(folder),
+                silence_logs=logging.CRITICAL,
+            )
+            stack.callback(_close, cluster)
+            client = Client(cluster, set_as_default=False, timeout=START_S)
+            stack.callback(_close, client)
+            client.wait_for_workers(count, timeout=START_S)
+            client.register_plugin(StationPlugin(own=True))
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise HostError(f"{count} workers could not be started: {error}") from error
+        executor = DaskExecutor(client, source)
+        stack.callback(executor.abort)
+        yield executor
+
+
+@contextlib.contextmanager
+def join_scheduler(address: str, source: ImageSource) -> Iterator[DaskExecutor]:
+    """Use the workers of a scheduler that runs already, and leave them without guests.
+
+    Certificates for ``tls://`` are those of Dask's own configuration.
+
+    :raise UsageError: there is none, or its workers are not fit
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            client = Client(address, set_as_default=False, timeout=CONNECT_S)
+            stack.callback(_close, client)
+            client.wait_for_workers(1, timeout=CONNECT_S)
+        except (OSError, TimeoutError, ValueError, TypeError) as error:
+            raise UsageError(f"scheduler '{address}' cannot be used: {error or 'it has no worker'}") from error
+        executor = DaskExecutor(client, source)
+        _check_workers(address, client, executor.find_workers())
+        client.register_plugin(StationPlugin(own=False))
+        stack.callback(executor.end_guests)
+        yield executor
+
+
+def _check_workers(address: str, client: Client, workers: Workers) -> None:
+    for name, facts in workers.items():
+        if facts["nthreads"] != 1 or int(facts["resources"].get(RESOURCE, 0)) < 1:
+            raise UsageError(
+                f"worker {name} of scheduler '{address}' has {facts['nthreads']} threads and resources"
+                f" {dict(facts['resources'])}: needed is one thread and {RESOURCE}, as by"
+                f" 'dask worker --nthreads 1 --resources {RESOURCE}=N'"
+            )
+    try:
+        versions = client.run(dask_worker.tell_version)
+    except Exception as error:
+        raise UsageError(f"the workers of scheduler '{address}' cannot run this lab: {error}") from error
+    for name, version in versions.items():
+        if version != __version__:
+            raise UsageError(f"worker {name} of scheduler '{address}' has lab {version}: this one is {__version__}")
+
+
+def _close(closing: Client | LocalCluster) -> None:
+    # What does not close in time is killed by its nanny; nothing that goes wrong here may hide why we are leaving.
+    with contextlib.suppress(Exception):
+        closing.close(timeout=ABORT_S)

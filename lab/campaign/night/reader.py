@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads a campaign's store, also while it is written: what came of it, and its records."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from lab.campaign.expectation import OutcomeCounts, weigh_counts
+from lab.campaign.night.database import NAME, is_running, open_reader
+from lab.campaign.night.spec import CampaignSpec, Part
+from lab.campaign.night.store import read_spec
+from lab.errors import EvidenceError, UsageError
+from lab.spec.evidence import Match
+from lab.spec.expected import expect
+from lab.spec.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
+
+#: What a store says of a campaign that was killed.
+KILLED: Final = "killed"
+#: How many of the newest failures a summary names.
+NEWEST: Final = 5
+
+
+class PartStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one scenario.
+
+    :param met: its trials did what is expected of them
+    """
+
+    name: str
+    mechanism: str
+    topology: str
+    expected: str
+    met: bool
+    reason: str
+    outcomes: dict[str, int]
+    nmis_sent: int
+    nmis_proven: int
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A trial that ended in FAIL.
+
+    :param failed: in how many of its attempts
+    :param reproduces: its plan places all NMIs by holds, so that each attempt does the same
+    :param evidence: its folder, relative to the campaign's; empty where none is kept
+    """
+
+    number: int
+    part: str
+    failed: int
+    attempts: int
+    reproduces: bool
+    reason: str
+    evidence: str
+    bucket: str
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """A campaign as its store has it.
+
+    :param state: running, stopped, finished or killed
+    :param planned: how many trials there are to be, None without a limit
+    :param evidence: trials by what became of their evidence: kept, sampled-out, dropped
+    :param vcpu_budget: of the host that led the last sitting; guests run beside each other as it admits them
+    :param starved_most_ppm: the most that a host's own hypervisor kept from it during one trial
+    :param load_most: the highest load average that was seen beside a trial
+    :param newest: the last failures, newest first
+    """
+
+    folder: str
+    uid: str
+    summary: str
+    seed: int
+    state: str
+    why: str
+    started: str
+    ran_s: float
+    sittings: int
+    hosts: tuple[str, ...]
+    vcpu_budget: int
+    workers: int
+    planned: int | None
+    done: int
+    trials_per_h: float
+    parts: tuple[PartStanding, ...]
+    evidence: dict[str, int]
+    evidence_bytes: int
+    load_most: float
+    starved_most_ppm: int
+    newest: tuple[Failure, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether there are trials, and those of every scenario did what is expected of them."""
+        ran = [part for part in self.parts if part.outcomes]
+        return bool(ran) and all(part.met for part in ran)
+
+
+def summarise(folder: Path) -> tuple[Summary, ...]:
+    """Return what came of each campaign of a store.
+
+    :raise UsageError: there is none
+    :raise EvidenceError: the store is damaged, or of another lab
+    """
+    running = (folder / NAME).is_file() and is_running(folder)
+    with open_reader(folder) as connection:
+        rows = connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()
+        return tuple(_summarise(connection, folder, each, running) for (each,) in rows)
+
+
+def read_campaign_spec(folder: Path) -> tuple[str, CampaignSpec]:
+    """Return the uid of a store's one campaign, and what it is about.
+
+    :raise UsageError: there is none, or more than one
+    :raise EvidenceError: the store is damaged, or of another lab
+    """
+    with open_reader(folder) as connection:
+        rows = connection.execute("SELECT uid, spec FROM campaigns LIMIT 2").fetchall()
+    if len(rows) != 1:
+        raise UsageError(f"'{folder}' holds {'no campaign' if not rows else 'several campaigns'}: one is needed")
+    return rows[0][0], read_spec(rows[0][1], folder / NAME)
+
+
+def read_records(folder: Path) -> Iterator[TrialRecord]:
+    """Yield all records of a store, in order of campaign and number.
+
+    :raise UsageError: there is no campaign
+    :raise EvidenceError: the store is damaged, or of another lab
+    """
+    columns = (
+        "campaign, number, mechanism, topology, seed, outcome, reason, nmis_sent, nmis_handled, nmis_entries,"
+        " nmis_proven, durations, windows_judged, windows_unseen, kernel_sha256, kernel_match, evidence"
+    )
+    with open_reader(folder) as connection:
+        # The names are ours.
+        for row in connection.execute(f"SELECT {columns} FROM trials ORDER BY campaign, number"):  # noqa: S608
+            yield _make_record(connection, row)
+
+
+def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> TrialRecord:
+    campaign, number, *rest = row
+    key = (campaign, number)
+    (mechanism, topology, seed, outcome, reason, sent, handled, entries, proven) = rest[:9]
+    (durations, judged, unseen, kernel, match, evidence) = rest[9:]
+    invariants = connection.execute("SELECT name, finding FROM invariants WHERE campaign = ? AND number = ?", key)
+    coverage = connection.execute("SELECT place, nmis FROM coverage WHERE campaign = ? AND number = ?", key)
+    try:
+        return msgspec.convert(
+            {
+                "trial": number,
+                "mechanism": mechanism,
+                "topology": topology,
+                "seed": seed,
+                "outcome": Outcome(outcome),
+                "reason": reason,
+                "invariants": {name: Finding(finding) for name, finding in invariants},
+                "nmis": NmiCount(**_as_numbers(sent=sent, handled=handled, entries=entries, proven_in_window=proven)),
+                "durations": msgspec.json.decode(str(durations), type=Durations),
+                "windows_judged": judged,
+                "windows_unseen": unseen,
+                "kernel_sha256": kernel,
+                "evidence": evidence,
+                "coverage": dict(coverage),
+                "match": Match(match) if match else None,
+            },
+            TrialRecord,
+        )
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise EvidenceError(f"trial {number} of the store is no record of this lab: {error}") from error
+
+
+def _as_numbers(**values: object) -> dict[str, int]:
+    return {name: value if isinstance(value, int) else 0 for name, value in values.items()}
+
+
+def _summarise(connection: sqlite3.Connection, folder: Path, campaign: int, running: bool) -> Summary:
+    def ask(query: str, *more: object) -> tuple[object, ...]:
+        row: tuple[object, ...] = connection.execute(query, (campaign, *more)).fetchone()
+        return row
+
+    uid, summary, text, started, ran_s, state, why = ask(
+        "SELECT uid, summary, spec, started, ran_s, state, why FROM campaigns WHERE id = ?"
+    )
+    spec = read_spec(str(text), folder / NAME)
+    done, load, steal, kept_bytes = ask(
+        "SELECT count(*), coalesce(max(load_1m), 0), coalesce(max(steal_ppm), 0), coalesce(sum(evidence_bytes), 0)"
+        " FROM trials WHERE campaign = ?"
+    )
+    sittings, budget, workers = ask(
+        "SELECT count(*), coalesce(max(vcpu_budget), 0), coalesce(max(workers), 0) FROM sittings WHERE campaign = ?"
+    )
+    hosts = connection.execute("SELECT DISTINCT host FROM trials WHERE campaign = ? ORDER BY host", (campaign,))
+    states = "SELECT evidence_state, count(*) FROM trials WHERE campaign = ? GROUP BY evidence_state"
+    ran = float(str(ran_s))
+    return Summary(
+        folder=str(folder),
+        uid=str(uid),
+        summary=str(summary),
+        seed=spec.seed,
+        state=KILLED if state == "running" and not running else str(state),
+        why=str(why),
+        started=str(started),
+        ran_s=ran,
+        sittings=int(str(sittings)),
+        hosts=tuple(host for (host,) in hosts if host),
+        vcpu_budget=int(str(budget)),
+        workers=int(str(workers)),
+        planned=spec.limits.trials,
+        done=int(str(done)),
+        trials_per_h=int(str(done)) / ran * 3_600 if ran else 0.0,
+        parts=tuple(_weigh_part(connection, campaign, part) for part in spec.parts),
+        evidence=dict(connection.execute(states, (campaign,))),
+        evidence_bytes=int(str(kept_bytes)),
+        load_most=float(str(load)),
+        starved_most_ppm=int(str(steal)),
+        newest=_find_newest(connection, campaign),
+    )
+
+
+def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part) -> PartStanding:
+    key = (campaign, part.name)
+    outcomes: dict[str, int] = dict(
+        connection.execute("SELECT outcome, count(*) FROM trials WHERE campaign = ? AND part = ? GROUP BY outcome", key)
+    )
+    sent, proven = connection.execute(
+        "SELECT coalesce(sum(nmis_sent), 0), coalesce(sum(nmis_proven), 0) FROM trials WHERE campaign = ? AND part = ?",
+        key,
+    ).fetchone()
+    expected = expect(part.scenario)
+    query = (
+        "SELECT count(*) FROM trials AS t WHERE campaign = ? AND part = ? AND outcome = 'FAIL' AND EXISTS"
+        " (SELECT 1 FROM invariants AS i WHERE i.campaign = t.campaign AND i.number = t.number"
+        " AND finding = 'broken' AND name IN (SELECT value FROM json_each(?)))"
+    )
+    names = msgspec.json.encode(expected.caught_by).decode()
+    caught = int(connection.execute(query, (*key, names)).fetchone()[0])
+    counts = OutcomeCounts(
+        passed=outcomes.get("PASS", 0),
+        failed=outcomes.get("FAIL", 0),
+        invalid=outcomes.get("INVALID", 0),
+        error=outcomes.get("ERROR", 0),
+    )
+    met, reason = weigh_counts(expected, counts, caught)
+    return PartStanding(
+        name=part.name,
+        mechanism=part.scenario.mechanism,
+        topology=str(part.scenario.topology),
+        expected=expected.kind.value,
+        met=met,
+        reason=reason,
+        outcomes=outcomes,
+        nmis_sent=sent,
+        nmis_proven=proven,
+    )
+
+
+def _find_newest(connection: sqlite3.Connection, campaign: int) -> tuple[Failure, ...]:
+    rows = connection.execute(
+        "SELECT number, part, failed, attempts, reproduces, reason, evidence, bucket FROM trials"
+        " WHERE campaign = ? AND outcome = 'FAIL' ORDER BY rowid DESC LIMIT ?",
+        (campaign, NEWEST),
+    )
+    return tuple(
+        Failure(
+            number=number,
+            part=part,
+            failed=failed,
+            attempts=attempts,
+            reproduces=bool(reproduces),
+            reason=reason,
+            evidence=evidence,
+            bucket=bucket,
+        )
+        for number, part, failed, attempts, reproduces, reason, evidence, bucket in rows
+    )

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs a campaign's trials in one process, on guests that it keeps warm from one to the next."""
+
+import contextlib
+import datetime
+import os
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from lab import __version__
+from lab.build.images import ImageSet
+from lab.campaign.night.images import ImagesMissing, find_images
+from lab.campaign.night.spec import Chosen, choose_trial, count_retries, keeps_pass
+from lab.campaign.night.trial import Attempt, Job, Missing, TrialDone, pack_evidence
+from lab.judge import judge
+from lab.spec.boot import Boot
+from lab.spec.evidence import Ending, Evidence
+from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
+from lab.trial.pool import WarmGuest
+from lab.trial.record import make_record
+from lab.witness.kernel import Kernel, read_kernel
+
+#: A process keeps so many guests at most, the least recently used going first: each takes some 250 MiB.
+MAX_GUESTS: Final = 3
+#: What a guest's next trials cannot be trusted with, once it was broken.
+_DIRTY: Final = ("dmesg-clean", "witnesses-agree")
+
+Tell = Callable[[str], None]
+
+
+class _Served:
+    """A warm guest and how many trials it has served since its boot."""
+
+    def __init__(self, guest: WarmGuest) -> None:
+        self.guest = guest
+        self.trials = 0
+
+    def retire(self) -> None:
+        self.guest.retire()
+        self.trials = 0
+
+
+class Station:
+    """Runs one trial at a time, whichever thread asks. A context manager.
+
+    :param tell: told, in a few words, what is being waited for
+    """
+
+    def __init__(self, tell: Tell = lambda _: None) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._guests: OrderedDict[tuple[str, Boot], _Served] = OrderedDict()
+        self._kernels: dict[tuple[str, str], tuple[ImageSet, Kernel]] = {}
+        self._used_at = time.monotonic()
+        self._aborted = False
+
+    def __enter__(self) -> "Station":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, job: Job) -> TrialDone | Missing:
+        """Run a trial, and again on fresh guests if it fails.
+
+        :raise UsageError: the campaign has no such trial
+        :raise HostError: this host cannot run trials
+        """
+        with self._lock:
+            try:
+                return self._run(job)
+            except ImagesMissing as error:
+                return Missing(number=job.number, worker=name_worker(), digests=error.digests)
+            finally:
+                self._used_at = time.monotonic()
+
+    def close(self) -> None:
+        """End all guests, after the trial that runs."""
+        with self._lock:
+            self._drop_all()
+
+    def close_idle(self, idle_s: float) -> None:
+        """End all guests when no trial has run for so long."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._used_at >= idle_s:
+                    self._drop_all()
+            finally:
+                self._lock.release()
+
+    def abort(self) -> None:
+        """Have the trial that runs end now, by killing all guests of this process."""
+        self._aborted = True
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if child.name().startswith("qemu"):
+                    child.kill()
+
+    def _drop_all(self) -> None:
+        for served in self._guests.values():
+            served.retire()
+        self._guests.clear()
+
+    def _run(self, job: Job) -> TrialDone:
+        chosen = choose_trial(job.spec, job.number)
+        served = self._find(job, chosen.part.scenario.boot)
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        started = time.monotonic()
+        first, evidence, record = self._try(job, chosen, served, keep=keeps_pass(job.spec, job.number))
+        attempts = [first]
+        while (
+            first.outcome is Outcome.FAIL
+            and len(attempts) <= count_retries(job.spec, chosen.part)
+            and not self._aborted
+        ):
+            served.retire()
+            again, _, _ = self._try(job, chosen, served, keep=False)
+            attempts.append(again)
+        timings = evidence.timings
+        return TrialDone(
+            number=job.number,
+            part=chosen.part.name,
+            record=record,
+            attempts=tuple(attempts),
+            reproduces=chosen.reproduces,
+            began=began,
+            took_s=time.monotonic() - started,
+            host=socket.gethostname(),
+            load_1m=os.getloadavg()[0],
+            steal_ppm=timings.steal_ppm if timings is not None else 0,
+            lab_version=__version__,
+            worker=name_worker(),
+            guests=sum(each.trials > 0 for each in self._guests.values()),
+            booted=first.guest_trial > 0,
+        )
+
+    def _find(self, job: Job, boot: Boot) -> _Served:
+        """Return the warm guest that serves a machine's trials; the campaign's name keeps those of others apart."""
+        key = (job.campaign, boot)
+        if key not in self._guests:
+            images = job.images[boot.base]
+            found, kernel = self._read(images)
+            while len(self._guests) >= MAX_GUESTS:
+                _, oldest = self._guests.popitem(last=False)
+                oldest.retire()
+            self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell))
+        self._guests.move_to_end(key)
+        served = self._guests[key]
+        if served.trials == 0:
+            # What it was found by may have been cleared from the cache since.
+            self._read(job.images[boot.base])
+        return served
+
+    def _read(self, images: ImageSet) -> tuple[ImageSet, Kernel]:
+        key = (images.kernel_sha256, images.vmlinux_sha256)
+        known = self._kernels.get(key)
+        if known is not None and all(_is_there(getattr(known[0], name)) for name in ("kernel", "initramfs", "oracle")):
+            return known
+        found = find_images(images)
+        self._kernels[key] = (found, read_kernel(found.vmlinux))
+        return self._kernels[key]
+
+    def _try(self, job: Job, chosen: Chosen, served: _Served, *, keep: bool) -> tuple[Attempt, Evidence, TrialRecord]:
+        started = time.monotonic()
+        kept = served.guest.run_trial(chosen.part.scenario, chosen.plan)
+        verdict = judge(kept.evidence)
+        booted = served.guest.failed_boots == 0
+        served.trials += booted
+        attempt = Attempt(
+            outcome=verdict.outcome,
+            reason=verdict.reason,
+            took_s=time.monotonic() - started,
+            guest_trial=served.trials if booted else 0,
+            archive=pack_evidence(kept, verdict) if keep or verdict.outcome is not Outcome.PASS else b"",
+        )
+        if spoils(kept.evidence, verdict) or served.trials >= job.spec.limits.trials_per_guest:
+            served.retire()
+        return attempt, kept.evidence, make_record(chosen.number, kept.evidence, verdict, "")
+
+
+def spoils(evidence: Evidence, verdict: Verdict) -> bool:
+    """Say whether a guest may not serve another trial: it failed, lost a witness, or said something odd."""
+    if verdict.outcome in (Outcome.FAIL, Outcome.ERROR) or evidence.ending is not Ending.COMPLETE:
+        return True
+    oracle = evidence.oracle
+    if oracle is None or evidence.guest is None or oracle.records_lost or oracle.windows_lost:
+        return True
+    return any(one.name in _DIRTY and one.finding is Finding.BROKEN for one in verdict.invariants)
+
+
+def name_worker() -> str:
+    """Return what tells this process from all others of a campaign."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file()

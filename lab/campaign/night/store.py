@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes a campaign's store: each trial in one transaction, with all that is known of it, once."""
+
+import datetime
+import os
+import socket
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from lab import __version__
+from lab.build.images import ImageSet
+from lab.campaign.night.database import NAME, explain, transaction
+from lab.campaign.night.spec import CampaignSpec
+from lab.campaign.night.trial import TrialDone
+from lab.errors import EvidenceError, UsageError
+
+#: Files of a base whose hashes are kept.
+_FILES: Final = ("kernel", "vmlinux", "initramfs", "oracle")
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a trial's evidence.
+
+    :param folder: relative to the campaign's, empty where none is kept
+    :param state: ``kept``, ``sampled-out`` (a PASS that was not to be kept) or ``dropped`` (for want of room)
+    :param evicted: numbers of trials whose evidence makes room for it
+    """
+
+    folder: str = ""
+    size: int = 0
+    state: str = "sampled-out"
+    evicted: tuple[int, ...] = ()
+
+
+class CampaignStore:
+    """The one writer of a store that holds one campaign.
+
+    :param connection: of :func:`lab.campaign.night.database.open_writer`
+    """
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / NAME
+        self._connection = connection
+        self._campaign = 0
+        self._sitting = 0
+
+    def create(self, spec: CampaignSpec, images: Mapping[str, ImageSet]) -> None:
+        """Begin a campaign.
+
+        :raise HostError: no space, or not writable
+        """
+        with transaction(self._connection, self._path):
+            cursor = self._connection.execute(
+                "INSERT INTO campaigns (uid, summary, seed, spec, started, lab_version, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, 'running')",
+                (
+                    uuid.uuid4().hex,
+                    spec.summary,
+                    str(spec.seed),
+                    msgspec.json.encode(spec).decode(),
+                    now(),
+                    __version__,
+                ),
+            )
+            self._campaign = _row_id(cursor)
+            self._connection.executemany(
+                "INSERT INTO images (campaign, base, file, sha256) VALUES (?, ?, ?, ?)",
+                [
+                    (self._campaign, base, file, getattr(each, f"{file}_sha256"))
+                    for base, each in images.items()
+                    for file in _FILES
+                ],
+            )
+
+    def find(self) -> tuple[str, CampaignSpec]:
+        """Find the campaign of the store, and return its uid and what it is about.
+
+        :raise UsageError: there is none, or more than one, as in what was merged
+        :raise EvidenceError: it was described by another lab in another way
+        """
+        with explain(self._path):
+            rows = self._connection.execute("SELECT id, uid, spec FROM campaigns LIMIT 2").fetchall()
+        if len(rows) != 1:
+            held = "none" if not rows else "several: they were merged, and are not run any more"
+            raise UsageError(f"'{self.folder}' should hold one campaign, and holds {held}")
+        self._campaign = rows[0][0]
+        return rows[0][1], read_spec(rows[0][2], self._path)
+
+    def check_images(self, images: Mapping[str, ImageSet]) -> None:
+        """Refuse to go on with another kernel than the campaign began with.
+
+        :raise UsageError: one is another
+        """
+        query = "SELECT base, sha256 FROM images WHERE campaign = ? AND file = 'kernel'"
+        with explain(self._path):
+            begun = dict(self._connection.execute(query, (self._campaign,)))
+        for base, each in images.items():
+            if begun.get(base) != each.kernel_sha256:
+                raise UsageError(
+                    f"kernel {base} is {each.kernel_sha256[:12]}, and the campaign in '{self.folder}' began with"
+                    f" {begun.get(base, 'none')[:12]}: its trials would not be of one kernel; begin another campaign"
+                )
+
+    def change_spec(self, spec: CampaignSpec) -> None:
+        """Keep changed limits.
+
+        :raise HostError: no space, or not writable
+        """
+        with transaction(self._connection, self._path):
+            self._connection.execute(
+                "UPDATE campaigns SET spec = ? WHERE id = ?", (msgspec.json.encode(spec).decode(), self._campaign)
+            )
+
+    def begin_sitting(self, workers: int, scheduler: str) -> None:
+        """Note that the campaign runs, from now on and here.
+
+        :raise HostError: no space, or not writable
+        """
+        cores = os.cpu_count() or 0
+        with transaction(self._connection, self._path):
+            self._connection.execute("UPDATE campaigns SET state = 'running', why = '' WHERE id = ?", (self._campaign,))
+            cursor = self._connection.execute(
+                "INSERT INTO sittings (campaign, began, host, cores, vcpu_budget, workers, scheduler, lab_version)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (self._campaign, now(), socket.gethostname(), cores, max(cores, 1), workers, scheduler, __version__),
+            )
+            self._sitting = _row_id(cursor)
+
+    def end_sitting(self, *, finished: bool, why: str, ran_s: float) -> None:
+        """Note why the campaign does not run any more.
+
+        :param ran_s: how long it has run, over all sittings
+        :raise HostError: no space, or not writable
+        """
+        state = "finished" if finished else "stopped"
+        with transaction(self._connection, self._path):
+            self._connection.execute("UPDATE sittings SET ended = ? WHERE id = ?", (now(), self._sitting))
+            self._connection.execute(
+                "UPDATE campaigns SET state = ?, why = ?, ran_s = ? WHERE id = ?", (state, why, ran_s, self._campaign)
+            )
+
+    @property
+    def ran_s(self) -> float:
+        """How long the campaign had run when its last trial was stored."""
+        with explain(self._path):
+            query = "SELECT ran_s FROM campaigns WHERE id = ?"
+            return float(self._connection.execute(query, (self._campaign,)).fetchone()[0])
+
+    def numbers_left(self, last: int) -> Iterator[int]:
+        """Yield the numbers of the trials that are not stored yet, in order, as they were when the first was asked for.
+
+        :param last: the highest there is
+        """
+        with explain(self._path):
+            top = self._ask_number("SELECT coalesce(max(number), 0) FROM trials WHERE campaign = ?")
+            gaps: list[int] = []
+            if self._ask_number("SELECT count(*) FROM trials WHERE campaign = ?") < top:
+                query = "SELECT number FROM trials WHERE campaign = ? ORDER BY number"
+                expected = 1
+                for (number,) in self._connection.execute(query, (self._campaign,)):
+                    gaps += range(expected, number)
+                    expected = number + 1
+        yield from (number for number in gaps if number <= last)
+        yield from range(top + 1, last + 1)
+
+    def count_failures(self) -> int:
+        """Return how many trials have ended in FAIL."""
+        with explain(self._path):
+            return self._ask_number("SELECT count(*) FROM trials WHERE campaign = ? AND outcome = 'FAIL'")
+
+    def count_outcomes(self) -> dict[str, dict[str, int]]:
+        """Return, for each scenario by name, how many trials ended how."""
+        counts: dict[str, dict[str, int]] = {}
+        query = "SELECT part, outcome, count(*) FROM trials WHERE campaign = ? GROUP BY part, outcome"
+        with explain(self._path):
+            for part, outcome, count in self._connection.execute(query, (self._campaign,)):
+                counts.setdefault(part, {})[outcome] = count
+        return counts
+
+    def list_evidence(self) -> list[tuple[int, str, int, bool]]:
+        """Return number, folder, size and whether it is of a PASS, of all evidence that is kept."""
+        query = (
+            "SELECT number, evidence, evidence_bytes, outcome = 'PASS' FROM trials"
+            " WHERE campaign = ? AND evidence_state = 'kept' ORDER BY number"
+        )
+        with explain(self._path):
+            rows = self._connection.execute(query, (self._campaign,))
+            return [(number, name, size, bool(passed)) for number, name, size, passed in rows]
+
+    def add(self, done: TrialDone, kept: Kept, ran_s: float) -> bool:
+        """Store a trial, and return once the disk has it; False, and nothing done, when it is there already.
+
+        :param ran_s: how long the campaign has run by now, over all sittings
+        :raise HostError: no space, or not writable; nothing of the trial is stored then
+        """
+        with transaction(self._connection, self._path):
+            key = (self._campaign, done.number)
+            there = "SELECT 1 FROM trials WHERE campaign = ? AND number = ?"
+            if self._connection.execute(there, key).fetchone() is not None:
+                return False
+            self._insert_trial(done, kept)
+            record = done.record
+            self._connection.executemany(
+                "INSERT INTO invariants (campaign, number, name, finding) VALUES (?, ?, ?, ?)",
+                [(*key, name, finding.value) for name, finding in record.invariants.items()],
+            )
+            self._connection.executemany(
+                "INSERT INTO coverage (campaign, number, place, nmis) VALUES (?, ?, ?, ?)",
+                [(*key, place, count) for place, count in record.coverage.items()],
+            )
+            self._connection.executemany(
+                "INSERT INTO attempts (campaign, number, attempt, outcome, reason, took_s, guest_trial)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*key, index, each.outcome.value, each.reason, each.took_s, each.guest_trial)
+                    for index, each in enumerate(done.attempts, 1)
+                ],
+            )
+            self._connection.executemany(
+                "UPDATE trials SET evidence = '', evidence_bytes = 0, evidence_state = 'dropped'"
+                " WHERE campaign = ? AND number = ?",
+                [(self._campaign, number) for number in kept.evicted],
+            )
+            self._connection.execute("UPDATE campaigns SET ran_s = ? WHERE id = ?", (ran_s, self._campaign))
+        return True
+
+    def _insert_trial(self, done: TrialDone, kept: Kept) -> None:
+        record = done.record
+        row: dict[str, object] = {
+            "campaign": self._campaign,
+            "number": done.number,
+            "sitting": self._sitting,
+            "part": done.part,
+            "mechanism": record.mechanism,
+            "topology": record.topology,
+            "seed": record.seed,
+            "outcome": record.outcome.value,
+            "reason": record.reason,
+            "attempts": len(done.attempts),
+            "failed": done.failed,
+            "reproduces": done.reproduces,
+            "kernel_sha256": record.kernel_sha256,
+            "kernel_match": record.match.value if record.match is not None else "",
+            "nmis_sent": record.nmis.sent,
+            "nmis_handled": record.nmis.handled,
+            "nmis_entries": record.nmis.entries,
+            "nmis_proven": record.nmis.proven_in_window,
+            "windows_judged": record.windows_judged,
+            "windows_unseen": record.windows_unseen,
+            "durations": msgspec.json.encode(record.durations).decode(),
+            "host": done.host,
+            "lab_version": done.lab_version,
+            "began": done.began,
+            "took_s": done.took_s,
+            "evidence": kept.folder,
+            "evidence_bytes": kept.size,
+            "evidence_state": kept.state,
+            "load_1m": done.load_1m,
+            "steal_ppm": done.steal_ppm,
+            "bucket": "",
+        }
+        # The names are ours; every value is a parameter.
+        columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        self._connection.execute(f"INSERT INTO trials ({columns}) VALUES ({marks})", row)  # noqa: S608
+
+    def _ask_number(self, query: str) -> int:
+        return int(self._connection.execute(query, (self._campaign,)).fetchone()[0])
+
+
+def read_spec(text: str, path: Path) -> CampaignSpec:
+    """Return a campaign's description as it was stored.
+
+    :raise EvidenceError: this lab cannot read it
+    """
+    try:
+        spec = msgspec.json.decode(text, type=CampaignSpec)
+        for part in spec.parts:
+            part.scenario.check()
+    except (msgspec.MsgspecError, ValueError, RecursionError, UsageError) as error:
+        raise EvidenceError(f"'{path}' holds a campaign that this lab does not understand: {error}") from error
+    return spec
+
+
+def now() -> str:
+    """Return the wall-clock time, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None, "an INSERT has just been done"
+    return cursor.lastrowid

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``lab campaign``: start, watch, stop, go on with, list and join campaigns, and run one of their trials alone."""
+
+import contextlib
+import re
+import secrets
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from lab.build.doctor import require_qemu
+from lab.build.images import ImageSet
+from lab.campaign.night.database import NAME
+from lab.campaign.night.file import change_limits, read_campaign
+from lab.campaign.night.loop import Result
+from lab.campaign.night.merge import merge_campaigns
+from lab.campaign.night.reader import Summary, read_campaign_spec, summarise
+from lab.campaign.night.sitting import (
+    Watch,
+    Where,
+    claim_campaign_output,
+    resume_campaign,
+    start_campaign,
+    stop_campaign,
+)
+from lab.campaign.night.spec import CampaignSpec, choose_trial
+from lab.cli.app import (
+    Interrupted,
+    JsonOption,
+    KernelOption,
+    OutOption,
+    VmlinuxOption,
+    out,
+    print_json,
+    tell_trial,
+)
+from lab.cli.campaign_view import View, make_list_table, make_summary_view, open_view
+from lab.cli.choice import build_bases, take_own
+from lab.cli.progress import open_progress
+from lab.errors import EvidenceError, LabError, UsageError
+from lab.trial.folder import claim_trial_output
+from lab.trial.pool import WarmGuests
+from lab.trial.record import keep_trial
+
+#: Seeds that nobody chose are short enough to be typed.
+_DRAWN_SEEDS: Final = 2**32
+MAX_WORKERS: Final = 256
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd])", re.ASCII)
+_HOURS: Final = {"s": 1 / 3_600, "m": 1 / 60, "h": 1.0, "d": 24.0}
+
+campaign = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a campaign's folder")]
+ForOption = Annotated[str | None, typer.Option("--for", metavar="TIME", help="run so long in all: 90s, 30m, 8h, 2d")]
+TrialsOption = Annotated[int | None, typer.Option(help="how many trials there are to be in all")]
+UntilOption = Annotated[
+    int | None, typer.Option("--until-failure", metavar="K", help="end once K trials have ended in FAIL")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=MAX_WORKERS,
+        help="processes on this host, 0 for this one alone (default: as many as its CPUs have guests for)",
+    ),
+]
+SchedulerOption = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="use the workers of this Dask scheduler instead, as tcp://host:8786")
+]
+
+
+@campaign.command()
+def start(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="what the campaign is about")],
+    out: OutOption,
+    time: ForOption = None,
+    trials: TrialsOption = None,
+    until_failure: UntilOption = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = "",
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Begin a campaign and run it: exit 0 when every scenario did what is expected of it, 1 when not."""
+    own = take_own(kernel, vmlinux)
+    spec = _limit(read_campaign(file, secrets.randbelow(_DRAWN_SEEDS)), time, trials, until_failure)
+    if spec.limits.trials is None and spec.limits.hours is None and spec.limits.until_failure is None:
+        raise UsageError("the campaign would never end: give --for, --trials or --until-failure, or one in its limits")
+    where = _choose_where(workers, scheduler)
+    require_qemu()
+    folder = claim_campaign_output(out)
+    with open_view() as view, _stoppable() as asked:
+        images, _ = build_bases([part.scenario for part in spec.parts], view.say, own)
+        result = _run(folder, lambda: start_campaign(folder, spec, images, where, _watch(view, asked)))
+    _tell_end(folder, result, as_json)
+
+
+@campaign.command()
+def resume(
+    folder: FolderArgument,
+    time: ForOption = None,
+    trials: TrialsOption = None,
+    until_failure: UntilOption = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = "",
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run those trials of a campaign that have no record, however it ended; limits given here replace its own."""
+    own = take_own(kernel, vmlinux)
+    where = _choose_where(workers, scheduler)
+    require_qemu()
+    with open_view() as view, _stoppable() as asked:
+
+        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
+            return build_bases([part.scenario for part in spec.parts], view.say, own)[0]
+
+        result = _run(
+            folder,
+            lambda: resume_campaign(
+                folder,
+                lambda spec: _limit(spec, time, trials, until_failure),
+                build,
+                where,
+                _watch(view, asked),
+            ),
+        )
+    _tell_end(folder, result, as_json)
+
+
+@campaign.command()
+def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Say how far a campaign is, also while it runs."""
+    _show(folder, as_json)
+
+
+@campaign.command()
+def stop(folder: FolderArgument) -> None:
+    """Have a campaign end once its running trials have; 'resume' goes on with it."""
+    stop_campaign(folder)
+    out().print(f"the campaign in '{folder}' ends after its running trials")
+
+
+@campaign.command("list")
+def list_campaigns(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="where campaigns' folders are")] = Path("reports"),
+    as_json: JsonOption = False,
+) -> None:
+    """List the campaigns of a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"'{folder}' is not a folder: one that holds campaigns' folders is needed")
+    found: list[Summary] = []
+    for each in sorted(path.parent for path in (*folder.glob(NAME), *folder.glob(f"*/{NAME}"))):
+        try:
+            found += summarise(each)
+        except LabError as error:
+            sys.stderr.write(f"lab: leaving out '{each}': {error}\n")
+    if as_json:
+        print_json({"campaigns": found})
+    else:
+        out().print(make_list_table(found))
+
+
+@campaign.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="campaigns' folders, which stay as they are")],
+    out: OutOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Join campaigns into a folder: trials of one campaign by number, each once, and other campaigns side by side."""
+    target = claim_campaign_output(out)
+    if target in [each.resolve() for each in folders]:
+        raise UsageError(f"--out '{target}' is one of the folders to join: name a new one")
+    with open_progress() as progress:
+        try:
+            merged = merge_campaigns(folders, target, progress.tell)
+        except EvidenceError as error:
+            raise UsageError(str(error)) from error
+    if as_json:
+        print_json(merged)
+        return
+    twice = f"; {merged.twice} were in more than one, and the first was taken" if merged.twice else ""
+    _print(f"{merged.trials} trials of {merged.campaigns} campaigns are in '{target}'{twice}")
+
+
+@campaign.command()
+def trial(
+    folder: FolderArgument,
+    number: Annotated[int, typer.Argument(metavar="N", help="which trial, from 1")],
+    out: OutOption,
+    kernel: KernelOption = None,
+    vmlinux: VmlinuxOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one trial of a campaign alone, on a fresh guest, whether it has been run or not; exit as `lab trial` does."""
+    own = take_own(kernel, vmlinux)
+    _, spec = read_campaign_spec(folder)
+    chosen = choose_trial(spec, number)
+    require_qemu()
+    evidence = claim_trial_output(out)
+    scenario = chosen.part.scenario
+    try:
+        with open_progress() as progress:
+            images, kernels = build_bases((scenario,), progress.tell, own)
+            with WarmGuests(images, kernels, progress.tell) as guests:
+                kept = guests.run_trial(scenario, chosen.plan, True)
+    except KeyboardInterrupt:
+        raise Interrupted("no guest is left, and nothing of this trial is kept") from None
+    tell_trial(*keep_trial(evidence, kept, number, str(evidence)), as_json)
+
+
+def _limit(spec: CampaignSpec, time: str | None, trials: int | None, until_failure: int | None) -> CampaignSpec:
+    hours = None if time is None else _read_hours(time)
+    limits = change_limits(spec.limits, hours=hours, trials=trials, until_failure=until_failure)
+    return msgspec.structs.replace(spec, limits=limits)
+
+
+def _read_hours(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--for is '{text}': allowed is a number above 0 with s, m, h or d, such as 30m or 8h")
+    return float(match[1]) * _HOURS[match[2]]
+
+
+def _choose_where(workers: int | None, scheduler: str) -> Where:
+    if workers is not None and scheduler:
+        raise UsageError("--workers and --scheduler exclude each other: the scheduler has workers of its own")
+    return Where(workers=workers, scheduler=scheduler)
+
+
+def _watch(view: View, asked: Callable[[], bool]) -> Watch:
+    return Watch(asked_to_stop=asked, tell=view.show, say=view.say)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Take the first Ctrl-C as a wish to end after the running trials; the second one ends all at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:  # noqa: ARG001
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        sys.stderr.write("lab: the running trials are finished first; Ctrl-C again ends them now\n")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run(folder: Path, sit: Callable[[], Result]) -> Result:
+    try:
+        return sit()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"no guest is left; all trials that had ended are kept in '{folder}'"
+            f" (lab campaign resume {shlex.quote(str(folder))})"
+        ) from None
+
+
+def _tell_end(folder: Path, result: Result, as_json: bool) -> None:
+    summaries = _show(folder, as_json)
+    if not result.finished:
+        again = f"lab campaign resume {shlex.quote(str(folder))}"
+        sys.stderr.write(f"lab: the campaign ended since {result.why}; go on with it by: {again}\n")
+    raise typer.Exit(0 if all(each.met for each in summaries) else 1)
+
+
+def _show(folder: Path, as_json: bool) -> tuple[Summary, ...]:
+    try:
+        summaries = summarise(folder)
+    except EvidenceError as error:
+        raise UsageError(str(error)) from error
+    if as_json:
+        print_json(summaries[0] if len(summaries) == 1 else {"campaigns": summaries})
+    else:
+        for each in summaries:
+            out().print(make_summary_view(each))
+    return summaries
+
+
+def _print(text: str) -> None:
+    out().print(text)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How far a campaign is, and what came of it: drawn on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lab.campaign.night.loop import Standing
+from lab.campaign.night.reader import Summary
+from lab.report.text import clean
+from lab.spec.phase import Phase, Role
+from lab.spec.verdict import Outcome
+
+#: In a log: a line a minute, and one when something fails.
+LOG_S: Final = 60.0
+_S_PER_MIN: Final = 60
+_MIN_PER_H: Final = 60
+_BYTES_PER_MIB: Final = 1_024 * 1_024
+_BAR: Final = 40
+
+
+class View(Protocol):
+    """Shows how far a campaign is."""
+
+    def say(self, step: str) -> None:
+        """Say what is being waited for."""
+
+    def show(self, standing: Standing) -> None:
+        """Show how far the campaign is."""
+
+
+class LogView:
+    """One plain line a minute, on standard error."""
+
+    def __init__(self) -> None:
+        self._told_at = time.monotonic() - LOG_S
+        self._said = ""
+
+    def say(self, step: str) -> None:
+        """Write a step, unless it is the one before."""
+        if step != self._said:
+            self._said = step
+            sys.stderr.write(f"{clean(step)}\n")
+            sys.stderr.flush()
+
+    def show(self, standing: Standing) -> None:
+        """Write a line when it is time for one."""
+        if time.monotonic() - self._told_at >= LOG_S:
+            self._told_at = time.monotonic()
+            sys.stderr.write(f"{tell_standing(standing)}\n")
+            sys.stderr.flush()
+
+
+class LiveView:
+    """A table that is drawn again and again."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def say(self, step: str) -> None:
+        """Show a step in place of the table."""
+        self._live.update(Text(clean(step)))
+
+    def show(self, standing: Standing) -> None:
+        """Draw the table."""
+        self._live.update(draw_standing(standing))
+
+
+@contextlib.contextmanager
+def open_view() -> Iterator[View]:
+    """Show a campaign on standard error until the block is left."""
+    console = Console(stderr=True, markup=False, highlight=False)
+    if not console.is_terminal:
+        yield LogView()
+        return
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+        yield LiveView(live)
+
+
+def tell_standing(standing: Standing) -> str:
+    """Return a campaign's standing as one line."""
+    parts = [
+        _tell_trials(standing),
+        " ".join(f"{name} {count}" for name, count in _add_up(standing.outcomes.values()).items()) or "none yet",
+        f"{standing.rate_per_h:.0f} an hour",
+        f"{standing.running} running on {standing.workers} workers, {standing.guests} guests",
+        f"coverage {_tell_coverage(standing)}",
+        f"ran {tell_time(standing.ran_s)}",
+    ]
+    if standing.left_s is not None:
+        parts.append(f"left {tell_time(standing.left_s)}")
+    if standing.newest_failure:
+        parts.append(f"newest failure: {clean(standing.newest_failure)}")
+    return "; ".join(parts)
+
+
+def draw_standing(standing: Standing) -> Group:
+    """Return a campaign's standing as a table with what stands above and below it."""
+    table = Table("scenario", *(outcome.value for outcome in Outcome), box=None, pad_edge=False)
+    for name, counts in sorted(standing.outcomes.items()):
+        table.add_row(name, *(str(counts.get(outcome.value, 0)) for outcome in Outcome))
+    head = Text(f"{_tell_trials(standing)}, {standing.rate_per_h:.0f} an hour, ran {tell_time(standing.ran_s)}")
+    if standing.left_s is not None:
+        head.append(f", left {tell_time(standing.left_s)}")
+    below = Text(
+        f"{standing.running} running on {standing.workers} workers, {standing.guests} guests;"
+        f" coverage {_tell_coverage(standing)}; evidence {standing.evidence_bytes / _BYTES_PER_MIB:.1f} MiB"
+    )
+    lines: list[Text | Table | ProgressBar] = [head]
+    if standing.planned is not None:
+        lines.append(ProgressBar(total=standing.planned, completed=standing.done, width=_BAR))
+    lines += [table, below]
+    if standing.newest_failure:
+        lines.append(Text(f"newest failure: {clean(standing.newest_failure)}"))
+    return Group(*lines)
+
+
+def make_summary_view(summary: Summary) -> Group:
+    """Return what came of a campaign."""
+    planned = "" if summary.planned is None else f" of {summary.planned}"
+    head = Text(
+        f"{summary.state}{f' ({clean(summary.why)})' if summary.why else ''}: {clean(summary.summary)}\n"
+        f"{summary.done}{planned} trials, {summary.trials_per_h:.0f} an hour, ran {tell_time(summary.ran_s)} in"
+        f" {summary.sittings} sittings, seed {summary.seed}"
+    )
+    table = Table(
+        "scenario", "topology", *(outcome.value for outcome in Outcome), "NMIs sent", "in a window", "expected"
+    )
+    for part in summary.parts:
+        counts = (str(part.outcomes.get(outcome.value, 0)) for outcome in Outcome)
+        met = f"{part.expected}: {'met' if part.met else 'NOT MET'}"
+        table.add_row(part.name, part.topology, *counts, str(part.nmis_sent), str(part.nmis_proven), met)
+    evidence = ", ".join(f"{state} {count}" for state, count in sorted(summary.evidence.items())) or "none"
+    below = [
+        Text(
+            f"vCPU budget of the host: {summary.vcpu_budget}; load up to {summary.load_most:.1f},"
+            f" steal up to {summary.starved_most_ppm / 10_000:.1f} %; hosts: {clean(', '.join(summary.hosts)) or '-'}"
+        ),
+        Text(f"evidence: {evidence}; {summary.evidence_bytes / _BYTES_PER_MIB:.1f} MiB"),
+        *(Text(f"{part.name}: {clean(part.reason)}") for part in summary.parts if part.outcomes),
+    ]
+    for each in summary.newest:
+        kind = "a plan of holds alone" if each.reproduces else "a plan that is timed"
+        tries = f"{each.failed}/{each.attempts} tries, {kind}"
+        below.append(Text(f"FAIL trial {each.number} {each.part}, {tries}: {clean(each.reason)}"))
+    return Group(head, table, *below)
+
+
+def make_list_table(summaries: Iterable[Summary]) -> Table:
+    """Return one line for each campaign."""
+    table = Table("folder", "state", "trials", "PASS", "FAIL", "INVALID", "ERROR", "started", "summary")
+    for each in summaries:
+        counts = _add_up(part.outcomes for part in each.parts)
+        planned = "" if each.planned is None else f"/{each.planned}"
+        table.add_row(
+            clean(each.folder),
+            each.state,
+            f"{each.done}{planned}",
+            *(str(counts.get(name, 0)) for name in ("PASS", "FAIL", "INVALID", "ERROR")),
+            clean(each.started),
+            clean(each.summary),
+        )
+    return table
+
+
+def tell_time(seconds: float) -> str:
+    """Return a duration in hours, minutes and seconds."""
+    minutes, left_s = divmod(int(seconds), _S_PER_MIN)
+    hours, minutes = divmod(minutes, _MIN_PER_H)
+    return f"{hours}:{minutes:02}:{left_s:02}"
+
+
+def _tell_trials(standing: Standing) -> str:
+    return f"{standing.done} trials" if standing.planned is None else f"{standing.done} of {standing.planned} trials"
+
+
+def _tell_coverage(standing: Standing) -> str:
+    """Say in how many pairs of phase and role an NMI was set pending."""
+    seen = sum(f"{phase.value} {role.value}" in standing.coverage for phase in Phase for role in Role)
+    return f"{seen} of {len(Phase) * len(Role)} phases and roles"
+
+
+def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total
