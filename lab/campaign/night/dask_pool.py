@@ -173,7 +173,7 @@ def start_workers(count: int, vcpus: int, source: ImageSource) -> Iterator[DaskE
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(make_run_dir())
-        stack.enter_context(dask.config.set(_CONFIG))
+        stack.enter_context(dask.config.set({**_CONFIG, "temporary-directory": os.fspath(folder)}))
         try:
             cluster = LocalCluster(
                 n_workers=count,

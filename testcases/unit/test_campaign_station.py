@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which guest serves which trial of a campaign, when it is replaced, and images by content."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from evidence_builder import Load, change
+from night_samples import KEPT, PARTS, make_spec
+
+from lab.build.images import ImageSet
+from lab.campaign.night import station
+from lab.campaign.night.images import ImagesMissing, ImageSource, find_images, open_images, receive_images
+from lab.campaign.night.spec import CampaignSpec
+from lab.campaign.night.station import Station, spoils
+from lab.campaign.night.trial import Job, Missing, TrialDone, unpack_evidence
+from lab.errors import GuestGone, HostError
+from lab.judge import judge
+from lab.spec.evidence import Ending, Evidence
+from lab.spec.phase import Phase
+from lab.spec.verdict import Outcome
+from lab.trial import pool
+from lab.trial.session import Kept
+
+SOUND: Evidence = KEPT.evidence
+BROKEN: Evidence = change(Load().build(), "guest.load_errno", 5)
+
+
+def make_images(folder: Path) -> ImageSet:
+    fields: dict[str, Any] = {}
+    for name in ("kernel", "vmlinux", "initramfs", "oracle"):
+        path = folder / name
+        path.write_bytes(name.encode())
+        fields |= {name: path, f"{name}_sha256": hashlib.sha256(name.encode()).hexdigest()}
+    return ImageSet(kernel_release="6.1.0", **fields)
+
+
+class Guests:
+    """Gives each trial the next letter's evidence: p a PASS, f a FAIL, g a guest that ended; x boots none."""
+
+    def __init__(self, letters: str) -> None:
+        self._letters = iter(letters)
+        self.boots = 0
+        self.alive = 0
+        self.usable = True
+
+    @contextlib.contextmanager
+    def open_session(self, *_: object) -> Iterator["Guests"]:
+        if self.next_is("x"):
+            raise GuestGone("QEMU ended with status 1")
+        self.boots += 1
+        self.alive += 1
+        self.usable = True
+        try:
+            yield self
+        finally:
+            self.alive -= 1
+
+    def next_is(self, letter: str) -> bool:
+        self._letters, here = iter(rest := list(self._letters)), rest[:1]
+        if here == [letter]:
+            next(self._letters)
+        return here == [letter]
+
+    def run_trial(self, *_: object, **__: object) -> Kept:
+        letter = next(self._letters, "p")
+        self.usable = letter != "g"
+        ended = msgspec.structs.replace(SOUND, ending=Ending.GONE, reason="it ended", guest=None)
+        return Kept({"p": SOUND, "f": BROKEN, "g": ended}[letter], {})
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    (tmp_path / "runtime").mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(station, "read_kernel", lambda path: path)
+    return make_images(tmp_path)
+
+
+def serve(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet, letters: str, trials: int, spec: CampaignSpec
+) -> tuple[list[TrialDone], Guests]:
+    guests = Guests(letters)
+    monkeypatch.setattr(pool, "open_session", guests.open_session)
+    done = []
+    with Station() as here:
+        for number in range(1, trials + 1):
+            ended = here.run(Job(campaign="u", spec=spec, number=number, images={"linux-6.1": images}))
+            assert isinstance(ended, TrialDone)
+            done.append(ended)
+            assert guests.alive == ended.guests
+    assert guests.alive == 0
+    return done, guests
+
+
+def test_the_evidence_of_these_tests_is_what_it_is_taken_for() -> None:
+    assert judge(SOUND).outcome is Outcome.PASS
+    assert judge(BROKEN).outcome is Outcome.FAIL
+
+
+def test_one_guest_serves_many_trials_and_is_replaced_after_its_number(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet
+) -> None:
+    done, guests = serve(monkeypatch, images, "", 7, make_spec(PARTS[:1], trials_per_guest=3))
+    assert [each.attempts[0].guest_trial for each in done] == [1, 2, 3, 1, 2, 3, 1]
+    assert guests.boots == 3
+
+
+def test_a_failing_trial_is_tried_again_on_fresh_guests(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
+    done, guests = serve(monkeypatch, images, "pfpfp", 3, make_spec(PARTS[:1]))
+    assert [[each.outcome.value for each in one.attempts] for one in done] == [
+        ["PASS"],
+        ["FAIL", "PASS", "FAIL"],
+        ["PASS"],
+    ]
+    assert [each.guest_trial for each in done[1].attempts] == [2, 1, 1]
+    assert (done[1].failed, done[1].record.outcome, done[1].reproduces) == (2, Outcome.FAIL, False)
+    assert guests.boots == 4
+
+
+def test_a_guest_that_failed_ended_or_lost_a_witness_serves_no_more(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet
+) -> None:
+    done, guests = serve(monkeypatch, images, "pfgp", 4, make_spec(PARTS[:1], retries=0))
+    assert [each.attempts[0].guest_trial for each in done] == [1, 2, 1, 1]
+    assert guests.boots == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "spoilt"),
+    [
+        ("reason", "", False),
+        ("ending", Ending.DEADLINE, True),
+        ("oracle", None, True),
+        ("guest", None, True),
+        ("oracle.records_lost", 3, True),
+        ("oracle.windows_lost", 1, True),
+        ("guest.dmesg", ("BUG: unable to handle page fault",), True),
+    ],
+)
+def test_what_spoils_a_guest(path: str, value: object, spoilt: bool) -> None:
+    evidence = change(SOUND, path, value)
+    verdict = msgspec.structs.replace(judge(evidence), outcome=Outcome.INVALID)
+    assert spoils(evidence, verdict) is spoilt
+
+
+def test_evidence_is_sent_of_what_is_no_pass_and_of_one_pass_in_so_many(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet
+) -> None:
+    spec = make_spec(PARTS[:1], retries=1, keep_passes_one_in=2)
+    done, _ = serve(monkeypatch, images, "ppffpp", 5, spec)
+    assert [[bool(each.archive) for each in one.attempts] for one in done] == [
+        [True],
+        [False],
+        [True, True],
+        [False],
+        [True],
+    ]
+    kept, verdict = unpack_evidence(done[2].attempts[0].archive)
+    assert (kept.evidence, verdict) == (BROKEN, judge(BROKEN))
+
+
+def test_a_guest_that_does_not_boot_is_told_from_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet
+) -> None:
+    done, _ = serve(monkeypatch, images, "xpx", 2, make_spec(PARTS[:1], trials_per_guest=1))
+    assert [(each.booted, each.record.outcome) for each in done] == [(False, Outcome.ERROR), (True, Outcome.PASS)]
+
+
+def test_plans_of_holds_alone_are_told_from_timed_ones(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
+    held = msgspec.structs.replace(PARTS[0], scenario=msgspec.structs.replace(PARTS[0].scenario, phase=Phase.GATHER))
+    done, _ = serve(monkeypatch, images, "", 1, make_spec((held,)))
+    assert done[0].reproduces
+
+
+def test_images_are_found_by_content_and_sent_once(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
+    assert find_images(images) == images
+    with open_images({"linux-6.1": images}) as source:
+        images.oracle.unlink()
+        images.kernel.write_bytes(b"another kernel")
+        guests = Guests("")
+        monkeypatch.setattr(pool, "open_session", guests.open_session)
+        job = Job(campaign="u", spec=make_spec(PARTS[:1]), number=1, images={"linux-6.1": images})
+        with Station() as here:
+            missing = here.run(job)
+            assert isinstance(missing, Missing)
+            assert set(missing.digests) == {images.oracle_sha256, images.kernel_sha256}
+            # The oracle's file is gone, and still open; the kernel's was written over, which no hash agrees with.
+            receive_images({images.oracle_sha256: source.read(images.oracle_sha256)})
+            with pytest.raises(HostError, match="came damaged"):
+                receive_images({images.kernel_sha256: source.read(images.kernel_sha256)})
+            receive_images({images.kernel_sha256: b"kernel"})
+            assert isinstance(here.run(job), TrialDone)
+    found = find_images(images)
+    assert (found.vmlinux, found.initramfs) == (images.vmlinux, images.initramfs)
+    assert found.kernel.read_bytes() == b"kernel"
+    found.kernel.write_bytes(b"changed in the cache")
+    with pytest.raises(ImagesMissing):
+        find_images(images)
+
+
+def test_only_a_campaigns_own_images_are_read() -> None:
+    with pytest.raises(HostError, match="none of this campaign's"):
+        ImageSource({}).read("0" * 64)

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The store of a campaign: every trial that ended is there, once and whole, whatever happens to its writer."""
+
+import itertools
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from night_samples import ARCHIVE, KEPT, VERDICT, make_done, make_spec, open_store
+
+from lab.campaign.night.database import NAME, is_running, open_reader, open_writer
+from lab.campaign.night.merge import merge_campaigns
+from lab.campaign.night.reader import KILLED, read_records, summarise
+from lab.campaign.night.retention import Retention
+from lab.campaign.night.schema import APPLICATION_ID, MIGRATIONS, VERSION, migrate
+from lab.campaign.night.store import Kept
+from lab.errors import EvidenceError, HostError, UsageError
+from lab.host.paths import ROOT
+from lab.spec.verdict import Outcome
+from lab.trial.folder import read_evidence, read_verdict
+
+NOTHING = Kept()
+#: Stores trials without end, and says the number of each once it is stored.
+WRITER = """
+import sys
+from pathlib import Path
+from night_samples import make_done, make_spec, open_store
+from lab.campaign.night.store import Kept
+with open_store(Path(sys.argv[1]), make_spec() if sys.argv[2] == "new" else None) as store:
+    for number in store.numbers_left(2**31):
+        store.add(make_done(number), Kept(), 1.0 * number)
+        print(number, flush=True)
+"""
+
+
+def numbers(folder: Path) -> list[int]:
+    with open_reader(folder) as connection:
+        return [number for (number,) in connection.execute("SELECT number FROM trials ORDER BY number")]
+
+
+def test_what_is_stored_is_what_is_read(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec(trials=3)) as store:
+        assert store.add(make_done(2, Outcome.FAIL, again=(Outcome.PASS, Outcome.FAIL)), NOTHING, 4.5)
+        assert store.add(make_done(1), NOTHING, 5.0)
+    records = list(read_records(tmp_path))
+    assert [record.trial for record in records] == [1, 2]
+    wanted = make_done(2, Outcome.FAIL).record
+    assert records[1] == wanted
+    assert wanted.invariants
+    assert wanted.coverage
+    (summary,) = summarise(tmp_path)
+    assert (summary.state, summary.done, summary.planned, summary.ran_s) == (KILLED, 2, 3, 5.0)
+    (newest,) = summary.newest
+    assert (newest.number, newest.failed, newest.attempts, newest.reproduces) == (2, 2, 3, False)
+    with open_reader(tmp_path) as connection:
+        row = connection.execute("SELECT load_1m, steal_ppm, host, lab_version, bucket FROM trials").fetchone()
+        tries = connection.execute("SELECT outcome FROM attempts WHERE number = 2 ORDER BY attempt").fetchall()
+    assert row == (0.25, 1_000, "here", "0", "")
+    assert tries == [("FAIL",), ("PASS",), ("FAIL",)]
+
+
+def test_a_trial_is_stored_once(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()) as store:
+        assert store.add(make_done(1), NOTHING, 1.0)
+        assert not store.add(make_done(1, Outcome.FAIL), NOTHING, 2.0)
+        assert store.count_outcomes() == {"sound": {"PASS": 1}}
+        assert store.ran_s == 1.0
+
+
+def test_numbers_left_are_the_gaps_and_then_the_rest(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()) as store:
+        for number in (2, 5):
+            store.add(make_done(number), NOTHING, 1.0)
+        assert list(store.numbers_left(7)) == [1, 3, 4, 6, 7]
+        assert list(store.numbers_left(3)) == [1, 3]
+        assert list(itertools.islice(store.numbers_left(2**31), 4)) == [1, 3, 4, 6]
+
+
+def test_a_writer_that_is_killed_loses_no_trial_and_leaves_none_half(tmp_path: Path) -> None:
+    promised: list[int] = []
+    for turn in range(5):
+        words = (sys.executable, "-c", WRITER, str(tmp_path), "new" if turn == 0 else "old")
+        path = {"PYTHONPATH": f"{ROOT}:{ROOT}/testcases/unit", "PATH": "/usr/bin:/bin"}
+        writer = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=path)
+        assert writer.stdout is not None
+        promised += [int(line) for line in itertools.islice(writer.stdout, 3)]
+        # At another moment of a transaction each time.
+        time.sleep(0.003 * turn)
+        writer.send_signal(signal.SIGKILL)
+        promised += [int(line) for line in writer.stdout if line.endswith("\n")]
+        writer.wait(10)
+        assert not is_running(tmp_path)
+        with open_writer(tmp_path) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            stored = [number for (number,) in connection.execute("SELECT number FROM trials ORDER BY number")]
+        # One may have been stored whose number could not be said any more.
+        assert stored[: len(promised)] == promised
+        assert len(stored) - len(promised) <= 1
+        promised = stored
+        records = list(read_records(tmp_path))
+        assert [record.trial for record in records] == stored
+        assert all(record == make_done(record.trial).record for record in records)
+    assert promised == list(range(1, len(promised) + 1))
+    assert len(promised) >= 15
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()) as store:
+        store.add(make_done(1), NOTHING, 1.0)
+        connection = store._connection
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(HostError, match="full") as error:
+            all(store.add(make_done(number), NOTHING, 1.0 * number) for number in range(2, 500))
+        assert "\n" not in str(error.value)
+        last = int(store.ran_s)
+        connection.execute("PRAGMA max_page_count = 1000000")
+        assert next(iter(store.numbers_left(2**31))) == last + 1
+        assert store.add(make_done(last + 1), NOTHING, 1.0)
+    assert numbers(tmp_path) == list(range(1, last + 2))
+    assert [record.trial for record in read_records(tmp_path)] == list(range(1, last + 2))
+
+
+def test_a_store_of_the_first_schema_becomes_one_of_today(tmp_path: Path) -> None:
+    """What a lab of schema 1 wrote is kept, and what it did not know is told apart from zero."""
+    connection = sqlite3.connect(tmp_path / NAME, isolation_level=None)
+    migrate(connection, "old", target=1)
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(trials)")}
+    assert not columns & {"bucket", "load_1m", "steal_ppm"}
+    with open_store(tmp_path / "new", make_spec()) as store:
+        store.add(make_done(1, Outcome.FAIL), NOTHING, 1.0)
+    connection.execute("ATTACH ? AS new", (str(tmp_path / "new" / NAME),))
+    for table in ("campaigns", "images", "sittings", "trials", "invariants", "coverage", "attempts"):
+        names = ", ".join(name for _, name, *_ in connection.execute(f"PRAGMA main.table_info({table})"))
+        connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM new.{table}")
+    connection.close()
+    with pytest.raises(EvidenceError, match="schema version 1, and today's is"):
+        summarise(tmp_path)
+    with open_store(tmp_path) as store:
+        assert store.add(make_done(2), NOTHING, 2.0)
+    with open_reader(tmp_path) as reader:
+        assert reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        rows = reader.execute("SELECT number, load_1m, steal_ppm, bucket FROM trials ORDER BY number").fetchall()
+    assert rows == [(1, None, None, ""), (2, 0.25, 1_000, "")]
+    assert [record.outcome for record in read_records(tmp_path)] == [Outcome.FAIL, Outcome.PASS]
+
+
+def test_a_migration_that_fails_leaves_the_version_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(tmp_path / NAME, isolation_level=None)
+    migrate(connection, "old", target=1)
+    broken = (MIGRATIONS[0], (MIGRATIONS[1][0], "ALTER TABLE nothing ADD COLUMN x TEXT"))
+    monkeypatch.setattr("lab.campaign.night.schema.MIGRATIONS", broken)
+    with pytest.raises(sqlite3.OperationalError):
+        migrate(connection, "old")
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert "load_1m" not in {name for _, name, *_ in connection.execute("PRAGMA table_info(trials)")}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        ("PRAGMA user_version = 1", "no store of a campaign"),
+        ("CREATE TABLE x (y)", "no store of a campaign"),
+        (f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99", "schema version 99"),
+    ],
+)
+def test_files_that_are_no_store_of_today_are_refused(tmp_path: Path, make: str, words: str) -> None:
+    connection = sqlite3.connect(tmp_path / NAME)
+    connection.executescript(make)
+    connection.close()
+    with pytest.raises(EvidenceError, match=words):
+        summarise(tmp_path)
+    with pytest.raises(EvidenceError, match=words), open_writer(tmp_path):
+        pass
+
+
+def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"no database at all" * 100)
+    with pytest.raises(EvidenceError, match="cannot be read"):
+        summarise(tmp_path)
+    with pytest.raises(EvidenceError, match="damaged"), open_writer(tmp_path):
+        pass
+
+
+def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()):
+        assert is_running(tmp_path)
+        with pytest.raises(UsageError, match="another lab runs a campaign"), open_store(tmp_path):
+            pass
+        # Readers come and go meanwhile.
+        assert summarise(tmp_path)[0].state == "running"
+    assert not is_running(tmp_path)
+
+
+def test_reading_leaves_nothing_beside_the_store(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()) as store:
+        store.add(make_done(1), NOTHING, 1.0)
+    summarise(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_strings_of_guests_are_data(tmp_path: Path) -> None:
+    evil = "'); DROP TABLE trials; --"
+    done = make_done(1)
+    done = msgspec.structs.replace(done, record=msgspec.structs.replace(done.record, reason=evil))
+    with open_store(tmp_path, make_spec()) as store:
+        store.add(done, NOTHING, 1.0)
+    assert [each.reason for each in read_records(tmp_path)] == [evil]
+
+
+def evidence_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "trials").iterdir())
+
+
+def test_failures_take_the_room_of_passes_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()) as store:
+        retention = Retention(store, 1)
+        assert retention.keep(make_done(1, archive=ARCHIVE), 1.0)
+        size = retention.size
+        assert size == sum(path.stat().st_size for path in (tmp_path / "trials").rglob("*") if path.is_file())
+        retention._limit = 2 * size + size // 2
+        retention.keep(make_done(2, archive=ARCHIVE), 1.0)
+        retention.keep(make_done(3, archive=ARCHIVE), 1.0)  # a pass takes nobody's room
+        assert evidence_of(tmp_path) == ["00001-sound", "00002-sound"]
+        retention.keep(make_done(4, Outcome.FAIL, archive=ARCHIVE), 1.0)
+        assert evidence_of(tmp_path) == ["00002-sound", "00004-sound"]
+        retention.keep(make_done(5, Outcome.INVALID, archive=ARCHIVE), 1.0)
+        retention.keep(make_done(6, Outcome.FAIL, archive=ARCHIVE), 1.0)
+        assert evidence_of(tmp_path) == ["00004-sound", "00005-sound"]
+        retention.keep(make_done(7), 1.0)
+        assert retention.size == 2 * size <= retention._limit
+    (summary,) = summarise(tmp_path)
+    assert summary.evidence == {"kept": 2, "dropped": 4, "sampled-out": 1}
+    assert summary.evidence_bytes == 2 * size
+    kept = tmp_path / "trials" / "00004-sound" / "attempt-1"
+    assert read_evidence(kept) == KEPT.evidence
+    assert read_verdict(kept) == VERDICT
+    assert (kept / "state.txt").read_bytes() == KEPT.raw["state.txt"]
+
+
+def test_evidence_that_no_trial_names_is_removed_by_the_next_sitting(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()) as store:
+        Retention(store, 10).keep(make_done(1, Outcome.FAIL, archive=ARCHIVE), 1.0)
+    shutil.copytree(tmp_path / "trials" / "00001-sound", tmp_path / "trials" / "00002-sound")
+    with open_store(tmp_path) as store:
+        Retention(store, 10)
+    assert evidence_of(tmp_path) == ["00001-sound"]
+
+
+@pytest.mark.parametrize("archive", [b"nothing of ours", ARCHIVE[:-9], ARCHIVE[:50] + b"xx" + ARCHIVE[52:]])
+def test_evidence_that_came_back_broken_is_refused(tmp_path: Path, archive: bytes) -> None:
+    with open_store(tmp_path, make_spec()) as store, pytest.raises(EvidenceError, match="came back"):
+        Retention(store, 10).keep(make_done(1, archive=archive), 1.0)
+
+
+def test_stores_of_one_campaign_are_joined_trial_by_trial(tmp_path: Path) -> None:
+    one, two, other, target = (tmp_path / name for name in ("one", "two", "other", "all"))
+    with open_store(one, make_spec()) as store:
+        Retention(store, 10).keep(make_done(1, Outcome.FAIL, archive=ARCHIVE), 1.0)
+    shutil.copytree(one, two)
+    with open_store(one) as store:
+        store.add(make_done(2), NOTHING, 2.0)
+    with open_store(two) as store:
+        store.add(make_done(3), NOTHING, 3.0)
+    with open_store(other, make_spec(seed=9)) as store:
+        Retention(store, 10).keep(make_done(1, Outcome.FAIL, archive=ARCHIVE), 1.0)
+    target.mkdir()
+    merged = merge_campaigns([one, two, other], target, lambda _: None)
+    assert (merged.campaigns, merged.trials, merged.twice) == (2, 4, 1)
+    first, second = summarise(target)
+    assert (first.seed, first.done, second.seed, second.done) == (7, 3, 9, 1)
+    assert [record.trial for record in read_records(target)] == [1, 2, 3, 1]
+    for record in read_records(target):
+        if record.outcome is Outcome.FAIL:
+            assert read_evidence(target / record.evidence / "attempt-1") == KEPT.evidence
+    with open_writer(target) as connection:
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    with pytest.raises(UsageError, match="several"), open_store(target):
+        pass
+
+
+def test_evidence_of_a_foreign_store_cannot_choose_its_place(tmp_path: Path) -> None:
+    with open_store(tmp_path / "one", make_spec()) as store:
+        store.add(make_done(1, Outcome.FAIL), Kept(folder="trials/../../etc", size=1, state="kept"), 1.0)
+    (tmp_path / "all").mkdir()
+    with pytest.raises(EvidenceError, match="no place of ours"):
+        merge_campaigns([tmp_path / "one"], tmp_path / "all", lambda _: None)
