@@ -9,11 +9,12 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, PARTS, FakeExecutor, make_done, make_spec, open_store
 
-from lab.campaign.night.executor import Broken, Ended
+from lab.campaign.night.executor import Ended
 from lab.campaign.night.loop import MAX_FAILED_BOOTS, STOP, Campaign, Result, Standing
 from lab.campaign.night.reader import read_records, summarise
 from lab.campaign.night.spec import CampaignSpec, choose_trial
 from lab.campaign.night.store import Kept
+from lab.campaign.night.trial import Broken
 from lab.errors import HostError
 from lab.spec.verdict import Outcome
 

@@ -21,10 +21,10 @@ from distributed.security import Security
 from lab import __version__
 from lab.campaign.night import dask_worker
 from lab.campaign.night.dask_worker import StationPlugin
-from lab.campaign.night.executor import Broken, Ended
+from lab.campaign.night.executor import Ended
 from lab.campaign.night.images import ImageSource, receive_images
 from lab.campaign.night.spec import choose_trial
-from lab.campaign.night.trial import Job, Missing, TrialDone
+from lab.campaign.night.trial import Broken, Job, Missing, TrialDone
 from lab.errors import HostError, LabError, UsageError
 from lab.host.run_dir import make_run_dir
 
@@ -137,7 +137,7 @@ class DaskExecutor:
             self._send_images(result)
             self.submit(job)
             return []
-        assert isinstance(result, TrialDone), "a worker returns one of two"
+        assert isinstance(result, TrialDone | Broken), "a worker returns one of three"
         return [result]
 
     def _explain(self, job: Job, error: BaseException | None) -> Ended:

@@ -10,7 +10,7 @@ from distributed import WorkerPlugin, get_worker
 
 from lab import __version__
 from lab.campaign.night.station import Station
-from lab.campaign.night.trial import Job, Missing, TrialDone
+from lab.campaign.night.trial import Broken, Job, Missing, TrialDone
 
 PLUGIN: Final = "microcode-nmi-lab"
 #: A campaign that is alive gives its workers trials without a pause; one that was killed never ends its guests.
@@ -57,7 +57,7 @@ class StationPlugin(WorkerPlugin):  # type: ignore[misc]  # of a library without
             station.close_idle(IDLE_S)
 
 
-def run_job(job: Job) -> TrialDone | Missing:
+def run_job(job: Job) -> TrialDone | Missing | Broken:
     """Run a trial on the worker's station."""
     worker = get_worker()
     done = _find_station(worker).run(job)

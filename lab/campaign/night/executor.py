@@ -5,19 +5,9 @@ import time
 from collections import deque
 from typing import Protocol
 
-import msgspec
-
 from lab.campaign.night.station import Station, Tell
-from lab.campaign.night.trial import Job, Missing, TrialDone
+from lab.campaign.night.trial import Broken, Job, Missing, TrialDone
 from lab.errors import HostError
-
-
-class Broken(msgspec.Struct, frozen=True, kw_only=True):
-    """In place of a trial: whatever ran it died, again and again."""
-
-    number: int
-    reason: str
-
 
 Ended = TrialDone | Broken
 

@@ -11,11 +11,11 @@ import msgspec
 
 from lab import __version__
 from lab.build.images import ImageSet
-from lab.campaign.night.executor import Broken, Executor
+from lab.campaign.night.executor import Executor
 from lab.campaign.night.retention import Retention
 from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Chosen, choose_trial
 from lab.campaign.night.store import CampaignStore, now
-from lab.campaign.night.trial import Attempt, Job, TrialDone
+from lab.campaign.night.trial import Attempt, Broken, Job, TrialDone
 from lab.spec.boot import Boot
 from lab.spec.verdict import Durations, NmiCount, Outcome, TrialRecord
 

@@ -18,7 +18,8 @@ from lab import __version__
 from lab.build.images import ImageSet
 from lab.campaign.night.images import ImagesMissing, find_images
 from lab.campaign.night.spec import Chosen, choose_trial, count_retries, keeps_pass
-from lab.campaign.night.trial import Attempt, Job, Missing, TrialDone, pack_evidence
+from lab.campaign.night.trial import Attempt, Broken, Job, Missing, TrialDone, pack_evidence
+from lab.errors import UsageError
 from lab.judge import judge
 from lab.spec.boot import Boot
 from lab.spec.evidence import Ending, Evidence
@@ -67,10 +68,11 @@ class Station:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, job: Job) -> TrialDone | Missing:
+    def run(self, job: Job) -> TrialDone | Missing | Broken:
         """Run a trial, and again on fresh guests if it fails.
 
-        :raise UsageError: the campaign has no such trial
+        What its kernel does not have, such as the place of a hold, breaks that trial and not the campaign.
+
         :raise HostError: this host cannot run trials
         """
         with self._lock:
@@ -78,6 +80,8 @@ class Station:
                 return self._run(job)
             except ImagesMissing as error:
                 return Missing(number=job.number, worker=name_worker(), digests=error.digests)
+            except UsageError as error:
+                return Broken(number=job.number, reason=str(error))
             finally:
                 self._used_at = time.monotonic()
 

@@ -94,6 +94,16 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
     digests: tuple[str, ...]
 
 
+class Broken(msgspec.Struct, frozen=True, kw_only=True):
+    """In place of a trial: it cannot be run, or whatever ran it died again and again.
+
+    :param reason: one sentence
+    """
+
+    number: int
+    reason: str
+
+
 class _Packed(msgspec.Struct, frozen=True):
     kept: Kept
     verdict: Verdict
