@@ -167,6 +167,27 @@ def test_hostile_text_neither_runs_nor_breaks_the_page(tmp_path: Path) -> None:
     assert not any(set(link) & set("<>\"'?# ") for link in links)
 
 
+@pytest.mark.parametrize("expectation", list(Expectation))
+def test_a_page_says_what_is_expected(tmp_path: Path, expectation: Expectation) -> None:
+    name = "trials/00001-stop-machine"
+    evidence = make_evidence()
+    write_evidence(tmp_path / name, evidence, {})
+    write_verdict(tmp_path / name, make_verdict(evidence))
+    asked = MechanismAsked(name="stop-machine", summary="s", expectation=expectation, why="this is why")
+    failed = make_record(1, "stop-machine", Outcome.FAIL, evidence=name)
+    passed = make_record(2, "stop-machine", Outcome.PASS, evidence=name)
+    write_run(tmp_path, [failed, passed], mechanisms=(asked,))
+    text = words(read_page(tmp_path))
+    assert {
+        Expectation.CAUGHT: "to be caught",
+        Expectation.CLEAN: "held to be sound, to be clean",
+        Expectation.EITHER: "may be caught and need not",
+        Expectation.MEASURED: "known to let some through, measured",
+    }[expectation] in text
+    controls = {Expectation.CAUGHT: "Caught, as it must be", Expectation.EITHER: "Caught, as it may be: this is why"}
+    assert controls.get(expectation, "A mechanism held to be sound broke") in text
+
+
 @pytest.mark.parametrize(
     "evidence", ["../outside", "/etc", "trials/../../outside", "link", "trials/link/x", "..", "a\0b", "x" * 5000]
 )
