@@ -37,6 +37,10 @@ def covered(pc: int, count: int, phase: Phase = Phase.ARMED, vcpu: int = SIBLING
     return Covered(vcpu=vcpu, phase=phase, pc=pc, symbol=f"wait+{pc:#x}", count=count)
 
 
+def found_at(count: int, lead: tuple[Visit, ...] = ()) -> Found:
+    return Found(role=Role.SIBLING, phase=Phase.ARMED, pc=16, symbol="", count=count, lead=lead)
+
+
 class FakeGuests:
     """Loads whose sibling begins certain blocks; what each comes to is said by a test.
 
@@ -230,10 +234,10 @@ def test_nothing_known_is_not_complete() -> None:
 
 
 def test_a_block_that_is_come_to_more_often_makes_the_further_points_alone() -> None:
-    known, found = Known(), {"role": Role.SIBLING, "phase": Phase.ARMED, "pc": 16, "symbol": ""}
+    known = Known()
     lead = (Visit(Block(Role.SIBLING, Phase.ARMED, 8), 1),)
-    known.take(Found(**found, count=1))
-    known.take(Found(**found, count=9, lead=lead))
+    known.take(found_at(1))
+    known.take(found_at(9, lead))
     block = Block(Role.SIBLING, Phase.ARMED, 16)
     assert known.points == tuple(Point(block, rank) for rank in Rank)
     assert [known.leads[point] for point in known.points] == [(), lead, lead]
