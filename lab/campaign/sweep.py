@@ -18,8 +18,23 @@ from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried
 from lab.errors import UsageError
 from lab.judge import judge
 from lab.spec.evidence import EventKind, Evidence, OracleEvidence
+from lab.spec.mechanisms import find_mechanism
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed
 from lab.spec.plan import draw_plan
-from lab.spec.sweep import MAX_ATTEMPTS, MAX_LEAD, Block, Point, SweepAsk, Visit, arrival_of, place_nmis, ranks_of
+from lab.spec.scenario import Siblings
+from lab.spec.sweep import (
+    MAX_ATTEMPTS,
+    MAX_LEAD,
+    Block,
+    Point,
+    SweepAsk,
+    Visit,
+    arrival_of,
+    delay_call_in,
+    place_nmis,
+    ranks_of,
+)
 from lab.spec.verdict import Finding, Outcome, Verdict
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
@@ -30,6 +45,8 @@ DRY_LOADS: Final = 3
 #: A trial takes a third of a second: with so many in a row, waiting for the host's vCPUs costs little, and others that
 #: wait do not wait long.
 TURN: Final = 16
+#: In which attempts who is made the last to call in.
+DELAYED_ROLES: Final = {3: Role.PRIMARY, 4: Role.SIBLING, 5: Role.SIBLING, 6: Role.PRIMARY}
 #: As in lab.campaign.runner.
 MAX_FAILED_BOOTS: Final = 3
 #: Where each NMI handler of the kernels begins.
@@ -215,7 +232,8 @@ class _Sweep:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             visits = (*self._find_lead(point, attempt), Visit(point.block, arrival))
             tried = _explain(point, asked, visits, attempt)
-            scenario = msgspec.structs.replace(self._ask.scenario, placed=place_nmis(visits, self._ask.core))
+            placed = (*place_nmis(visits, self._ask.core), *self._disturb(point, attempt))
+            scenario = msgspec.structs.replace(self._ask.scenario, placed=placed)
             try:
                 kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
             except UsageError as error:
@@ -239,6 +257,14 @@ class _Sweep:
         broken = sum(bool(each.broken) for each in self.known.tried.values())
         self._advance(len(self.known.tried), len(self.known.points), broken)
         return ""
+
+    def _disturb(self, point: Point, attempt: int) -> tuple[Placed, ...]:
+        """Return a hold that lets one thread of the core or the other call in last: some ways depend on which does."""
+        if attempt not in DELAYED_ROLES or not find_mechanism(self._ask.mechanism).landmarks.call_in:
+            return ()
+        if self._ask.siblings is not Siblings.ONLINE or point.block.phase is Phase.GATHER:
+            return ()
+        return (delay_call_in(DELAYED_ROLES[attempt], self._ask.core),)
 
     def _find_lead(self, point: Point, attempt: int) -> tuple[Visit, ...]:
         """Return the NMIs that led there, every other time: a load may also have come there by chance."""

@@ -8,7 +8,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.spec.boot import Granularity
-from lab.spec.hold import DEFAULT_BOUND_US
+from lab.spec.hold import DEFAULT_BOUND_US, Landmark
 from lab.spec.phase import PHASES, Phase, Role
 from lab.spec.placed import Placed, Target, find_thread
 from lab.spec.scenario import Scenario, Siblings
@@ -22,7 +22,7 @@ SWEPT_ROLES: Final = (Role.PRIMARY, Role.SIBLING, Role.OFFLINE)
 #: Code that only an NMI leads to is reached by an NMI at the point that showed it; and what that shows, by both.
 MAX_LEAD: Final = 2
 #: A spin loop runs a different number of times in every load: each time its arrival is halved.
-MAX_ATTEMPTS: Final = 5
+MAX_ATTEMPTS: Final = 6
 
 
 class Rank(enum.Enum):
@@ -138,6 +138,11 @@ def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
         nmi=Target.HELD,
         bound_us=bound_us,
     )
+
+
+def delay_call_in(role: Role, core: int) -> Placed:
+    """Return a hold without an NMI that lets a thread be the last of its core to call in."""
+    return Placed(at=Landmark.CALL_IN.value, role=role, core=core, phase=Phase.GATHER, nmi=Target.NONE)
 
 
 def place_nmis(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
