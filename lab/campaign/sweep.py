@@ -28,6 +28,7 @@ from lab.spec.sweep import (
     MAX_LEAD,
     Block,
     Point,
+    Rank,
     SweepAsk,
     Visit,
     arrival_of,
@@ -251,7 +252,9 @@ class _Sweep:
                 break
             if self._guests.failed_boots >= MAX_FAILED_BOOTS:
                 return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
-            arrival = arrival if come else max(1, arrival // 2)
+            arrival = (
+                arrival if come else _find_earlier(point.rank, arrival, _count_arrivals(kept.evidence, len(visits) - 1))
+            )
         self._journal.append(*found, tried)
         self.known.take(tried)
         broken = sum(bool(each.broken) for each in self.known.tried.values())
@@ -316,6 +319,17 @@ def _weigh(tried: Tried, verdict: Verdict, evidence: Evidence) -> Tried:
 
 def _list_broken(verdict: Verdict) -> tuple[str, ...]:
     return tuple(each.name for each in verdict.invariants if each.required and each.finding is Finding.BROKEN)
+
+
+def _find_earlier(rank: Rank, arrival: int, seen: int) -> int:
+    """Return half an arrival that did not come, or less where the load came there less often than that."""
+    half = max(1, arrival // 2)
+    return min(half, arrival_of(rank, seen)) if seen > 0 else half
+
+
+def _count_arrivals(evidence: Evidence, hold: int) -> int:
+    arrivals = evidence.oracle.arrivals if evidence.oracle is not None else ()
+    return arrivals[hold] if hold < len(arrivals) else 0
 
 
 def _has_come(evidence: Evidence, hold: int) -> bool:

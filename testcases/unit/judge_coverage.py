@@ -40,6 +40,7 @@ TESTS: Final = tuple(
         "judge_plain_kernel",
         "judge_edges",
         "judge_phases",
+        "judge_accounts",
         "kept_evidence",
     )
 )

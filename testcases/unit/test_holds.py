@@ -203,7 +203,7 @@ def test_a_placed_nmi_follows_the_random_ones(target: Target, aim: Aim, vcpu: in
     placed = Placed(at="call-in", role=Role.SIBLING, core=1, nmi=target, phase=Phase.GATHER)
     plan = draw_plan(Scenario(mechanism="nmi-self", topology=TWO_CORES, nmis=2, placed=(placed,)), 1)
 
-    assert plan.injections[2:] == (Injection(at_ppm=0, aim=aim, vcpu=vcpu, hold=0, phase=Phase.GATHER, core=1),)
+    assert plan.injections[2:] == (Injection(at_ppm=0, aim=aim, vcpu=vcpu, hold=0, core=1),)
     assert [(each.at, each.vcpu, each.phase) for each in plan.holds] == [("call-in", 3, Phase.GATHER)]
 
 

@@ -65,6 +65,7 @@ class FakeGuests:
         self._breaks = breaks
         self.tried: list[tuple[tuple[int, int], ...]] = []
         self.dies_at = -1
+        self.seen = 0
 
     def find(self, _: object) -> "FakeGuests":
         return self
@@ -101,7 +102,9 @@ class FakeGuests:
         built = Load(topology=Topology(1, 1, 2)).build()
         assert built.oracle is not None
         blocks = tuple(covered(pc, count) for pc, count in seen.items())
-        oracle = msgspec.structs.replace(built.oracle, events=tuple(events), cover=Cover(blocks=blocks, lost=0))
+        oracle = msgspec.structs.replace(
+            built.oracle, events=tuple(events), cover=Cover(blocks=blocks, lost=0), arrivals=(self.seen,) * len(visits)
+        )
         reason = "broken" if any(pc in self._breaks for pc, _ in visits) and len(events) == 2 * len(visits) else ""
         return Kept(msgspec.structs.replace(built, plan=plan, scenario=scenario, oracle=oracle, reason=reason), {})
 
@@ -162,6 +165,14 @@ def test_an_arrival_that_does_not_come_is_halved_and_said_to_be(tmp_path: Path) 
     swept = run(tmp_path, guests)
     assert guests.tried[3:] == [((16, 1),), ((16, 50),), ((16, 100),), ((16, 50),)]
     assert (swept.tried, swept.earlier, swept.exit_status) == (3, 1, 0)
+
+
+def test_an_arrival_is_no_later_than_the_load_that_missed_it_had(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 18_733}, lambda _, arrival: arrival <= 40)
+    guests.seen = 40
+    swept = run(tmp_path, guests)
+    assert guests.tried[3:] == [((16, 1),), ((16, 9367),), ((16, 20),), ((16, 18_733),), ((16, 40),)]
+    assert (swept.tried, swept.earlier, swept.exit_status) == (3, 2, 0)
 
 
 def test_what_never_comes_again_is_counted_with_the_reason_and_incomplete_is_3(tmp_path: Path) -> None:
