@@ -21,6 +21,7 @@ from lab.errors import DeadlineError, HostError, ProcessError
 from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.paths import find_cache
+from lab.host.user import describe_user
 
 QEMU = "qemu-system-x86_64"
 MIN_QEMU = (7, 2)
@@ -110,6 +111,7 @@ def _examine_qemu() -> tuple[Check, ...]:
     wanted = f"{mend} (version {MIN_QEMU[0]}.{MIN_QEMU[1]} or newer)"
     return (
         Check(name="qemu", ok=new_enough, found=version, mend="" if new_enough else wanted),
+        Check(name="qemu's user", ok=True, found=describe_user()),
         _examine_plugins(),
     )
 

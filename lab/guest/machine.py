@@ -15,6 +15,7 @@ from lab.guest.command import QEMU, InheritedFds, command_line
 from lab.guest.console import Console
 from lab.guest.ending import EndLatch, GuestEnd
 from lab.guest.exit import ExitWatch, read_messages
+from lab.guest.handing import HandedFiles, choose_user
 from lab.guest.memory import GuestMemory
 from lab.guest.nmi import AimedInjector, BroadcastInjector, Injector
 from lab.guest.qmp import QmpChannel
@@ -116,12 +117,18 @@ def read_schedstat(path: Path, vcpu: int) -> VcpuRunning:
 
 @contextlib.contextmanager
 def start_guest(
-    spec: GuestSpec, keys: GuestKeys, run_dir: Path, deadline: Deadline, oracle_fd: int | None = None
+    spec: GuestSpec,
+    keys: GuestKeys,
+    run_dir: Path,
+    deadline: Deadline,
+    oracle_fd: int | None = None,
+    handed: HandedFiles | None = None,
 ) -> Iterator[Machine]:
     """Start a guest, yield it once a shell answers, and leave nothing of it behind.
 
     :param run_dir: private to this guest; gets console.log, qemu.log and the initrd
     :param oracle_fd: a descriptor that QEMU inherits under the same number, for the plugin
+    :param handed: the files that ``spec.plugin`` names, where there are any
     :raise HostError: QEMU could not be started, or run_dir not be written
     :raise GuestGone: the guest ended while it booted; the text quotes its console and QEMU's messages
     :raise DeadlineError: it did not boot in time; quotes the same
@@ -140,7 +147,9 @@ def start_guest(
         console = stack.enter_context(Console(ours["console"], run_dir / CONSOLE_LOG, latch))
         qmp = stack.enter_context(QmpChannel(ours["monitor"], latch))
         # Entered after what reads from QEMU and so ended before it: then each reader meets the end of its stream.
-        process = stack.enter_context(_start_qemu(spec, initrd, fds, oracle_fd, run_dir / QEMU_LOG))
+        with handed or HandedFiles(choose_user(spec.accelerator)) as files:
+            started = msgspec.structs.replace(spec, kernel=files.hand(spec.kernel), initrd=files.hand(initrd))
+            process = stack.enter_context(_start_qemu(started, fds, oracle_fd, files, run_dir / QEMU_LOG))
         for end in theirs.values():
             end.close()
         stack.enter_context(ExitWatch(process, run_dir / QEMU_LOG, latch))
@@ -178,11 +187,15 @@ def _make_channels(stack: contextlib.ExitStack) -> tuple[dict[str, socket.socket
 
 @contextlib.contextmanager
 def _start_qemu(
-    spec: GuestSpec, initrd: Path, fds: InheritedFds, oracle_fd: int | None, log: Path
+    spec: GuestSpec, fds: InheritedFds, oracle_fd: int | None, files: HandedFiles, log: Path
 ) -> Iterator[proc.Process]:
-    words = command_line(msgspec.structs.replace(spec, initrd=initrd), fds)
-    inherited = (*msgspec.structs.astuple(fds), *(() if oracle_fd is None else (oracle_fd,)))
-    with open(log, "xb") as sink, proc.start_process(words, pass_fds=inherited, stderr=sink) as process:
+    words = command_line(spec, fds)
+    inherited = (*msgspec.structs.astuple(fds), *(() if oracle_fd is None else (oracle_fd,)), *files.descriptors)
+    privileges = files.user.words if files.user is not None else ()
+    with (
+        open(log, "xb") as sink,
+        proc.start_process(words, pass_fds=inherited, stderr=sink, privileges=privileges) as process,
+    ):
         try:
             yield process
         finally:

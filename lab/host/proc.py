@@ -68,12 +68,13 @@ def _popen(
     pass_fds: Sequence[int],
     stdout: IO[bytes] | int,
     stderr: IO[bytes] | int,
+    privileges: Sequence[str] = (),
 ) -> Process:
     words = [os.fspath(word) for word in command]
     try:
         return _spawner.spawn(
             lambda: subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *words],
+                ["setpriv", "--pdeathsig", "KILL", *privileges, "--", *words],
                 cwd=cwd,
                 env=None if env is None else dict(env),
                 pass_fds=tuple(pass_fds),
@@ -96,12 +97,14 @@ def start_process(
     pass_fds: Sequence[int] = (),
     stdout: IO[bytes] | int = subprocess.DEVNULL,
     stderr: IO[bytes] | int = subprocess.DEVNULL,
+    privileges: Sequence[str] = (),
 ) -> Iterator[Process]:
     """Start a program in a process group of its own, and end the group and reap the program on leaving.
 
+    :param privileges: options of setpriv(1) that say what the program may be, such as those of lab.host.user
     :raise HostError: it could not be started
     """
-    process = _popen(command, cwd=cwd, env=env, pass_fds=pass_fds, stdout=stdout, stderr=stderr)
+    process = _popen(command, cwd=cwd, env=env, pass_fds=pass_fds, stdout=stdout, stderr=stderr, privileges=privileges)
     try:
         yield process
     finally:

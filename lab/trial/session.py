@@ -16,8 +16,9 @@ from lab.build.images import ImageSet
 from lab.build.ucode import firmware_name, make_update
 from lab.errors import DeadlineError, EvidenceError, GuestError, GuestGone, HostError
 from lab.guest.command import find_stepping
+from lab.guest.handing import HandedFiles, choose_user
 from lab.guest.machine import Machine, start_guest
-from lab.guest.spec import DEFAULT_CPU, GuestSpec, Stepping
+from lab.guest.spec import DEFAULT_CPU, Accelerator, GuestSpec, Stepping
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.run_dir import make_run_dir
@@ -426,16 +427,19 @@ def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int
         link = stack.enter_context(made)
         landmarks = run_dir / "landmarks"
         write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
+        handed = stack.enter_context(HandedFiles(choose_user(Accelerator.TCG)))
         spec = GuestSpec(
             topology=boot.topology,
             kernel=images.kernel,
             initrd=images.initramfs,
             cpu=DEFAULT_CPU + (",+monitor" if boot.monitor else ""),
             kernel_args=(*((ENGINE_ARG,) if find_base(boot.base).engine else ()), *boot.kernel_args),
-            plugin=link.plugin_arguments(images.oracle, landmarks),
+            plugin=link.plugin_arguments(
+                handed.hand(images.oracle), handed.hand(landmarks), handed.hand(link.path, writable=True)
+            ),
             stepping=find_stepping(read_qemu_version()) if stepped else Stepping.NONE,
         )
-        machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd))
+        machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd, handed))
         link.close_child_end()
         try:
             session = Session(

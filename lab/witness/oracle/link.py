@@ -159,12 +159,20 @@ class OracleLink:
         """The descriptor that QEMU must inherit under its number."""
         return self._child.fileno()
 
-    def plugin_arguments(self, plugin: Path, landmarks: Path) -> str:
-        """Return the value of QEMU's ``-plugin`` option."""
+    @property
+    def path(self) -> Path:
+        """The shared file, which QEMU must be able to write."""
+        return self._path
+
+    def plugin_arguments(self, plugin: Path, landmarks: Path, shm: Path | None = None) -> str:
+        """Return the value of QEMU's ``-plugin`` option.
+
+        :param shm: by what path QEMU finds the shared file, where that is another than the lab's
+        """
         options = {
             "file": plugin,
             "landmarks": landmarks,
-            "shm": self._path,
+            "shm": shm or self._path,
             "link": self.pass_fd,
             "threads": self._topology.threads,
         }

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files for a QEMU that runs as another user than the lab: it inherits them open, and finds them by /proc/self/fd.
+
+Folders on the way to them, such as root's own, need not be open to it, and the run folder stays the lab's alone: QEMU
+can put nothing into it that the lab would read.
+"""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from lab.errors import HostError
+from lab.guest.spec import Accelerator
+from lab.host.user import User, find_unprivileged
+
+_KVM: Final = Path("/dev/kvm")
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class HandedFiles:
+    """What QEMU inherits. A context manager, to be left once QEMU has started.
+
+    :param user: whom QEMU will run as; None for the lab's own user, who opens files by their paths
+    """
+
+    def __init__(self, user: User | None) -> None:
+        self.user = user
+        self._descriptors: list[int] = []
+
+    def __enter__(self) -> "HandedFiles":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What QEMU must inherit under the same numbers."""
+        return tuple(self._descriptors)
+
+    def hand(self, path: Path, *, writable: bool = False) -> Path:
+        """Return the path by which QEMU finds a file.
+
+        :param writable: it is the lab's, and becomes QEMU's to write
+        :raise HostError: the lab itself cannot open it
+        """
+        if self.user is None:
+            return path
+        try:
+            descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            self._descriptors.append(descriptor)
+            if writable:
+                os.fchown(descriptor, self.user.uid, self.user.gid)
+            elif not os.fstat(descriptor).st_mode & stat.S_IROTH:
+                descriptor = self._copy(descriptor, path.name)
+        except OSError as error:
+            raise HostError(f"'{path}' could not be read: {error.strerror or error}") from error
+        return Path(f"/proc/self/fd/{descriptor}")
+
+    def _copy(self, source: int, name: str) -> int:
+        """Return a copy in memory, which whoever inherits it can open."""
+        copy = os.memfd_create(name, os.MFD_CLOEXEC)
+        self._descriptors.append(copy)
+        while os.sendfile(copy, source, None, _CHUNK_BYTES):
+            pass
+        return copy
+
+
+def choose_user(accelerator: Accelerator) -> User | None:
+    """Return whom QEMU runs as: under KVM another user than the lab's only where its device is open to all."""
+    if accelerator is Accelerator.KVM:
+        with contextlib.suppress(OSError):
+            mode = _KVM.stat().st_mode
+            if mode & stat.S_IROTH and mode & stat.S_IWOTH:
+                return find_unprivileged()
+        return None
+    return find_unprivileged()
