@@ -6,6 +6,7 @@ can put nothing into it that the lab would read.
 """
 
 import contextlib
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -18,6 +19,7 @@ from lab.host.user import User, find_unprivileged
 
 _KVM: Final = Path("/dev/kvm")
 _CHUNK_BYTES: Final = 1 << 20
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class HandedFiles:
@@ -64,11 +66,12 @@ class HandedFiles:
         return Path(f"/proc/self/fd/{descriptor}")
 
     def _copy(self, source: int, name: str) -> int:
-        """Return a copy in memory, which whoever inherits it can open."""
-        copy = os.memfd_create(name, os.MFD_CLOEXEC)
+        """Return a copy in memory, which whoever inherits it can open and nobody can change."""
+        copy = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._descriptors.append(copy)
         while os.sendfile(copy, source, None, _CHUNK_BYTES):
             pass
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
         return copy
 
 
