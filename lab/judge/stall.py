@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the vCPUs of a guest were that stopped answering, in words."""
 
+from typing import Final
+
 from lab.judge.finding import clean
 from lab.spec.evidence import Evidence
+
+#: More than any guest has; a foreign folder may tell of any number.
+_MAX_VCPUS: Final = 64
 
 
 def describe_stall(evidence: Evidence) -> tuple[str, ...]:
@@ -11,7 +16,7 @@ def describe_stall(evidence: Evidence) -> tuple[str, ...]:
     if stall is None:
         return ()
     lines = []
-    for vcpu in stall.vcpus:
+    for vcpu in stall.vcpus[:_MAX_VCPUS]:
         line = f"vCPU {vcpu.vcpu} {'halted ' if vcpu.halted else ''}at {clean(vcpu.symbol) or hex(vcpu.pc)}"
         lines.append(line + ("" if vcpu.interrupts is None else f", interrupts {'on' if vcpu.interrupts else 'off'}"))
     return (*lines, f"by the oracle's last blocks: {clean(stall.problem)}") if stall.problem else tuple(lines)

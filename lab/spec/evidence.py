@@ -423,7 +423,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one trial left behind.
 
     :param reason: what the lab saw last, where the ending is not COMPLETE
-    :param console_report: the console's lines from the first complaint on, which its tail may no longer hold
+    :param console_report: where the ending is not COMPLETE, the console's lines from the first complaint on, which its
+        tail may no longer hold
     :param stall: None unless the guest stopped answering
     """
 

@@ -395,7 +395,7 @@ class _Trial:
             guest=self.guest,
             timings=timings,
             console_tail=console.lines[-CONSOLE_TAIL_LINES:],
-            console_report=cut_report(console.lines),
+            console_report=cut_report(console.lines) if ending is not Ending.COMPLETE else (),
             stall=self.stall,
         )
         return Kept(evidence, self.raw)
