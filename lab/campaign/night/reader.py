@@ -132,7 +132,8 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
     """
     columns = (
         "campaign, number, mechanism, topology, seed, outcome, reason, nmis_sent, nmis_handled, nmis_entries,"
-        " nmis_proven, durations, windows_judged, windows_unseen, kernel_sha256, kernel_match, evidence"
+        " nmis_proven, durations, windows_judged, windows_unseen, kernel_sha256, kernel_match, evidence,"
+        " bucket, fractions"
     )
     with open_reader(folder) as connection:
         # The names are ours.
@@ -144,7 +145,7 @@ def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> Tri
     campaign, number, *rest = row
     key = (campaign, number)
     (mechanism, topology, seed, outcome, reason, sent, handled, entries, proven) = rest[:9]
-    (durations, judged, unseen, kernel, match, evidence) = rest[9:]
+    (durations, judged, unseen, kernel, match, evidence, bucket, fractions) = rest[9:]
     invariants = connection.execute("SELECT name, finding FROM invariants WHERE campaign = ? AND number = ?", key)
     coverage = connection.execute("SELECT place, nmis FROM coverage WHERE campaign = ? AND number = ?", key)
     try:
@@ -165,6 +166,8 @@ def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> Tri
                 "evidence": evidence,
                 "coverage": dict(coverage),
                 "match": Match(match) if match else None,
+                "bucket": bucket,
+                "fractions": msgspec.json.decode(str(fractions)),
             },
             TrialRecord,
         )

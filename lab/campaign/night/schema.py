@@ -112,7 +112,9 @@ _HOST_AND_BUCKET: Final = (
     "ALTER TABLE trials ADD COLUMN bucket TEXT NOT NULL DEFAULT ''",
     "CREATE INDEX trials_by_bucket ON trials (bucket) WHERE bucket <> ''",
 )
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _HOST_AND_BUCKET)
+#: How far into a phase each random NMI came, as JSON: what tells whether they were random.
+_FRACTIONS: Final = ("ALTER TABLE trials ADD COLUMN fractions TEXT NOT NULL DEFAULT '{}'",)
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _HOST_AND_BUCKET, _FRACTIONS)
 VERSION: Final = len(MIGRATIONS)
 
 

@@ -263,7 +263,8 @@ class CampaignStore:
             "evidence_state": kept.state,
             "load_1m": done.load_1m,
             "steal_ppm": done.steal_ppm,
-            "bucket": "",
+            "bucket": record.bucket,
+            "fractions": msgspec.json.encode(record.fractions).decode(),
         }
         # The names are ours; every value is a parameter.
         columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
