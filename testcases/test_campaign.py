@@ -2,6 +2,7 @@
 """Campaigns on real guests that are stopped, killed and deprived: nothing is lost, doubled or left behind."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from lab.campaign.night.reader import read_records, summarise
 from lab.campaign.night.sitting import INLINE, Watch, Where, start_campaign
 from lab.campaign.night.spec import CampaignSpec, Limits, Part, choose_trial
 from lab.host.deadline import Deadline
-from lab.host.paths import ROOT
+from lab.host.paths import ROOT, find_cache
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
 from lab.spec.verdict import Outcome
@@ -69,14 +70,14 @@ def run_lab(left: Leftovers, *words: str | Path) -> subprocess.CompletedProcess[
 
 
 @contextlib.contextmanager
-def start_lab(left: Leftovers, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
+def start_lab(left: Leftovers, *words: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
     lab = subprocess.Popen(
         (*LAB, *map(str, words)),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=left.environment,
+        env={**left.environment, **environment},
     )
     try:
         yield lab
@@ -140,24 +141,28 @@ def find_guests(left: Leftovers) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def start_cluster(left: Leftovers, folder: Path, workers: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Start a scheduler and workers as their users do, on a host of their own as far as images are concerned."""
+    """Start a scheduler and workers as their users do, with a cache of their own as on another host."""
     folder.mkdir()
     environment = {**left.environment, "XDG_CACHE_HOME": str(folder)}
-    (folder / "microcode-nmi-lab").mkdir()
     facts = folder / "scheduler.json"
-    dask = (sys.executable, "-m", "dask")
-    words = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    options = ("--scheduler-file", str(facts), "--no-dashboard")
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            (sys.executable, "-m", "dask", *words, "--no-dashboard"),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
     started = []
     try:
-        scheduler = subprocess.Popen((*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *options), **words)
-        started.append(scheduler)
-        wait_until(facts.is_file, "the scheduler to listen")
+        started.append(start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(facts)))
+        wait_until(lambda: facts.is_file() and facts.stat().st_size, "the scheduler to listen")
         address = msgspec.json.decode(facts.read_bytes())["address"]
-        worker = (*dask, "worker", address, "--nthreads", "1", "--resources", "vcpus=2", "--no-dashboard")
-        more = ("--local-directory", str(folder), "--memory-limit", "0")
-        started += [subprocess.Popen((*worker, *more), **words) for _ in range(workers)]
-        yield address, scheduler
+        options = ("--nthreads", "1", "--resources", "vcpus=2", "--memory-limit", "0", "--local-directory", str(folder))
+        started += [start("worker", address, *options) for _ in range(workers)]
+        yield address, started[0]
     finally:
         for process in started:
             process.terminate()
@@ -165,27 +170,41 @@ def start_cluster(left: Leftovers, folder: Path, workers: int) -> Iterator[tuple
             process.wait(30)
 
 
-def test_workers_of_a_scheduler_are_given_images_and_its_end_loses_nothing(tmp_path: Path, left: Leftovers) -> None:
-    folder, cluster = tmp_path / "out", tmp_path / "cluster"
-    file = write_campaign(tmp_path, trials=6)
+def copy_cache(images: ImageSet, cache: Path) -> None:
+    """Copy what a campaign needs into a cache of its own, which a test may clear."""
+    shared = find_cache()
+    for path in (images.kernel, images.initramfs, images.oracle):
+        name = path.parent.relative_to(shared)
+        shutil.copytree(path.parent, cache / shared.name / name)
+
+
+def test_workers_of_a_scheduler_are_sent_images_and_its_end_loses_nothing(
+    tmp_path: Path, left: Leftovers, images: ImageSet
+) -> None:
+    """The campaign's cache is cleared as it runs, so that its workers' own is all that is left on their host."""
+    folder, cluster, cache = tmp_path / "out", tmp_path / "cluster", tmp_path / "cache"
+    file = write_campaign(tmp_path, trials=6, trials_per_guest=1)
+    copy_cache(images, cache)
     with start_cluster(left, cluster, 2) as (address, scheduler):
-        words = ("start", file, "--out", folder, "--trials", "2", "--scheduler", address, "--json")
-        ran = run_lab(left, *words)
-        assert ran.returncode in (0, 1), ran.stderr
-        assert msgspec.json.decode(ran.stdout)["state"] == "finished"
-        received = {path.name for path in (cluster / "microcode-nmi-lab" / "received").iterdir()}
-        with open_reader(folder) as connection:
-            sent = {digest for (digest,) in connection.execute("SELECT sha256 FROM images")}
-        assert received <= sent
-        wait_until(lambda: not find_guests(left), "workers that go on to have no guest")
-        with start_lab(left, "resume", folder, "--trials", "6", "--scheduler", address) as lab:
-            wait_until(lambda: count(folder) >= 3, "another trial to be stored")
+        words = ("start", file, "--out", folder, "--scheduler", address)
+        with start_lab(left, *words, XDG_CACHE_HOME=str(cache)) as lab:
+            wait_until(lambda: count(folder) >= 1, "a trial to be stored")
+            shutil.rmtree(cache)
+            received = cluster / find_cache().name / "received"
+            wait_until(lambda: received.is_dir() and len(list(received.iterdir())) == 4, "images to be sent")
+            done = count(folder)
+            wait_until(lambda: count(folder) > done, "a trial on what was sent")
             scheduler.kill()
             _, said = finish(lab)
         assert lab.returncode == 2
         assert "scheduler is gone" in said
     left.check_no_process()
-    assert summarise(folder)[0].state == "stopped"
+    (summary,) = summarise(folder)
+    assert summary.state == "stopped"
+    with open_reader(folder) as connection:
+        assert {path.name for path in received.iterdir()} == {
+            digest for (digest,) in connection.execute("SELECT sha256 FROM images")
+        }
     assert run_lab(left, "resume", folder, "--workers", "1").returncode in (0, 1)
     check_store(folder, list(range(1, 7)))
     left.check(folder)
