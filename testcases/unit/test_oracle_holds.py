@@ -11,12 +11,15 @@ from test_oracle_guest import MECHANISM, WAIT_S, events_of
 
 from lab.errors import UsageError
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Covered, EventKind, OracleEvidence
+from lab.spec.evidence import Covered, EventKind, OracleEvidence, WindowSeen
 from lab.spec.hold import MAX_HOLDS, Hold
 from lab.spec.phase import Phase
 from lab.witness.hold_places import FoundHold
+from lab.witness.oracle.link import EXTEND_BOUND_NS
 
 MS = 1_000_000
+#: How often a host may be too slow.
+LATE_TRIES = 5
 PRIMARY, SIBLING = 0, 1
 #: More than a busy host takes to run the other vCPU.
 BOUND_US = 400_000
@@ -282,21 +285,31 @@ def test_a_held_vcpu_is_not_called_starved(plugin: Path, tmp_path: Path) -> None
 
 def test_no_window_closes_before_the_nmis_that_were_announced_for_it(plugin: Path, tmp_path: Path) -> None:
     with start_bench(tmp_path, plugin) as bench:
-        deadline = Deadline.after(WAIT_S)
-        bench.link.arm(1, MECHANISM, (40_000,))
-        bench.link.wait_for(EventKind.WINDOW_OPEN, deadline)
-        bench.link.announce(2)
-        acked_ns = []
-        for after_s in (0.001, 0.07):
-            time.sleep(after_s)
-            with bench.link.sending(announced=True):
-                bench.send_nmi(SIBLING)
-            acked_ns.append(time.monotonic_ns())
-        bench.link.wait_for(EventKind.LOAD_END, deadline)
-        bench.link.disarm()
-        (window,) = bench.link.collect(bench.guest.symbolise).windows
-    assert window.close_ns > acked_ns[1] > window.open_ns + 70 * MS
+        for trial in range(1, LATE_TRIES + 1):
+            window, acked_ns = announce_two(bench, trial)
+            # A window is held so long at most; a host that sends later than that shows nothing.
+            if acked_ns < window.open_ns + 40 * MS + EXTEND_BOUND_NS:
+                break
+    assert window.close_ns > acked_ns > window.open_ns + 70 * MS
     assert window.extended_ns > 20 * MS
+
+
+def announce_two(bench: Bench, trial: int) -> tuple[WindowSeen, int]:
+    """Send one NMI early in a window and one late, and return when that was acknowledged."""
+    deadline = Deadline.after(WAIT_S)
+    bench.link.arm(trial, MECHANISM, (40_000,))
+    opened = bench.link.wait_for(EventKind.WINDOW_OPEN, deadline)
+    bench.link.announce(2)
+    for after_s in (0.001, 0.07):
+        time.sleep(after_s)
+        with bench.link.sending(announced=True):
+            bench.send_nmi(SIBLING)
+    acked_ns = time.monotonic_ns()
+    while bench.link.wait_for(EventKind.LOAD_END, deadline).seq < opened.seq:
+        pass
+    bench.link.disarm()
+    (window,) = bench.link.collect(bench.guest.symbolise).windows
+    return window, acked_ns
 
 
 def find_covered(evidence: OracleEvidence, vcpu: int, symbol: str) -> dict[Phase, int]:
