@@ -35,8 +35,9 @@ from lab.spec.topology import Topology
 from lab.spec.verdict import Outcome, Verdict
 from lab.trial import session as session_module
 from lab.trial.folder import read_evidence
+from lab.trial.opening import open_session
 from lab.trial.record import keep_trial
-from lab.trial.session import Kept, Session, open_session
+from lab.trial.session import Kept, Session
 from lab.trial.stall import REGISTERS
 from lab.witness.kernel import Kernel
 

@@ -24,8 +24,9 @@ from lab.spec.plan import Injection, Plan, draw_plan
 from lab.spec.scenario import Aim, Scenario
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Outcome, Verdict
+from lab.trial.opening import open_session
 from lab.trial.pool import WarmGuest
-from lab.trial.session import Session, open_session
+from lab.trial.session import Session
 from lab.witness.kernel import Kernel
 
 pytestmark = pytest.mark.e2e

@@ -16,7 +16,7 @@ from lab.spec.plan import draw_plan
 from lab.spec.scenario import Aim, Scenario
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Outcome
-from lab.trial.session import open_session
+from lab.trial.opening import open_session
 
 pytestmark = pytest.mark.e2e
 

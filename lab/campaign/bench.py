@@ -29,8 +29,9 @@ from lab.spec.topology import Topology
 from lab.trial import guest_side
 from lab.trial.folder import write_evidence
 from lab.trial.keys import make_guest_keys
+from lab.trial.opening import BOOT_S, ENGINE_ARG, open_session
 from lab.trial.pool import ADMISSION_S
-from lab.trial.session import BOOT_S, ENGINE_ARG, Session, open_session
+from lab.trial.session import Session
 from lab.witness.kernel import read_kernel
 
 Progress = Callable[[str], None]

@@ -19,7 +19,8 @@ from lab.spec.boot import Boot
 from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
-from lab.trial.session import Kept, Session, open_session
+from lab.trial.opening import open_session
+from lab.trial.session import Kept, Session
 from lab.witness.kernel import Kernel
 
 #: What is done to a guest that has booted, before its first trial.

@@ -4,28 +4,22 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 import psutil
 
 from lab import __version__
-from lab.build.doctor import read_qemu_version
 from lab.build.images import ImageSet
 from lab.build.ucode import firmware_name, make_update
 from lab.errors import DeadlineError, EvidenceError, GuestError, GuestGone, HostError
-from lab.guest.command import find_stepping
-from lab.guest.handing import HandedFiles, choose_user
-from lab.guest.machine import Machine, start_guest
-from lab.guest.spec import DEFAULT_CPU, Accelerator, GuestSpec, Stepping
+from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
-from lab.host.files import write_whole
-from lab.host.run_dir import make_run_dir
 from lab.judge import judge
 from lab.judge.titles import cut_report
 from lab.spec.base import Witness, find_base
-from lab.spec.boot import Boot, Granularity
+from lab.spec.boot import Boot
 from lab.spec.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -49,21 +43,16 @@ from lab.spec.scenario import Scenario, Siblings
 from lab.spec.verdict import Outcome
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread
-from lab.trial.keys import make_guest_keys
 from lab.trial.schedule import Overhead
 from lab.trial.sentinels import SETTLE_BOUND_S, SETTLE_STEP_S, send_sentinels
 from lab.trial.siblings import SiblingSwitch
 from lab.trial.stall import ask_stalled
 from lab.witness.hold_places import find_holds
 from lab.witness.kernel import Kernel
-from lab.witness.landmarks import find_landmarks, make_symboliser
-from lab.witness.oracle.link import COVER_BLOCKS, OracleLink
+from lab.witness.landmarks import make_symboliser
+from lab.witness.oracle.link import OracleLink
 from lab.witness.oracle.reader import Symbolise
 
-#: Switches the engine of images/kernels on.
-ENGINE_ARG: Final = "microcode_engine"
-#: Boot takes 3 s on two free cores; a crowded host is slower, not another one.
-BOOT_S: Final = 90.0
 #: A load takes a tenth of a second; the kernel's own limits end one that hangs after a few.
 TRIAL_S: Final = 30.0
 #: What a load takes beside its longest window, before any has been seen.
@@ -71,10 +60,6 @@ FIRST_OVERHEAD: Final = Overhead(before_us=30_000)
 #: An NMI that is pending enters at the vCPU's next block; quiet for longer than a time slice of the host means none is.
 SETTLED_S: Final = 0.03
 CONSOLE_TAIL_LINES: Final = 60
-#: A trial has a few hundred events; a storm of a thousand NMIs on sixteen vCPUs still fits.
-RING_RECORDS: Final = 65_536
-#: Every instruction of a load takes a place of its own.
-STEPPED_COVER_BLOCKS: Final = 8 * COVER_BLOCKS
 #: Of a guest's run folder, what helps a person who looks into a trial.
 RUN_FILES: Final = ("console.log", "qemu.log", "oracle.shm", "landmarks")
 #: The oracle's file is the largest; a guest's console is bounded where it is written.
@@ -406,50 +391,3 @@ def _steal_ppm(before: object) -> int:
     total = sum(after) - sum(before)  # type: ignore[call-overload]
     stolen = getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)
     return int(stolen * _PPM / total) if total > 0 else 0
-
-
-@contextlib.contextmanager
-def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int = RING_RECORDS) -> Iterator[Session]:
-    """Boot a guest with an oracle, ready for trials, and leave nothing of it behind.
-
-    :param kernel: read from the images' vmlinux
-    :param boot: what to boot it with; the images are of its base
-    :param ring_records: how many events of a trial the oracle can keep
-    :raise GuestGone: it did not boot, or is not the machine that was asked for
-    :raise HostError: the host could not start it
-    """
-    deadline = Deadline.after(BOOT_S)
-    with contextlib.ExitStack() as stack:
-        run_dir = stack.enter_context(make_run_dir())
-        stepped = boot.granularity is Granularity.INSTRUCTION
-        cover_blocks = STEPPED_COVER_BLOCKS if stepped else COVER_BLOCKS
-        made = OracleLink.create(run_dir, boot.topology, ring_records, cover_blocks=cover_blocks)
-        link = stack.enter_context(made)
-        landmarks = run_dir / "landmarks"
-        write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
-        handed = stack.enter_context(HandedFiles(choose_user(Accelerator.TCG)))
-        spec = GuestSpec(
-            topology=boot.topology,
-            kernel=images.kernel,
-            initrd=images.initramfs,
-            cpu=DEFAULT_CPU + (",+monitor" if boot.monitor else ""),
-            kernel_args=(*((ENGINE_ARG,) if find_base(boot.base).engine else ()), *boot.kernel_args),
-            plugin=link.plugin_arguments(
-                handed.hand(images.oracle), handed.hand(landmarks), handed.hand(link.path, writable=True)
-            ),
-            stepping=find_stepping(read_qemu_version()) if stepped else Stepping.NONE,
-        )
-        machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd, handed))
-        link.close_child_end()
-        try:
-            session = Session(
-                images=images,
-                kernel=kernel,
-                boot=boot,
-                machine=machine,
-                link=link,
-                deadline=deadline,
-            )
-        except EvidenceError as error:
-            raise GuestGone(f"the guest cannot serve trials: {error}") from error
-        yield session

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From images to a running guest with its oracle, ready for trials."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+from lab.build.doctor import read_qemu_version
+from lab.build.images import ImageSet
+from lab.errors import EvidenceError, GuestGone
+from lab.guest.command import find_stepping
+from lab.guest.handing import HandedFiles, choose_user
+from lab.guest.machine import start_guest
+from lab.guest.spec import DEFAULT_CPU, Accelerator, GuestSpec, Stepping
+from lab.host.deadline import Deadline
+from lab.host.files import write_whole
+from lab.host.run_dir import make_run_dir
+from lab.spec.base import find_base
+from lab.spec.boot import Boot, Granularity
+from lab.spec.mechanisms import mechanisms_of
+from lab.trial.keys import make_guest_keys
+from lab.trial.session import Session
+from lab.witness.kernel import Kernel
+from lab.witness.landmarks import find_landmarks
+from lab.witness.oracle.link import COVER_BLOCKS, OracleLink
+
+#: Switches the engine of images/kernels on.
+ENGINE_ARG: Final = "microcode_engine"
+#: Boot takes 3 s on two free cores; a crowded host is slower, not another one.
+BOOT_S: Final = 90.0
+#: A trial has a few hundred events; a storm of a thousand NMIs on sixteen vCPUs still fits.
+RING_RECORDS: Final = 65_536
+#: Every instruction of a load takes a place of its own.
+STEPPED_COVER_BLOCKS: Final = 8 * COVER_BLOCKS
+
+
+@contextlib.contextmanager
+def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int = RING_RECORDS) -> Iterator[Session]:
+    """Boot a guest with an oracle, ready for trials, and leave nothing of it behind.
+
+    :param kernel: read from the images' vmlinux
+    :param boot: what to boot it with; the images are of its base
+    :param ring_records: how many events of a trial the oracle can keep
+    :raise GuestGone: it did not boot, or is not the machine that was asked for
+    :raise HostError: the host could not start it
+    """
+    deadline = Deadline.after(BOOT_S)
+    with contextlib.ExitStack() as stack:
+        run_dir = stack.enter_context(make_run_dir())
+        stepped = boot.granularity is Granularity.INSTRUCTION
+        cover_blocks = STEPPED_COVER_BLOCKS if stepped else COVER_BLOCKS
+        made = OracleLink.create(run_dir, boot.topology, ring_records, cover_blocks=cover_blocks)
+        link = stack.enter_context(made)
+        landmarks = run_dir / "landmarks"
+        write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
+        handed = stack.enter_context(HandedFiles(choose_user(Accelerator.TCG)))
+        spec = GuestSpec(
+            topology=boot.topology,
+            kernel=images.kernel,
+            initrd=images.initramfs,
+            cpu=DEFAULT_CPU + (",+monitor" if boot.monitor else ""),
+            kernel_args=(*((ENGINE_ARG,) if find_base(boot.base).engine else ()), *boot.kernel_args),
+            plugin=link.plugin_arguments(
+                handed.hand(images.oracle), handed.hand(landmarks), handed.hand(link.path, writable=True)
+            ),
+            stepping=find_stepping(read_qemu_version()) if stepped else Stepping.NONE,
+        )
+        machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd, handed))
+        link.close_child_end()
+        try:
+            session = Session(
+                images=images,
+                kernel=kernel,
+                boot=boot,
+                machine=machine,
+                link=link,
+                deadline=deadline,
+            )
+        except EvidenceError as error:
+            raise GuestGone(f"the guest cannot serve trials: {error}") from error
+        yield session
