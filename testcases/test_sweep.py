@@ -47,8 +47,10 @@ def list_lines(folder: Path) -> tuple[list[Found], list[Tried]]:
 
 def test_a_sweep_of_a_rendezvous_without_protection_finds_where_it_is_broken(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    status, swept = sweep("--mechanism", "stop-machine", *IN_WINDOW, "--out", folder)
+    status, swept = sweep("--mechanism", "stop-machine", *IN_WINDOW, "--until-broken", "4", "--out", folder)
     assert status == 1
+    assert swept["stopped"] == "4 points were broken, as many as asked for"
+    assert not swept["complete"]
     loud = [each for each in swept["broken"] if "quiet" in each["invariants"]]
     assert loud
     for each in loud[:3]:

@@ -170,20 +170,26 @@ def sum_up(known: Known, stopped: str = "") -> Swept:
 Advance = Callable[[int, int, int], None]
 
 
-def run_sweep(ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance) -> Swept:
+def run_sweep(
+    ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance, until_broken: int | None = None
+) -> Swept:
     """Sweep, or go on with what the journal's lines leave.
 
+    :param until_broken: at how many broken points to stop; None tries all
     :raise HostError: the host failed; what is in the journal stays
     """
-    sweep = _Sweep(ask, guests, journal, advance)
+    sweep = _Sweep(ask, guests, journal, advance, until_broken)
     return sum_up(sweep.known, sweep.run())
 
 
 class _Sweep:
     """The state of one sweep while it runs."""
 
-    def __init__(self, ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance) -> None:
+    def __init__(
+        self, ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance, until_broken: int | None
+    ) -> None:
         self._ask = ask
+        self._until_broken = until_broken
         self._guests = guests
         self._journal = journal
         self._advance = advance
@@ -200,8 +206,13 @@ class _Sweep:
                 return ""
             with self._guests.find(self._ask.scenario.boot).admitted():
                 for point in left[:TURN]:
-                    stopped = stopped or self._try(point)
+                    stopped = stopped or self._try(point) or self._look_at_broken()
         return stopped
+
+    def _look_at_broken(self) -> str:
+        broken = sum(tried.outcome is Outcome.FAIL for tried in self.known.tried.values())
+        enough = self._until_broken is not None and broken >= self._until_broken
+        return f"{broken} points were broken, as many as asked for" if enough else ""
 
     def _run_dry(self) -> str:
         scenario = self._ask.scenario

@@ -63,6 +63,7 @@ def sweep(
     ] = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    until_broken: Annotated[int | None, typer.Option(help="stop at so many broken points", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep that the folder holds")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,7 +91,7 @@ def sweep(
         image = images[ask.scenario.boot.base]
         begun = Begun(version=JOURNAL_VERSION, lab_version=__version__, ask=ask, kernel_sha256=image.kernel_sha256)
         with Journal(folder, begun, resume) as journal, WarmGuests(images, kernels, progress.tell) as guests:
-            swept = run_sweep(ask, guests, journal, progress.show_points)
+            swept = run_sweep(ask, guests, journal, progress.show_points, until_broken)
     lines = find_source_lines(image.vmlinux, (tried.pc for tried in swept.broken))
     if as_json:
         print_json(describe_sweep(ask, swept, lines, folder))
