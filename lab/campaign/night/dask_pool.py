@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import queue
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
@@ -44,6 +45,12 @@ _CONFIG: Final = {
     "distributed.scheduler.allowed-failures": MAX_DEATHS - 1,
     "distributed.scheduler.worker-ttl": "120 s",
     "distributed.admin.tick.limit": "60 s",
+    # Over a night its accounts of itself would be most of what is in memory.
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.worker.profile.enabled": False,
+    # Each part serves pages about itself, to whoever can reach its port.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
 }
 
 Workers = Mapping[str, Mapping[str, Any]]
@@ -56,8 +63,9 @@ class DaskExecutor:
         self._client = client
         self._source = source
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._jobs: dict[str, tuple[Job, Future]] = {}
-        self._tries = 0
+        self._jobs: dict[object, tuple[Job, Future]] = {}
+        # Two campaigns may share a scheduler.
+        self._tries = secrets.randbits(48)
         self._workers: Workers = {}
         self._asked_at = 0.0
 
@@ -93,7 +101,8 @@ class DaskExecutor:
         future = self._client.submit(
             dask_worker.run_job,
             job,
-            key=f"{job.campaign}-{job.number}-{self._tries}",
+            # A tuple's first word is its kind: Dask keeps a few kB of each kind for ever.
+            key=("trial", job.number, self._tries),
             resources={RESOURCE: vcpus},
             pure=False,
         )
@@ -183,8 +192,8 @@ def start_workers(count: int, vcpus: int, source: ImageSource) -> Iterator[DaskE
                 protocol="tls://",
                 security=Security.temporary(),
                 resources={RESOURCE: vcpus},
-                dashboard_address=None,
-                worker_dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 memory_limit=None,
                 local_directory=os.fspath(folder),
                 silence_logs=logging.CRITICAL,
