@@ -389,3 +389,57 @@ def test_a_kernel_that_never_boots_costs_its_own_trials_alone(tmp_path: Path, im
     check_store(tmp_path / "out", list(range(1, 13)))
     record = next(each for each in read_records(tmp_path / "out") if each.outcome is Outcome.ERROR)
     assert "QEMU" in record.reason or "console" in record.reason
+
+
+@contextlib.contextmanager
+def mount_small(folder: Path, size_kib: int) -> Iterator[None]:
+    """Put a small disk at a folder, as only root can."""
+    folder.mkdir()
+    if subprocess.run(("mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", folder), check=False).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(("umount", folder), check=True)
+
+
+def test_a_full_disk_ends_it_with_one_sentence_and_loses_nothing(tmp_path: Path, left: Leftovers) -> None:
+    folder = tmp_path / "small" / "out"
+    file = write_campaign(tmp_path, trials=40, keep_passes_one_in=1, evidence_mib=0)
+    with mount_small(folder.parent, 512):
+        run_lab(left, "start", file, "--trials", "2", "--out", folder, "--workers", "0")
+        (before,) = summarise(folder)
+        assert before.done == 2
+        filler = folder.parent / "filler"
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as sink:
+            while True:
+                sink.write(b"x" * 4_096)
+        ended = run_lab(left, "resume", folder, "--trials", "40", "--workers", "1")
+        assert ended.returncode == 2
+        sentence = ended.stderr.splitlines()[-1]
+        assert sentence.startswith("lab: ")
+        assert "full" in sentence or "No space left" in sentence
+        left.check_no_process()
+        filler.unlink()
+        resumed = run_lab(left, "resume", folder, "--trials", "4", "--workers", "1")
+        assert resumed.returncode in (0, 1), resumed.stderr
+        check_store(folder, list(range(1, 5)))
+        left.check(folder)
+
+
+def test_two_campaigns_share_a_host_and_a_stopped_qemu_holds_up_neither(tmp_path: Path, left: Leftovers) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    file = write_campaign(tmp_path, trials=3, retries=0)
+    with (
+        start_lab(left, "start", file, "--out", one, "--workers", "1") as first,
+        start_lab(left, "start", file, "--out", two, "--workers", "1") as second,
+    ):
+        wait_until(lambda: count(one), "a trial of the first to be stored")
+        guest = wait_until(lambda: find_guests(left), "a guest to be there")[0]
+        guest.suspend()
+        finish(first)
+        finish(second)
+    for folder in (one, two):
+        assert summarise(folder)[0].state == "finished"
+        check_store(folder, [1, 2, 3])
+        left.check(folder)

@@ -292,3 +292,4 @@ def test_evidence_of_a_foreign_store_cannot_choose_its_place(tmp_path: Path) -> 
     (tmp_path / "all").mkdir()
     with pytest.raises(EvidenceError, match="no place of ours"):
         merge_campaigns([tmp_path / "one"], tmp_path / "all", lambda _: None)
+    assert list((tmp_path / "all").iterdir()) == []

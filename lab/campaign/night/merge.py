@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Joins campaigns' stores: those of one campaign by trial, each once, and others side by side."""
 
+import contextlib
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +40,11 @@ def merge_campaigns(sources: Sequence[Path], target: Path, say: Callable[[str], 
     :raise EvidenceError: a source is damaged
     :raise HostError: no space, or not writable
     """
+    for source in sources:
+        with open_reader(source):
+            pass
     twice = 0
-    with lock_campaign(target), open_writer(target) as connection:
+    with lock_campaign(target), _removed_unless_whole(target), open_writer(target) as connection:
         for source in sources:
             say(f"reading {source}")
             twice += _copy_store(source, target, connection)
@@ -49,6 +53,17 @@ def merge_campaigns(sources: Sequence[Path], target: Path, say: Callable[[str], 
             for query in ("SELECT count(*) FROM campaigns", "SELECT count(*) FROM trials")
         )
     return Merged(campaigns=campaigns, trials=trials, twice=twice)
+
+
+@contextlib.contextmanager
+def _removed_unless_whole(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for path in target.glob(f"{NAME}*"):
+            path.unlink()
+        shutil.rmtree(target / TRIALS, ignore_errors=True)
+        raise
 
 
 def _copy_store(source: Path, target: Path, connection: sqlite3.Connection) -> int:

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``lab campaign`` without guests: what it refuses and in which words, and what it shows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from night_samples import make_done, make_spec, open_store
+from rich.console import Console
+
+from lab.campaign.night.loop import Standing
+from lab.campaign.night.reader import summarise
+from lab.campaign.night.store import Kept
+from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standing, tell_time
+from lab.host.paths import ROOT
+from lab.spec.verdict import Outcome
+
+GOOD = 'summary = "x"\n[[scenarios]]\nscenario = { mechanism = "nmi-self" }\n'
+STANDING = Standing(
+    planned=100,
+    done=40,
+    running=2,
+    workers=3,
+    guests=1,
+    outcomes={"sound": {"PASS": 30, "FAIL": 1}, "control": {"FAIL": 9}},
+    ran_s=3_725.0,
+    rate_per_h=1_234.4,
+    left_s=59.0,
+    coverage={"window sibling": 3, "unsure sibling": 4, "gather primary": 1},
+    evidence_bytes=3 * 1_024 * 1_024,
+    newest_failure="trial 7 sound, 1 of 3 tries: quiet broken\x1b[31m",
+)
+
+
+def run_lab(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "lab.cli", "campaign", *map(str, words))
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def draw(what: object) -> str:
+    console = Console(width=160, markup=False, highlight=False)
+    with console.capture() as capture:
+        console.print(what)
+    return capture.get()
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    folder = tmp_path / "kept"
+    with open_store(folder, make_spec(trials=9)) as store:
+        for number in range(1, 4):
+            store.add(make_done(number), Kept(), 2.0 * number)
+        store.add(make_done(4, Outcome.FAIL, again=(Outcome.PASS,)), Kept(), 8.0)
+        store.end_sitting(finished=False, why="it was told to stop", ran_s=8.0)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("start", "{tmp}/none.toml", "--out", "{tmp}/o", "--trials", "1"), "none.toml' cannot be read"),
+        (("start", "{tmp}/good.toml", "--out", "{tmp}/o"), "the campaign would never end: give --for, --trials"),
+        (("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--for", "8x"), "--for is '8x': allowed is a number above 0"),
+        (("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--for", "0s"), "--for is '0s': allowed is a number above 0"),
+        (("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--trials", "0"), "key 'trials' is 0: allowed is"),
+        (("start", "{tmp}/good.toml", "--out", "{tmp}/kept", "--trials", "1"), "a campaign is kept in"),
+        (("start", "{tmp}/good.toml", "--out", "{tmp}", "--trials", "1"), "did not leave: name an empty or new one"),
+        (
+            (
+                "start",
+                "{tmp}/good.toml",
+                "--out",
+                "{tmp}/o",
+                "--trials",
+                "1",
+                "--workers",
+                "1",
+                "--scheduler",
+                "tcp://x:1",
+            ),
+            "--workers and --scheduler exclude each other",
+        ),
+        (("status", "{tmp}/o"), "holds no campaign"),
+        (("stop", "{tmp}/o"), "holds no campaign"),
+        (("stop", "{tmp}/kept"), "no campaign runs in"),
+        (("resume", "{tmp}/o"), "holds no campaign"),
+        (("trial", "{tmp}/kept", "10", "--out", "{tmp}/o"), "trial 10: this campaign has trials 1 to 9"),
+        (("merge", "{tmp}/none", "--out", "{tmp}/o"), "holds no campaign"),
+        (("list", "{tmp}/none"), "is not a folder"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_and_status_2(
+    tmp_path: Path, kept: Path, words: tuple[str, ...], said: str
+) -> None:
+    assert kept.is_dir()
+    (tmp_path / "good.toml").write_text(GOOD)
+    refused = run_lab(*(word.format(tmp=tmp_path) for word in words))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1, refused.stderr
+
+
+def test_status_is_for_people_and_for_machines(kept: Path) -> None:
+    told = msgspec.json.decode(run_lab("status", kept, "--json").stdout)
+    assert (told["state"], told["done"], told["planned"], told["why"]) == ("stopped", 4, 9, "it was told to stop")
+    assert told["newest"][0]["attempts"] == 2
+    shown = run_lab("status", kept).stdout
+    assert "4 of 9 trials" in shown
+    assert "FAIL trial 4 sound, 1/2 tries, a plan that is timed: reason of 4" in shown
+    assert "vCPU budget of the host" in shown
+
+
+def test_list_leaves_out_what_is_no_campaign(kept: Path) -> None:
+    (kept.parent / "other").mkdir()
+    (kept.parent / "other" / "campaign.sqlite").write_bytes(b"nothing")
+    listed = run_lab("list", kept.parent, "--json")
+    assert [each["folder"] for each in msgspec.json.decode(listed.stdout)["campaigns"]] == [str(kept)]
+    assert "leaving out" in listed.stderr
+    assert "4/9" in run_lab("list", kept.parent).stdout
+
+
+def test_merge_says_what_it_joined(kept: Path, tmp_path: Path) -> None:
+    merged = run_lab("merge", kept, kept, "--out", tmp_path / "all", "--json")
+    assert msgspec.json.decode(merged.stdout) == {"campaigns": 1, "trials": 4, "twice": 4}
+
+
+def test_a_log_has_all_of_the_standing_on_one_line() -> None:
+    assert tell_standing(STANDING) == (
+        "40 of 100 trials; PASS 30 FAIL 10; 1234 an hour; 2 running on 3 workers, 1 guests;"
+        " coverage 2 of 28 phases and roles; ran 1:02:05; left 0:00:59;"
+        " newest failure: trial 7 sound, 1 of 3 tries: quiet broken"
+    )
+
+
+def test_a_terminal_shows_outcomes_by_scenario_and_nothing_of_a_guests_escapes() -> None:
+    lines = draw(draw_standing(STANDING)).splitlines()
+    assert lines[0].rstrip() == "40 of 100 trials, 1234 an hour, ran 1:02:05, left 0:00:59"
+    (control,) = [line.split() for line in lines if line.startswith("control")]
+    assert control == ["control", "0", "9", "0", "0"]
+    assert "\x1b" not in "".join(lines)
+    assert "evidence 3.0 MiB" in "".join(lines)
+
+
+def test_a_summary_cleans_what_guests_said(tmp_path: Path) -> None:
+    done = make_done(1, Outcome.FAIL)
+    done = msgspec.structs.replace(done, record=msgspec.structs.replace(done.record, reason="bad\x1b[2J\u202egnp"))
+    with open_store(tmp_path, make_spec(trials=1)) as store:
+        store.add(done, Kept(), 1.0)
+    (summary,) = summarise(tmp_path)
+    shown = draw(make_summary_view(summary))
+    assert "badgnp" in shown
+    assert "\x1b" not in shown
+
+
+def test_times_are_hours_minutes_and_seconds() -> None:
+    assert [tell_time(each) for each in (0.4, 61, 3_600, 360_000)] == ["0:00:00", "0:01:01", "1:00:00", "100:00:00"]
