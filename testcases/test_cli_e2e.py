@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,11 +194,18 @@ def test_a_run_that_is_killed_leaves_its_records_and_no_guest(started: Started) 
     assert len(list((started.out / "trials").iterdir())) == 1
 
 
-def test_a_guest_that_never_boots_ends_a_run_early(tmp_path: Path, images: ImageSet) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that anybody may read: as root the lab runs QEMU as nobody."""
+    with tempfile.TemporaryDirectory(prefix="test-open-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_guest_that_never_boots_ends_a_run_early(tmp_path: Path, open_folder: Path, images: ImageSet) -> None:
     """The kernel is there and QEMU starts, but ends at once."""
     assert images.kernel.exists()
-    qemu = tmp_path / "bin" / "qemu-system-x86_64"
-    qemu.parent.mkdir()
+    qemu = open_folder / "qemu-system-x86_64"
     qemu.write_text(
         "#!/bin/sh\n"
         'case "$*" in\n'
