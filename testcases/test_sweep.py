@@ -67,9 +67,11 @@ def test_a_sweep_of_a_sound_mechanism_tries_all_that_comes_again_and_finds_nothi
     status, swept = sweep("--mechanism", "nmi-self", *IN_WINDOW, "--out", tmp_path / "sweep")
     assert swept["broken"] == []
     assert swept["stopped"] == ""
-    # What a load did once by chance may not come again; it is counted, and nothing else is left out.
+    # What a load did once by chance may not come again; it is counted, and nothing else is left out. There are some
+    # fifteen points here, and the busier the host, the more of them are such.
     left = swept["points_known"] - swept["points_tried"]
-    assert sum(swept["untried"].values()) == left <= swept["points_known"] // 10
+    assert sum(swept["untried"].values()) == left <= swept["points_known"] // 4
+    assert set(swept["untried"]) <= {"the thread did not come there again in .. loads"}
     assert status == (0 if left == 0 else 3)
 
 
