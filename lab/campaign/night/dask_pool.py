@@ -53,6 +53,8 @@ _CONFIG: Final = {
     "distributed.worker.http.routes": [],
 }
 
+_KIND: Final = "trial"
+
 Workers = Mapping[str, Mapping[str, Any]]
 
 
@@ -66,6 +68,9 @@ class DaskExecutor:
         self._jobs: dict[object, tuple[Job, Future]] = {}
         # Two campaigns may share a scheduler.
         self._tries = secrets.randbits(48)
+        # As long as one task of a kind is known, Dask goes on with its account of that kind; else it begins another
+        # with each trial, and keeps them all.
+        self._anchor = client.submit(dask_worker.tell_version, key=(_KIND, 0, self._tries), pure=False)
         self._workers: Workers = {}
         self._asked_at = 0.0
 
@@ -102,7 +107,7 @@ class DaskExecutor:
             dask_worker.run_job,
             job,
             # A tuple's first word is its kind: Dask keeps a few kB of each kind for ever.
-            key=("trial", job.number, self._tries),
+            key=(_KIND, job.number, self._tries),
             resources={RESOURCE: vcpus},
             pure=False,
         )
