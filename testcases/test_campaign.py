@@ -183,7 +183,7 @@ def test_workers_of_a_scheduler_are_sent_images_and_its_end_loses_nothing(
 ) -> None:
     """The campaign's cache is cleared as it runs, so that its workers' own is all that is left on their host."""
     folder, cluster, cache = tmp_path / "out", tmp_path / "cluster", tmp_path / "cache"
-    file = write_campaign(tmp_path, trials=6, trials_per_guest=1)
+    file = write_campaign(tmp_path, trials=9, trials_per_guest=1)
     copy_cache(images, cache)
     with start_cluster(left, cluster, 2) as (address, scheduler):
         words = ("start", file, "--out", folder, "--scheduler", address)
@@ -206,7 +206,7 @@ def test_workers_of_a_scheduler_are_sent_images_and_its_end_loses_nothing(
             digest for (digest,) in connection.execute("SELECT sha256 FROM images")
         }
     assert run_lab(left, "resume", folder, "--workers", "1").returncode in (0, 1)
-    check_store(folder, list(range(1, 7)))
+    check_store(folder, list(range(1, 10)))
     left.check(folder)
 
 
@@ -222,31 +222,26 @@ def test_a_scheduler_that_is_not_there_or_not_fit_is_refused(tmp_path: Path, lef
 
 def test_a_campaign_that_is_killed_is_resumed_to_exactly_its_trials(tmp_path: Path, left: Leftovers) -> None:
     folder = tmp_path / "out"
-    file = write_campaign(tmp_path, SOUND, CONTROL, trials=8, retries=0)
+    file = write_campaign(tmp_path, SOUND, CONTROL, trials=10, retries=0)
     with start_lab(left, "start", file, "--out", folder, "--workers", "2") as lab:
         wait_until(lambda: count(folder) >= 2, "two trials to be stored")
-        assert summarise(folder)[0].state == "running"
-        refused = run_lab(left, "resume", folder)
-        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-        assert "another lab runs a campaign" in refused.stderr
-        assert run_lab(left, "start", file, "--out", folder).returncode == 2
         lab.send_signal(signal.SIGKILL)
         lab.wait(10)
     left.check_no_process()
     before = [record.trial for record in read_records(folder)]
-    assert 2 <= len(before) < 8
+    assert 2 <= len(before) < 10
     assert summarise(folder)[0].state == "killed"
     resumed = run_lab(left, "resume", folder, "--json")
     assert resumed.returncode in (0, 1), resumed.stderr
     told = msgspec.json.decode(resumed.stdout, type=dict[str, Any])
-    assert (told["state"], told["done"], told["planned"], told["sittings"]) == ("finished", 8, 8, 2)
-    check_store(folder, list(range(1, 9)))
+    assert (told["state"], told["done"], told["planned"], told["sittings"]) == ("finished", 10, 10, 2)
+    check_store(folder, list(range(1, 11)))
     left.check(folder)
 
 
 def test_a_killed_worker_and_a_killed_qemu_cost_nothing_but_time(tmp_path: Path, left: Leftovers) -> None:
     folder = tmp_path / "out"
-    file = write_campaign(tmp_path, trials=6)
+    file = write_campaign(tmp_path, trials=30)
     with start_lab(left, "start", file, "--out", folder, "--workers", "2") as lab:
         wait_until(lambda: count(folder) >= 1, "a trial to be stored")
         workers = find_workers(left)
@@ -265,14 +260,14 @@ def test_a_killed_worker_and_a_killed_qemu_cost_nothing_but_time(tmp_path: Path,
         finish(lab)
     assert lab.returncode in (0, 1)
     (summary,) = summarise(folder)
-    assert (summary.state, summary.done) == ("finished", 6)
-    check_store(folder, list(range(1, 7)))
+    assert (summary.state, summary.done) == ("finished", 30)
+    check_store(folder, list(range(1, 31)))
     left.check(folder)
 
 
 def test_a_campaign_is_stopped_after_its_running_trials_and_goes_on(tmp_path: Path, left: Leftovers) -> None:
     folder = tmp_path / "out"
-    with start_lab(left, "start", write_campaign(tmp_path, trials=5), "--out", folder, "--workers", "1") as lab:
+    with start_lab(left, "start", write_campaign(tmp_path, trials=200), "--out", folder, "--workers", "1") as lab:
         wait_until(lambda: count(folder) >= 1, "a trial to be stored")
         assert run_lab(left, "stop", folder).returncode == 0
         _, said = finish(lab)
@@ -280,14 +275,14 @@ def test_a_campaign_is_stopped_after_its_running_trials_and_goes_on(tmp_path: Pa
     left.check(folder)
     (summary,) = summarise(folder)
     assert summary.state == "stopped"
-    assert 1 <= summary.done <= 3
+    assert 1 <= summary.done < 200
     check_store(folder, list(range(1, summary.done + 1)))
     not_there = run_lab(left, "stop", folder)
     assert (not_there.returncode, "no campaign runs" in not_there.stderr) == (2, True)
     listed = run_lab(left, "list", tmp_path, "--json")
     assert [each["done"] for each in msgspec.json.decode(listed.stdout)["campaigns"]] == [summary.done]
-    assert run_lab(left, "resume", folder, "--trials", "3", "--workers", "0").returncode in (0, 1)
-    check_store(folder, list(range(1, max(3, summary.done) + 1)))
+    assert run_lab(left, "resume", folder, "--trials", str(summary.done + 1), "--workers", "0").returncode in (0, 1)
+    check_store(folder, list(range(1, summary.done + 2)))
     left.check(folder)
 
 
@@ -429,7 +424,7 @@ def test_a_full_disk_ends_it_with_one_sentence_and_loses_nothing(tmp_path: Path,
 
 def test_two_campaigns_share_a_host_and_a_stopped_qemu_holds_up_neither(tmp_path: Path, left: Leftovers) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    file = write_campaign(tmp_path, trials=3, retries=0)
+    file = write_campaign(tmp_path, trials=20, retries=0)
     with (
         start_lab(left, "start", file, "--out", one, "--workers", "1") as first,
         start_lab(left, "start", file, "--out", two, "--workers", "1") as second,
@@ -437,9 +432,14 @@ def test_two_campaigns_share_a_host_and_a_stopped_qemu_holds_up_neither(tmp_path
         wait_until(lambda: count(one), "a trial of the first to be stored")
         guest = wait_until(lambda: find_guests(left), "a guest to be there")[0]
         guest.suspend()
+        # One of the two waits for it now, for longer than this takes.
+        refused = [run_lab(left, "resume", folder) for folder in (one, two)]
+        assert 2 in {each.returncode for each in refused}
+        for each in refused:
+            assert each.returncode != 2 or "another lab runs a campaign" in each.stderr
         finish(first)
         finish(second)
     for folder in (one, two):
         assert summarise(folder)[0].state == "finished"
-        check_store(folder, [1, 2, 3])
+        check_store(folder, list(range(1, 21)))
         left.check(folder)

@@ -108,15 +108,22 @@ class Campaign:
         """
         try:
             while True:
-                why = self._find_end()
-                while not why and not self._exhausted and len(self._running) < max(1, executor.capacity):
-                    self._submit_next(executor)
+                why = self._refill(executor)
                 if not self._running and (why or self._exhausted):
                     break
-                for ended in executor.wait(TICK_S):
-                    chosen = self._running.pop(ended.number, None)
-                    if chosen is not None:
-                        self._take(chosen, ended)
+                taken = [
+                    (self._running.pop(each.number), each)
+                    for each in executor.wait(TICK_S)
+                    if each.number in self._running
+                ]
+                for chosen, each in taken:
+                    self._note(chosen, each)
+                try:
+                    # Storing takes a while, in which no worker should stand idle.
+                    why = self._refill(executor)
+                finally:
+                    for chosen, each in taken:
+                        self._take(chosen, each)
                 self._tell(self._describe(executor))
         finally:
             # What was interrupted has no record, and is run again by whoever resumes.
@@ -171,14 +178,27 @@ class Campaign:
         self._running[number] = chosen
         executor.submit(Job(campaign=self._uid, spec=self._spec, number=number, images=self._images))
 
+    def _refill(self, executor: Executor) -> str:
+        """Hand out trials up to what the executor takes, and return why no more may begin, empty when they may."""
+        while not (why := self._find_end()) and not self._exhausted:
+            if len(self._running) >= max(1, executor.capacity):
+                break
+            self._submit_next(executor)
+        return why
+
+    def _note(self, chosen: Chosen, ended: TrialDone | Broken) -> None:
+        """Let what a trial came to decide which may begin."""
+        if isinstance(ended, Broken):
+            return
+        boot = chosen.part.scenario.boot
+        self._failed_boots[boot] = 0 if ended.booted else self._failed_boots[boot] + 1
+        self._failures += ended.record.outcome is Outcome.FAIL
+        self._guests[ended.worker] = ended.guests
+        self._guests.move_to_end(ended.worker)
+
     def _take(self, chosen: Chosen, ended: TrialDone | Broken) -> None:
         """Store a trial, and count it."""
         done = _explain_broken(chosen, ended) if isinstance(ended, Broken) else ended
-        boot = chosen.part.scenario.boot
-        if isinstance(ended, TrialDone):
-            self._failed_boots[boot] = 0 if done.booted else self._failed_boots[boot] + 1
-            self._guests[done.worker] = done.guests
-            self._guests.move_to_end(done.worker)
         if not self._retention.keep(done, self.ran_s):
             return
         self._done_here += 1
@@ -186,7 +206,6 @@ class Campaign:
         self._outcomes.setdefault(done.part, Counter())[outcome.value] += 1
         self._coverage.update(done.record.coverage)
         if outcome is Outcome.FAIL:
-            self._failures += 1
             again = f"{done.failed} of {len(done.attempts)} tries"
             self._newest_failure = f"trial {done.number} {done.part}, {again}: {done.record.reason}"
 
