@@ -51,6 +51,10 @@ class GuestError(LabError):
     """The guest did not do what was asked of it."""
 
 
+class GuestUnfit(GuestError):
+    """The guest is not the machine that a trial needs, by an accident of its boot: another one may be."""
+
+
 class GuestGone(GuestError):
     """QEMU ended, or the guest panicked or reset; the text says what was seen."""
 

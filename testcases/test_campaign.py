@@ -269,7 +269,8 @@ def test_a_campaign_is_stopped_after_its_running_trials_and_goes_on(tmp_path: Pa
     folder = tmp_path / "out"
     with start_lab(left, "start", write_campaign(tmp_path, trials=200), "--out", folder, "--workers", "1") as lab:
         wait_until(lambda: count(folder) >= 1, "a trial to be stored")
-        assert run_lab(left, "stop", folder).returncode == 0
+        told = run_lab(left, "stop", folder)
+        assert told.returncode == 0, told.stderr
         _, said = finish(lab)
     assert "it was told to stop" in said
     left.check(folder)

@@ -22,6 +22,7 @@ from lab.campaign.store import RECORDS, read_run
 from lab.cli.axes import read_scenario
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT, SCENARIOS
+from lab.host.run_dir import PREFIX
 from lab.spec.topology import Topology
 from lab.spec.verdict import EXIT_STATUS, Outcome
 from lab.trial.folder import read_evidence
@@ -110,8 +111,9 @@ class Started:
             if any("qemu-system" in word for word in each.cmdline())
         ]
         assert self.guests
-        words = " ".join(self.guests[0].cmdline())
-        self.run_dir = Path("/tmp/mclab-" + words.partition("/tmp/mclab-")[2].partition("/")[0])
+        # Where QEMU is somebody else, it is handed its files open, and its command line does not name them.
+        opened = (Path(each.path) for each in self.guests[0].open_files())
+        self.run_dir = next(path.parent for path in opened if path.parent.name.startswith(PREFIX))
         assert self.run_dir.is_dir()
 
     def _is_running(self) -> bool:

@@ -16,6 +16,7 @@ from lab.spec.boot import Boot
 from lab.spec.evidence import CpuLedger, RendezvousState, Returned
 from lab.spec.mechanism import Mechanism
 from lab.spec.topology import Topology
+from lab.trial.guest_clock import check_rate, read_clock, read_clock_later
 from lab.witness.debugfs import parse_cpu_list, parse_ledger, parse_nmi_row, parse_revisions, parse_state
 
 DEBUGFS: Final = "/sys/kernel/debug/microcode_lab"
@@ -62,8 +63,11 @@ def prepare_guest(shell: GuestShell, boot: Boot, release: str, deadline: Deadlin
     """Make a booted guest ready for trials, and check that it is the machine that was asked for.
 
     :param release: what ``uname -r`` must print
+    :raise GuestUnfit: its clock is not the host's
     :raise GuestError: it is not
+    :raise EvidenceError: it shows no clock
     """
+    clock = read_clock(shell, deadline)
     topology, base = boot.topology, find_base(boot.base)
     siblings = "; ".join(f"cat {CPUS}/cpu{cpu}/topology/thread_siblings_list" for cpu in range(topology.vcpus))
     wanted = []
@@ -85,6 +89,7 @@ def prepare_guest(shell: GuestShell, boot: Boot, release: str, deadline: Deadlin
         raise GuestError(f"the guest runs Linux {running[:80]!r}: {release!r} was asked for")
     _ask(shell, f"echo {NMI_LONGEST_NS} >/sys/kernel/debug/x86/nmi_longest_ns", deadline)
     _ask(shell, "dmesg -c >/dev/null", deadline)
+    check_rate(clock, read_clock_later(shell, clock, deadline))
 
 
 def read_signature(shell: GuestShell, deadline: Deadline) -> tuple[int, int]:

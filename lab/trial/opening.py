@@ -7,7 +7,7 @@ from typing import Final
 
 from lab.build.doctor import read_qemu_version
 from lab.build.images import ImageSet
-from lab.errors import EvidenceError, GuestGone
+from lab.errors import EvidenceError, GuestGone, GuestUnfit
 from lab.guest.command import find_stepping
 from lab.guest.handing import HandedFiles, choose_user
 from lab.guest.machine import start_guest
@@ -28,6 +28,8 @@ from lab.witness.oracle.link import COVER_BLOCKS, OracleLink
 ENGINE_ARG: Final = "microcode_engine"
 #: Boot takes 3 s on two free cores; a crowded host is slower, not another one.
 BOOT_S: Final = 90.0
+#: How often a guest is booted that turns out to be unfit.
+BOOTS: Final = 3
 #: A trial has a few hundred events; a storm of a thousand NMIs on sixteen vCPUs still fits.
 RING_RECORDS: Final = 65_536
 #: Every instruction of a load takes a place of its own.
@@ -38,12 +40,28 @@ STEPPED_COVER_BLOCKS: Final = 8 * COVER_BLOCKS
 def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int = RING_RECORDS) -> Iterator[Session]:
     """Boot a guest with an oracle, ready for trials, and leave nothing of it behind.
 
+    One that an accident of its boot made unfit is replaced, a few times.
+
     :param kernel: read from the images' vmlinux
     :param boot: what to boot it with; the images are of its base
     :param ring_records: how many events of a trial the oracle can keep
+    :raise GuestUnfit: each was unfit
     :raise GuestGone: it did not boot, or is not the machine that was asked for
     :raise HostError: the host could not start it
     """
+    with contextlib.ExitStack() as stack:
+        for left in reversed(range(BOOTS)):
+            try:
+                session = stack.enter_context(_open_once(images, kernel, boot, ring_records))
+                break
+            except GuestUnfit:
+                if not left:
+                    raise
+        yield session
+
+
+@contextlib.contextmanager
+def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) -> Iterator[Session]:
     deadline = Deadline.after(BOOT_S)
     with contextlib.ExitStack() as stack:
         run_dir = stack.enter_context(make_run_dir())
