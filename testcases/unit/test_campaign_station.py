@@ -204,6 +204,27 @@ def test_images_are_found_by_content_and_sent_once(monkeypatch: pytest.MonkeyPat
         find_images(images)
 
 
+@pytest.mark.parametrize("error", [GuestGone("QEMU ended with status 1"), HostError("'kernel' could not be read")])
+def test_a_cache_that_is_cleared_as_a_guest_boots_costs_no_trial(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet, error: Exception
+) -> None:
+    @contextlib.contextmanager
+    def open_session(*_: object) -> Iterator[Guests]:
+        images.oracle.unlink(missing_ok=True)
+        raise error
+        yield
+
+    monkeypatch.setattr(pool, "open_session", open_session)
+    job = Job(campaign="u", spec=make_spec(PARTS[:1]), number=1, images={"linux-6.1": images})
+    with Station() as here:
+        missing = here.run(job)
+        assert isinstance(missing, Missing)
+        assert missing.digests == (images.oracle_sha256,)
+        receive_images({images.oracle_sha256: b"oracle"})
+        monkeypatch.setattr(pool, "open_session", Guests("").open_session)
+        assert isinstance(here.run(job), TrialDone)
+
+
 def test_only_a_campaigns_own_images_are_read() -> None:
     with pytest.raises(HostError, match="none of this campaign's"):
         ImageSource({}).read("0" * 64)

@@ -19,7 +19,7 @@ from lab.build.images import ImageSet
 from lab.campaign.night.images import ImagesMissing, find_images
 from lab.campaign.night.spec import Chosen, choose_trial, count_retries, keeps_pass
 from lab.campaign.night.trial import Attempt, Broken, Job, Missing, TrialDone, pack_evidence
-from lab.errors import UsageError
+from lab.errors import HostError, UsageError
 from lab.judge import judge
 from lab.spec.boot import Boot
 from lab.spec.evidence import Ending, Evidence
@@ -39,8 +39,9 @@ Tell = Callable[[str], None]
 class _Served:
     """A warm guest and how many trials it has served since its boot."""
 
-    def __init__(self, guest: WarmGuest) -> None:
+    def __init__(self, guest: WarmGuest, images: ImageSet) -> None:
         self.guest = guest
+        self.images = images
         self.trials = 0
 
     def retire(self) -> None:
@@ -77,9 +78,16 @@ class Station:
         """
         with self._lock:
             try:
-                return self._run(job)
+                done = self._run(job)
+                # A guest that did not boot, since its images went just then, says nothing of them.
+                return done if done.booted else self._find_missing(job) or done
             except ImagesMissing as error:
                 return Missing(number=job.number, worker=name_worker(), digests=error.digests)
+            except HostError:
+                missing = self._find_missing(job)
+                if missing is None:
+                    raise
+                return missing
             except UsageError as error:
                 return Broken(number=job.number, reason=str(error))
             finally:
@@ -106,6 +114,15 @@ class Station:
             with contextlib.suppress(psutil.Error):
                 if child.name().startswith("qemu"):
                     child.kill()
+
+    def _find_missing(self, job: Job) -> Missing | None:
+        """Say what this host lacks by now of a trial's images."""
+        boot = choose_trial(job.spec, job.number).part.scenario.boot
+        try:
+            find_images(job.images[boot.base])
+        except ImagesMissing as error:
+            return Missing(number=job.number, worker=name_worker(), digests=error.digests)
+        return None
 
     def _drop_all(self) -> None:
         for served in self._guests.values():
@@ -148,28 +165,26 @@ class Station:
     def _find(self, job: Job, boot: Boot) -> _Served:
         """Return the warm guest that serves a machine's trials; the campaign's name keeps those of others apart."""
         key = (job.campaign, boot)
+        found, kernel = self._read(job.images[boot.base])
+        if key in self._guests and self._guests[key].trials == 0 and self._guests[key].images != found:
+            # What it would have booted from is elsewhere on this host by now.
+            self._guests.pop(key)
         if key not in self._guests:
-            images = job.images[boot.base]
-            found, kernel = self._read(images)
             while len(self._guests) >= MAX_GUESTS:
                 _, oldest = self._guests.popitem(last=False)
                 oldest.retire()
-            self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell))
+            self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell), found)
         self._guests.move_to_end(key)
-        served = self._guests[key]
-        if served.trials == 0:
-            # What it was found by may have been cleared from the cache since.
-            self._read(job.images[boot.base])
-        return served
+        return self._guests[key]
 
     def _read(self, images: ImageSet) -> tuple[ImageSet, Kernel]:
-        key = (images.kernel_sha256, images.vmlinux_sha256)
-        known = self._kernels.get(key)
+        known = self._kernels.get(_key(images))
         if known is not None and all(_is_there(getattr(known[0], name)) for name in ("kernel", "initramfs", "oracle")):
             return known
         found = find_images(images)
-        self._kernels[key] = (found, read_kernel(found.vmlinux))
-        return self._kernels[key]
+        kernel = known[1] if known is not None else read_kernel(found.vmlinux)
+        self._kernels[_key(images)] = (found, kernel)
+        return found, kernel
 
     def _try(self, job: Job, chosen: Chosen, served: _Served, *, keep: bool) -> tuple[Attempt, Evidence, TrialRecord]:
         started = time.monotonic()
@@ -202,6 +217,10 @@ def spoils(evidence: Evidence, verdict: Verdict) -> bool:
 def name_worker() -> str:
     """Return what tells this process from all others of a campaign."""
     return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def _key(images: ImageSet) -> tuple[str, str]:
+    return images.kernel_sha256, images.vmlinux_sha256
 
 
 def _is_there(path: Path) -> bool:
