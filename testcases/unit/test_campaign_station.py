@@ -208,11 +208,9 @@ def test_images_are_found_by_content_and_sent_once(monkeypatch: pytest.MonkeyPat
 def test_a_cache_that_is_cleared_as_a_guest_boots_costs_no_trial(
     monkeypatch: pytest.MonkeyPatch, images: ImageSet, error: Exception
 ) -> None:
-    @contextlib.contextmanager
-    def open_session(*_: object) -> Iterator[Guests]:
+    def open_session(*_: object) -> Guests:
         images.oracle.unlink(missing_ok=True)
         raise error
-        yield
 
     monkeypatch.setattr(pool, "open_session", open_session)
     job = Job(campaign="u", spec=make_spec(PARTS[:1]), number=1, images={"linux-6.1": images})
