@@ -77,6 +77,18 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        code = _run_command()
+    except KeyboardInterrupt:
+        # One more, while what the last one ended was being told.
+        code = INTERRUPTED
+    # Python gives the signal back to the system on its way out, and yet another Ctrl-C would kill it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _run_command() -> int:
+    """Run the command that was asked for, and return the status to exit with."""
+    try:
         _check_words(sys.argv[1:])
         status = app(standalone_mode=False)
         code = status if isinstance(status, int) else 0
@@ -104,4 +116,4 @@ def main() -> NoReturn:
         # A defect of the lab. Left to Python it would end with status 1, which says that the kernel failed.
         traceback.print_exc()
         code = LAB_FAULT
-    sys.exit(code)
+    return code
