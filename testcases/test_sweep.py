@@ -56,7 +56,8 @@ def test_a_sweep_of_a_rendezvous_without_protection_finds_where_it_is_broken(tmp
     for each in loud[:3]:
         evidence = read_evidence(Path(each["evidence"]))
         assert judge(evidence).outcome is Outcome.FAIL
-        assert [hold.at for hold in evidence.plan.holds][-1] == each["address"]
+        # A later attempt may hold a thread at its call-in, too, to make it the last.
+        assert each["address"] in [hold.at for hold in evidence.plan.holds]
         assert each["symbol"]
     _, tried = list_lines(folder)
     kept = {path.name for path in (folder / "broken").iterdir()}
