@@ -5,7 +5,6 @@ Records are only ever appended, each synced before the next trial begins: a run 
 at worst, its last line.
 """
 
-import contextlib
 import fcntl
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Final
 import msgspec
 
 from lab.errors import EvidenceError, HostError, LabError, UsageError
-from lab.host.files import write_whole
+from lab.host.files import append_whole, write_whole
 from lab.spec.evidence import Images
 from lab.spec.expected import QUIET, Expected
 from lab.spec.mechanism import Expectation
@@ -161,21 +160,10 @@ class RunStore:
         :raise HostError: no space, or not writable; the records before it stay whole
         """
         assert self._sink is not None, "a store is written inside its with block"
-        rest = msgspec.json.encode(record) + b"\n"
-        begin = -1
         try:
-            begin = os.fstat(self._sink.fileno()).st_size
-            while rest:
-                rest = rest[self._sink.write(rest) :]
-            os.fsync(self._sink.fileno())
-        except BaseException as error:
-            # An interrupt may leave part of a line, too; a whole one is a record.
-            if begin >= 0 and (rest or isinstance(error, OSError)):
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._sink.fileno(), begin)
-            if isinstance(error, OSError):
-                raise self._cannot_write(error) from error
-            raise
+            append_whole(self._sink, msgspec.json.encode(record) + b"\n")
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def finish(self, exit_status: int) -> None:
         """Note that the run came to its own end.

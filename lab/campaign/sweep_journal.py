@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from lab.errors import EvidenceError, HostError, UsageError
+from lab.host.files import append_whole
 from lab.spec.phase import Phase, Role
 from lab.spec.sweep import Block, Point, Rank, SweepAsk, Visit
 from lab.spec.verdict import Outcome
@@ -169,20 +170,10 @@ class Journal:
         :raise HostError: no space, or not writable; the lines before stay whole
         """
         assert self._sink is not None, "a journal is written inside its with block"
-        rest = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-        begin = -1
         try:
-            begin = os.fstat(self._sink.fileno()).st_size
-            while rest:
-                rest = rest[self._sink.write(rest) :]
-            os.fsync(self._sink.fileno())
-        except BaseException as error:
-            if begin >= 0 and (rest or isinstance(error, OSError)):
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._sink.fileno(), begin)
-            if isinstance(error, OSError):
-                raise self._cannot_write(error) from error
-            raise
+            append_whole(self._sink, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: OSError) -> HostError:
         return HostError(f"sweep folder '{self.folder}' could not be written: {error.strerror or error}")

@@ -3,6 +3,8 @@
 
 import contextlib
 import hashlib
+import io
+import os
 import tempfile
 from pathlib import Path
 
@@ -57,3 +59,24 @@ def hash_file(path: Path) -> str:
             return hashlib.file_digest(source, "sha256").hexdigest()
     except OSError as error:
         raise HostError(f"'{path}' could not be read: {error.strerror or error}") from error
+
+
+def append_whole(sink: io.FileIO, data: bytes) -> None:
+    """Add whole lines to a file, and return once the disk has them; of those that do not fit, nothing is left.
+
+    An interrupt leaves no part of a line either; once all is written, the lines stay.
+
+    :raise OSError: no space, or not writable; what was there before stays whole
+    """
+    rest = data
+    begin = -1
+    try:
+        begin = os.fstat(sink.fileno()).st_size
+        while rest:
+            rest = rest[sink.write(rest) :]
+        os.fsync(sink.fileno())
+    except BaseException as error:
+        if begin >= 0 and (rest or isinstance(error, OSError)):
+            with contextlib.suppress(OSError):
+                os.ftruncate(sink.fileno(), begin)
+        raise
