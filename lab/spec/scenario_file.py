@@ -78,7 +78,7 @@ def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
     :param file: what errors call it
     :raise UsageError: it is no such text; the error names the file, the key and what is allowed
     """
-    return read_scenario_table(_load(text, file), file, name)
+    return read_scenario_table(load_toml(text, f"scenario '{file}'"), file, name)
 
 
 def read_scenario_table(table: Mapping[str, Any], file: str, name: str) -> NamedScenario:
@@ -98,7 +98,7 @@ def parse_axes(mechanism: str, axes: str, file: str) -> Scenario:
     :param file: what errors call it
     :raise UsageError: as :func:`parse_scenario`
     """
-    table = _load(f"axes = {{ {axes} }}", file)
+    table = load_toml(f"axes = {{ {axes} }}", f"scenario '{file}'")
     if list(table) != ["axes"] or not isinstance(table["axes"], dict):
         raise UsageError(f"scenario '{file}' is no TOML: the axes are not one line of keys and values")
     keys: dict[str, Any] = table["axes"]
@@ -109,14 +109,19 @@ def parse_axes(mechanism: str, axes: str, file: str) -> Scenario:
     return _make({"mechanism": mechanism} | keys, file)
 
 
-def _load(text: str, file: str) -> dict[str, Any]:
+def load_toml(text: str, what: str) -> dict[str, Any]:
+    """Read TOML.
+
+    :param what: errors call it so
+    :raise UsageError: it is none
+    """
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise UsageError(f"scenario '{file}' is no TOML: its values are nested too deeply") from None
+        raise UsageError(f"{what} is no TOML: its values are nested too deeply") from None
     except ValueError as error:
         # TOMLDecodeError is one; of a number with thousands of digits it is Python's own.
-        raise UsageError(f"scenario '{file}' is no TOML: {error}") from None
+        raise UsageError(f"{what} is no TOML: {error}") from None
 
 
 def _check_keys(table: Mapping[str, Any], required: tuple[str, ...], file: str) -> None:

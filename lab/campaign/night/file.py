@@ -2,7 +2,6 @@
 """The campaign file: TOML in, checked key by key."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from lab.host.files import read_text
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.plan import MAX_SEED
 from lab.spec.scenario import Scenario
-from lab.spec.scenario_file import MAX_FILE_BYTES, parse_scenario, read_scenario_table
+from lab.spec.scenario_file import MAX_FILE_BYTES, load_toml, parse_scenario, read_scenario_table
 
 MAX_PARTS: Final = 200
 MAX_WEIGHT: Final = 1_000_000
@@ -64,7 +63,7 @@ def read_campaign(path: Path, drawn_seed: int) -> CampaignSpec:
     :raise UsageError: it is no such file; the error names file, key and what is allowed
     """
     what = f"campaign '{path}'"
-    table = _parse(read_text(path, MAX_FILE_BYTES, "campaign"), what)
+    table = load_toml(read_text(path, MAX_FILE_BYTES, "campaign"), what)
     _check_keys(table, ALLOWED, what, ("summary", "scenarios"))
     summary = table["summary"]
     if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
@@ -89,15 +88,6 @@ def change_limits(limits: Limits, **given: float | None) -> Limits:
 def _to_table(limits: Limits) -> dict[str, Any]:
     table: dict[str, Any] = msgspec.to_builtins(limits)
     return {key: value for key, value in table.items() if value is not None}
-
-
-def _parse(text: str, what: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise UsageError(f"{what} is no TOML: its values are nested too deeply") from None
-    except ValueError as error:
-        raise UsageError(f"{what} is no TOML: {error}") from None
 
 
 def _check_keys(table: Mapping[str, Any], known: Mapping[str, str], what: str, needed: tuple[str, ...] = ()) -> None:
