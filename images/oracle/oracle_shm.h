@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define ORACLE_MAGIC	   0x6c63616c62616c6dull
-#define ORACLE_SHM_VERSION 3
+#define ORACLE_SHM_VERSION 4
 #define ORACLE_HEADER_SIZE 4096
 #define ORACLE_MAX_VCPUS   64
 #define ORACLE_MAX_CORES   16
@@ -134,7 +134,8 @@ struct oracle_control {
 
 /*
  * Where one vCPU is to be held: right before a block, or at a landmark. The vCPU waits there until
- * let_go is the trial's number, or the bound ends.
+ * let_go is the trial's number, or the bound ends; first for its phase to begin, if it may be
+ * early.
  */
 struct oracle_hold {
 	uint64_t address; /* of a block; of a landmark's instruction, or 0 for any of its kind */
@@ -145,7 +146,8 @@ struct oracle_hold {
 	uint32_t arrival; /* at which it is held, 1 for the first that counts */
 	uint32_t let_go;
 	uint32_t arrivals; /* so far in the trial, written by that vCPU's thread only */
-	uint64_t reserved[3];
+	uint32_t early;	   /* 1: arrivals count from the load's begin, and it waits for the phase */
+	uint32_t reserved[5];
 };
 
 /* What the oracle tells; each counter only grows. */

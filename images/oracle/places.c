@@ -83,23 +83,44 @@ static void put(uint32_t trial, unsigned int vcpu, enum oracle_kind kind, uint64
 		link_send(&event, &stamp);
 }
 
+static bool counts(const struct oracle_hold *place, uint32_t phase)
+{
+	if (place->phase == PHASE_ANY)
+		return true;
+	if (place->early)
+		return phase >= PHASE_GATHER && phase <= place->phase;
+	return phase == place->phase;
+}
+
+static bool is_due(const struct oracle_hold *place, unsigned int vcpu)
+{
+	return !place->early || load_acquire(&core_of(vcpu)->phase) >= place->phase;
+}
+
 /*
  * All of it belongs to the trial in which it begins. Once that one is not armed any more nobody can
- * let the vCPU go, and it must not be in the way of the next.
+ * let the vCPU go, and it must not be in the way of the next. A vCPU that is early is not said to
+ * be held before its phase has begun.
  */
 static void hold(uint32_t trial, unsigned int vcpu, uint32_t which, uint64_t pc)
 {
 	struct oracle_hold *place = &oracle.header->holds[which];
 	uint64_t end = now_ns() + at_most(load_relaxed(&place->bound_ns), HOLD_CAP_NS);
-	uint64_t now;
+	bool due = false;
 	bool told;
 
 	gap_hold(&oracle.vcpus[vcpu]);
-	put(trial, vcpu, ORACLE_HELD, pc, which);
-	while (!(told = load_acquire(&place->let_go) == trial) && armed_trial() == trial &&
-	       (now = now_ns()) < end) {
+	for (;;) {
+		uint64_t now = now_ns();
 		struct timespec step = to_timespec(at_most(now + HOLD_STEP_NS, end));
 
+		if (!due && is_due(place, vcpu)) {
+			due = true;
+			put(trial, vcpu, ORACLE_HELD, pc, which);
+		}
+		told = due && load_acquire(&place->let_go) == trial;
+		if (told || armed_trial() != trial || now >= end)
+			break;
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &step, NULL);
 	}
 	put(trial, vcpu, told ? ORACLE_LET_GO : ORACLE_HOLD_OVERRUN, pc, which);
@@ -117,8 +138,7 @@ static void look_for_holds(unsigned int vcpu, uint32_t kind, uint64_t pc)
 		uint32_t phase = load_acquire(&core_of(vcpu)->phase);
 
 		if (place->vcpu != vcpu || place->kind != kind ||
-		    (place->address && place->address != pc) ||
-		    (place->phase != PHASE_ANY && place->phase != phase))
+		    (place->address && place->address != pc) || !counts(place, phase))
 			continue;
 		store_relaxed(&place->arrivals, place->arrivals + 1);
 		if (place->arrivals == place->arrival)

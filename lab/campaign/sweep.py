@@ -17,22 +17,24 @@ import msgspec
 from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried
 from lab.errors import UsageError
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence, OracleEvidence
+from lab.spec.evidence import Covered, EventKind, Evidence, OracleEvidence
 from lab.spec.mechanisms import find_mechanism
-from lab.spec.phase import Phase, Role
+from lab.spec.phase import PHASES, Phase, Role
 from lab.spec.placed import Placed
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Siblings
 from lab.spec.sweep import (
-    MAX_ATTEMPTS,
     MAX_LEAD,
+    WAYS,
     Block,
     Point,
     Rank,
     SweepAsk,
     Visit,
+    Way,
     arrival_of,
     delay_call_in,
+    pin_phases,
     place_nmis,
     ranks_of,
 )
@@ -46,8 +48,10 @@ DRY_LOADS: Final = 3
 #: A trial takes a third of a second: with so many in a row, waiting for the host's vCPUs costs little, and others that
 #: wait do not wait long.
 TURN: Final = 16
-#: In which attempts who is made the last to call in.
-DELAYED_ROLES: Final = {3: Role.PRIMARY, 4: Role.SIBLING, 5: Role.SIBLING, 6: Role.PRIMARY}
+#: A block that a load comes to more often is one of a loop that spins, as often as it takes.
+FEW_ARRIVALS: Final = 8
+#: How often a dry load may be no PASS.
+MAX_FAILED_DRY: Final = 6
 #: As in lab.campaign.runner.
 MAX_FAILED_BOOTS: Final = 3
 #: Where each NMI handler of the kernels begins.
@@ -60,17 +64,25 @@ _NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?")
 COMPLETE_AND_CLEAN, SOMETHING_BROKE, INCOMPLETE = 0, 1, 3
 
 
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What a load was given beside the point that it is to try: its NMIs, and which thread was to call in last."""
+
+    visits: tuple[Visit, ...] = ()
+    last: Role | None = None
+
+
 @dataclass(slots=True)
 class Known:
     """What is known of a sweep's blocks and points, from its journal's lines.
 
     :ivar found: in order of discovery, each with the most arrivals seen
-    :ivar leads: the NMIs of the load that first showed a point
+    :ivar leads: what the load that first showed a point had been given
     """
 
     found: dict[Block, Found] = field(default_factory=dict)
     tried: dict[Point, Tried] = field(default_factory=dict)
-    leads: dict[Point, tuple[Visit, ...]] = field(default_factory=dict)
+    leads: dict[Point, Lead] = field(default_factory=dict)
     dry: list[Dry] = field(default_factory=list)
 
     def take(self, line: Line) -> None:
@@ -78,7 +90,7 @@ class Known:
         match line:
             case Found():
                 for rank in ranks_of(line.count):
-                    self.leads.setdefault(Point(line.block, rank), line.lead)
+                    self.leads.setdefault(Point(line.block, rank), Lead(line.lead, line.last))
                 self.found[line.block] = line
             case Tried():
                 self.tried[line.point] = line
@@ -90,19 +102,27 @@ class Known:
         """All points that are known, in order of discovery."""
         return tuple(Point(block, rank) for block, found in self.found.items() for rank in ranks_of(found.count))
 
-    def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None, lead: tuple[Visit, ...] = ()) -> tuple[Found, ...]:
+    def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None, lead: Lead) -> tuple[Found, ...]:
         """Return those blocks that a trial shows, and that are new or were come to more often than known.
 
-        :param lead: where the trial was given its NMIs
+        :param lead: what the trial was given
         """
         cover = oracle.cover if oracle is not None else None
         roles = {ask.vcpu_of(role): role for role in ask.roles}
+        seen = cover.blocks if cover is not None else ()
         new = []
-        for each in cover.blocks if cover is not None else ():
+        for each in seen:
             if each.vcpu not in roles or each.phase not in ask.phases:
                 continue
             found = Found(
-                role=roles[each.vcpu], phase=each.phase, pc=each.pc, symbol=each.symbol, count=each.count, lead=lead
+                role=roles[each.vcpu],
+                phase=each.phase,
+                pc=each.pc,
+                symbol=each.symbol,
+                count=each.count,
+                lead=lead.visits,
+                last=lead.last,
+                before=_count_before(each, seen),
             )
             known = self.found.get(found.block)
             # Of a loop that is told apart by three arrivals, more would make no further point.
@@ -231,7 +251,7 @@ class _Sweep:
             self._note(kept.evidence, dry)
             if failed:
                 return f"a load without an NMI failed, so no point would show anything: {verdict.reason}"
-            if attempts == DRY_LOADS + MAX_ATTEMPTS:
+            if attempts == DRY_LOADS + MAX_FAILED_DRY:
                 return f"no load without an NMI passed often enough: {verdict.reason}"
             if self._guests.failed_boots >= MAX_FAILED_BOOTS:
                 return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
@@ -239,12 +259,19 @@ class _Sweep:
 
     def _try(self, point: Point) -> str:
         """Try one point until it shows something, at ever earlier arrivals if need be."""
-        asked = arrival = arrival_of(point.rank, self.known.found[point.block].count)
+        count = self.known.found[point.block].count
+        asked = arrival = arrival_of(point.rank, count)
+        spins = count > FEW_ARRIVALS
         found: list[Found] = []
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            visits = (*self._find_lead(point, attempt), Visit(point.block, arrival))
-            tried = _explain(point, asked, visits, attempt)
-            placed = (*place_nmis(visits, self._ask.core), *self._disturb(point, attempt))
+        ways = self._list_ways(point)
+        # Twice each: what differs from load to load may be in favour the next time.
+        for attempt, way in enumerate(ways * 2, start=1):
+            again = attempt >= len(ways)
+            lead = self.known.leads[point] if way.lead else Lead()
+            last = way.last or lead.last
+            visits = (*lead.visits[-MAX_LEAD:], self._visit(point, arrival, way))
+            tried = _explain(point, asked, arrival, visits, attempt)
+            placed = (*place_nmis(visits, self._ask.core), *self._help(visits, last))
             scenario = msgspec.structs.replace(self._ask.scenario, placed=placed)
             try:
                 kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
@@ -252,7 +279,7 @@ class _Sweep:
                 tried = msgspec.structs.replace(tried, reason=str(error))
                 break
             verdict = judge(kept.evidence)
-            found += self._learn(kept.evidence, visits)
+            found += self._learn(kept.evidence, Lead(visits, last))
             come = _has_come(kept.evidence, len(visits) - 1)
             without_nmi = verdict.outcome is Outcome.FAIL and len(visits) == 1
             if come or without_nmi or verdict.outcome is Outcome.ERROR:
@@ -263,28 +290,39 @@ class _Sweep:
                 break
             if self._guests.failed_boots >= MAX_FAILED_BOOTS:
                 return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
-            arrival = (
-                arrival if come else _find_earlier(point.rank, arrival, _count_arrivals(kept.evidence, len(visits) - 1))
-            )
+            if not come and (spins or again) and not way.early:
+                arrival = _find_earlier(point.rank, arrival, _count_arrivals(kept.evidence, len(visits) - 1))
         self._journal.append(*found, tried)
         self.known.take(tried)
         broken = sum(bool(each.broken) for each in self.known.tried.values())
         self._advance(len(self.known.tried), len(self.known.points), broken)
         return ""
 
-    def _disturb(self, point: Point, attempt: int) -> tuple[Placed, ...]:
-        """Return a hold that lets one thread of the core or the other call in last: some ways depend on which does."""
-        if attempt not in DELAYED_ROLES or not find_mechanism(self._ask.mechanism).landmarks.call_in:
-            return ()
-        if self._ask.siblings is not Siblings.ONLINE or point.block.phase is Phase.GATHER:
-            return ()
-        return (delay_call_in(DELAYED_ROLES[attempt], self._ask.core),)
+    def _list_ways(self, point: Point) -> tuple[Way, ...]:
+        """Return those ways that differ for this point."""
+        has_lead = self.known.leads[point] != Lead()
+        may_wait = (
+            self._ask.siblings is Siblings.ONLINE
+            and find_mechanism(self._ask.mechanism).landmarks.call_in
+            and point.block.phase is not Phase.GATHER
+        )
+        ways = (
+            msgspec.structs.replace(way, lead=way.lead and has_lead, last=way.last if may_wait else None)
+            for way in WAYS
+        )
+        return tuple(dict.fromkeys(ways))
 
-    def _find_lead(self, point: Point, attempt: int) -> tuple[Visit, ...]:
-        """Return the NMIs that led there, every other time: a load may also have come there by chance."""
-        return self.known.leads[point][-MAX_LEAD:] if attempt % 2 else ()
+    def _visit(self, point: Point, arrival: int, way: Way) -> Visit:
+        before = self.known.found[point.block].before if way.early else 0
+        return Visit(point.block, before + arrival, way.early)
 
-    def _learn(self, evidence: Evidence, lead: tuple[Visit, ...] = ()) -> tuple[Found, ...]:
+    def _help(self, visits: tuple[Visit, ...], last: Role | None) -> tuple[Placed, ...]:
+        """Return holds without an NMI that let the visits happen."""
+        pins = pin_phases(visits, self._ask.core) if self._ask.siblings is Siblings.ONLINE else ()
+        delays = (delay_call_in(last, self._ask.core),) if last is not None else ()
+        return (*pins, *delays)
+
+    def _learn(self, evidence: Evidence, lead: Lead) -> tuple[Found, ...]:
         found = self.known.find_new(self._ask, evidence.oracle, lead)
         for each in found:
             self.known.take(each)
@@ -292,7 +330,7 @@ class _Sweep:
 
     def _note(self, evidence: Evidence, line: Line) -> None:
         """Write what a trial showed beside what came of it, in one step."""
-        self._journal.append(*self._learn(evidence), line)
+        self._journal.append(*self._learn(evidence, Lead()), line)
         self.known.take(line)
         self._advance(len(self.known.tried), len(self.known.points), 0)
 
@@ -302,7 +340,15 @@ class _Sweep:
         return place
 
 
-def _explain(point: Point, asked: int, visits: tuple[Visit, ...], attempt: int) -> Tried:
+def _count_before(covered: Covered, seen: tuple[Covered, ...]) -> int:
+    """Count how often a vCPU had come to a block in the phases before."""
+    earlier = PHASES[: PHASES.index(covered.phase)]
+    return sum(
+        each.count for each in seen if (each.vcpu, each.pc) == (covered.vcpu, covered.pc) and each.phase in earlier
+    )
+
+
+def _explain(point: Point, asked: int, arrival: int, visits: tuple[Visit, ...], attempt: int) -> Tried:
     block = point.block
     return Tried(
         role=block.role,
@@ -312,9 +358,10 @@ def _explain(point: Point, asked: int, visits: tuple[Visit, ...], attempt: int) 
         outcome=Outcome.INVALID,
         reason=f"the thread did not come there again in {attempt} loads",
         asked=asked,
-        arrival=visits[-1].arrival,
+        arrival=arrival,
         attempts=attempt,
         lead=visits[:-1],
+        early=visits[-1].early,
     )
 
 

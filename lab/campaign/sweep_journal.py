@@ -46,6 +46,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
 
     :param count: how often in one load, the most that was seen
     :param lead: where that load was given NMIs, in order: maybe the thread comes there only after those
+    :param last: which thread had been made the last to call in
+    :param before: how often the thread had come there before that phase, in that load
     """
 
     role: Role
@@ -54,6 +56,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
     symbol: str
     count: int
     lead: tuple[Visit, ...] = ()
+    last: Role | None = None
+    before: int = 0
 
     @property
     def block(self) -> Block:
@@ -81,6 +85,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
     :param arrival: at which it was tried in the end
     :param attempts: how many trials it took
     :param lead: where NMIs were sent before, in the same load
+    :param early: the thread was kept there until the phase began
     :param entered: the block that began next was the NMI handler's
     :param broken: required invariants that were broken
     :param evidence: of a FAIL: its folder, relative to that of the sweep
@@ -96,6 +101,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
     arrival: int
     attempts: int
     lead: tuple[Visit, ...] = ()
+    early: bool = False
     entered: bool = False
     broken: tuple[str, ...] = ()
     evidence: str = ""

@@ -21,6 +21,7 @@ from lab.spec.topology import Topology
 
 #: More than any number that is allowed; Python refuses to read those with thousands.
 MAX_DIGITS = 20
+_TRUTH = {"true": True, "false": False}
 #: Of a value that is wrong, in characters.
 MAX_SHOWN = 80
 
@@ -166,7 +167,7 @@ def _parse_place(text: str) -> Placed:
         if key in table:
             raise UsageError(f"{what}: key '{key}' is given twice")
         is_number = value.removeprefix("-").isdecimal() and key != "at"
-        table[key] = int(value) if is_number and len(value) < MAX_DIGITS else value
+        table[key] = int(value) if is_number and len(value) < MAX_DIGITS else _TRUTH.get(value, value)
     return read_placed(table, what)
 
 

@@ -105,6 +105,10 @@ def _find_holds_missed(facts: Facts) -> Iterator[str]:
             yield f"{where}, was ended by its bound"
         elif not any(event.detail == index for event in facts.every_of_kind(EventKind.LET_GO, hold.vcpu)):
             yield f"{where}, was never seen to end"
+        elif hold.phase is not None:
+            seen_in = find_phases(facts, facts.topology.core_of(hold.vcpu)).at_seq(held[0].seq)
+            if seen_in is not hold.phase:
+                yield f"{where}, held it in {seen_in.value}"
 
 
 def _find_phases_missed(facts: Facts, injections: tuple[Injection, ...]) -> Iterator[str]:

@@ -51,6 +51,8 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     :param arrival: at which it is held, 1 for the first
     :param bound_us: after which it goes on unasked
     :param until: index of another hold, which has to be reached and over before this one is let go; -1 for none
+    :param early: its arrivals count from the load's begin on, and where the one that is meant comes before the phase,
+        the vCPU is kept there until that begins
     """
 
     at: str
@@ -59,6 +61,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     arrival: int = 1
     bound_us: int = DEFAULT_BOUND_US
     until: int = -1
+    early: bool = False
 
 
 def check_place(at: str) -> None:
@@ -90,6 +93,8 @@ def check_holds(holds: tuple[Hold, ...]) -> None:
             raise UsageError(f"hold {index}: phase is {hold.phase.value}: allowed is gather to release")
         if not (hold.until == -1 or (0 <= hold.until < len(holds) and hold.until != index)):
             raise UsageError(f"hold {index}: until is {hold.until}: allowed is the number of another hold, or -1")
+        if hold.early and hold.phase is None:
+            raise UsageError(f"hold {index}: early is true: without a phase there is nothing to be early for")
     total_us = sum(hold.bound_us for hold in holds)
     if total_us > MAX_HELD_US:
         raise UsageError(

@@ -34,6 +34,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :param phase: in which it comes to its place; the core's other threads may be further when the NMI is sent
     :param nmi: whom the NMI is sent to; PRIMARY, SIBLING and OTHER are seen from ``core``
     :param until: index of another one that has to be over first; -1 for none
+    :param early: it may come to its place before the phase, and then waits there for it
     """
 
     at: str
@@ -44,6 +45,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     nmi: Target = Target.HELD
     bound_us: int = DEFAULT_BOUND_US
     until: int = -1
+    early: bool = False
 
 
 def find_thread(topology: Topology, role: Role, core: int) -> int:
@@ -76,6 +78,7 @@ def to_hold(placed: Placed, topology: Topology) -> Hold:
         arrival=placed.arrival,
         bound_us=placed.bound_us,
         until=placed.until,
+        early=placed.early,
     )
 
 

@@ -36,6 +36,7 @@ PLACED_KEYS: Mapping[str, str] = {
     "nmi": _names(Target),
     "bound_us": f"a whole number of microseconds from 1 to {MAX_HELD_US}, of all together",
     "until": "the number of another placed NMI, counted from 0",
+    "early": "true or false",
 }
 
 

@@ -21,8 +21,6 @@ SWEPT_PHASES: Final = (Phase.GATHER, Phase.ARMED, Phase.WINDOW, Phase.CLOSING, P
 SWEPT_ROLES: Final = (Role.PRIMARY, Role.SIBLING, Role.OFFLINE)
 #: Code that only an NMI leads to is reached by an NMI at the point that showed it; and what that shows, by both.
 MAX_LEAD: Final = 2
-#: A spin loop runs a different number of times in every load: each time its arrival is halved.
-MAX_ATTEMPTS: Final = 6
 
 
 class Rank(enum.Enum):
@@ -120,10 +118,46 @@ def arrival_of(rank: Rank, count: int) -> int:
 
 
 class Visit(msgspec.Struct, frozen=True):
-    """A point as a trial tries it, by arrival."""
+    """A point as a trial tries it, by arrival.
+
+    :param early: the arrival counts from the load's begin, and the thread may have to wait there for the phase
+    """
 
     block: Block
     arrival: int
+    early: bool = False
+
+
+class Way(msgspec.Struct, frozen=True):
+    """One way to have a thread come to a block in a phase.
+
+    How far its core is when a thread comes to a block depends on the other threads, and so on chance. A thread that
+    comes there *early* is kept until the phase begins: then it comes there in that phase whatever the others do.
+
+    :param lead: as in the load that showed the block, by its NMIs before; without, it may come there by itself
+    :param early: as of :class:`Visit`
+    :param last: which thread is made the last of its core to call in; None leaves that to the load, or the lead
+    """
+
+    lead: bool = True
+    early: bool = False
+    last: Role | None = None
+
+
+#: In order: what costs least first. A spin loop runs a different number of times in every load: where a thread is not
+#: early, an arrival that does not come is halved for the next attempt.
+WAYS: Final = (
+    Way(),
+    Way(early=True),
+    Way(lead=False, early=True),
+    Way(last=Role.PRIMARY),
+    Way(early=True, last=Role.SIBLING),
+    Way(early=True, last=Role.PRIMARY),
+    Way(lead=False, last=Role.SIBLING),
+    Way(lead=False, early=True, last=Role.PRIMARY),
+    Way(last=Role.SIBLING),
+    Way(lead=False),
+)
 
 
 def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
@@ -137,7 +171,29 @@ def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
         arrival=visit.arrival,
         nmi=Target.HELD,
         bound_us=bound_us,
+        early=visit.early,
     )
+
+
+_PINS: Final = {
+    (Role.SIBLING, Phase.ARMED): (Landmark.WINDOW_OPEN, Role.PRIMARY),
+    (Role.SIBLING, Phase.CLOSING): (Landmark.WINDOW_CLOSE, Role.PRIMARY),
+    (Role.PRIMARY, Phase.RELEASE): (Landmark.RELEASE, Role.SIBLING),
+}
+
+
+def pin_phases(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
+    """Return what keeps a core in the phase of each visit that may be early, until that one's hold is over.
+
+    Where a thread waits for a phase that another begins and soon ends, it would still be on its way out of its sleep
+    when the phase is over. The window needs nothing: it lasts until its sibling was seen.
+    """
+    pins = []
+    for index, visit in enumerate(visits):
+        at, role = _PINS.get((visit.block.role, visit.block.phase), (None, visit.block.role))
+        if visit.early and at is not None:
+            pins.append(Placed(at=at.value, role=role, core=core, nmi=Target.NONE, until=index))
+    return tuple(pins)
 
 
 def delay_call_in(role: Role, core: int) -> Placed:

@@ -53,6 +53,7 @@ def test_any_other_is_refused_with_the_names_of_landmarks(at: str) -> None:
         ((hold(until=1), hold(until=2), hold(until=1)), "waits for itself"),
         ((hold(phase=Phase.BEFORE),), "hold 0: phase is before: allowed is gather to release"),
         ((hold(phase=Phase.AFTER),), "hold 0: phase is after"),
+        ((hold(early=True),), "hold 0: early is true: without a phase"),
         ((hold("nowhere at all"),), "place 'nowhere at all' is neither"),
     ],
 )

@@ -141,7 +141,7 @@ def planned(evidence: Evidence, **fields: Any) -> Evidence:
     return change(evidence, "plan.injections", lambda old: (msgspec.structs.replace(old[0], **fields),))
 
 
-HOLD = Hold(at="release", vcpu=1, arrival=3, phase=Phase.ARMED)
+HOLD = Hold(at="nmi-entry", vcpu=1, arrival=3, phase=Phase.WINDOW)
 
 
 def held_load(end: EventKind = EventKind.LET_GO) -> Evidence:
@@ -169,7 +169,7 @@ def test_a_hold_that_was_kept_passes_and_is_counted() -> None:
 
 def test_an_arrival_that_never_came_is_invalid_with_what_was_seen() -> None:
     evidence = _with_hold(send(Phase.WINDOW).build(), arrivals=(2,))
-    said = "hold 0, of vCPU 1 at release in armed, was for arrival 3, and 2 were seen"
+    said = "hold 0, of vCPU 1 at nmi-entry in window, was for arrival 3, and 2 were seen"
     assert outcome_of(evidence) == (Outcome.INVALID, said)
     # Also where its NMI was not sent for it, and where the oracle did not even count.
     unsent = change(change(evidence, "injections.sent", ()), "injections.problem", "0 of 1 NMIs were sent: late")
@@ -206,8 +206,15 @@ def test_an_arrival_that_never_came_is_invalid_with_what_was_seen() -> None:
             _with_hold(hold_in(send(Phase.WINDOW), begin_ns=3 * MS - 5_000, end_ns=4 * MS).build(), index=7),
             "NMI 0 was not sent and acknowledged while hold 7 lasted",
         ),
+        (
+            _with_hold(
+                hold_in(send(Phase.WINDOW), begin_ns=3 * MS - 5_000, end_ns=4 * MS).build(),
+                msgspec.structs.replace(HOLD, phase=Phase.ARMED),
+            ),
+            "hold 0, of vCPU 1 at nmi-entry in armed, held it in window",
+        ),
     ],
-    ids=["overrun", "open", "twice", "early", "late", "other"],
+    ids=["overrun", "open", "twice", "early", "late", "other", "phase"],
 )
 def test_a_hold_that_was_not_kept_is_invalid(evidence: Evidence, says: str) -> None:
     outcome, reason = outcome_of(evidence)

@@ -35,10 +35,17 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def at_block(
-    bench: Bench, label: str, vcpu: int, *, arrival: int = 1, phase: Phase | None = None, bound_us: int = BOUND_US
+    bench: Bench,
+    label: str,
+    vcpu: int,
+    *,
+    arrival: int = 1,
+    phase: Phase | None = None,
+    bound_us: int = BOUND_US,
+    early: bool = False,
 ) -> FoundHold:
     address = bench.guest.labels[label]
-    hold = Hold(at=f"{address:#x}", vcpu=vcpu, arrival=arrival, phase=phase, bound_us=bound_us)
+    hold = Hold(at=f"{address:#x}", vcpu=vcpu, arrival=arrival, phase=phase, bound_us=bound_us, early=early)
     return FoundHold(hold, None, address)
 
 
@@ -151,6 +158,32 @@ def test_a_phase_counts_the_arrivals_in_it_alone(plugin: Path, tmp_path: Path, p
     edges = {Phase.GATHER: (begin.seq, last_call_in), Phase.WINDOW: (window.open_seq, window.close_seq)}
     assert edges[phase][0] < held.seq < edges[phase][1]
     assert window.open_seq > last_call_in
+
+
+def test_who_is_early_waits_for_the_phase_and_is_held_once_it_has_begun(plugin: Path, tmp_path: Path) -> None:
+    with start_bench(tmp_path, plugin, call_in="set_up") as bench:
+        evidence = run_held(bench, at_block(bench, "region", SIBLING, arrival=2, phase=Phase.WINDOW, early=True))
+    assert list_edges(evidence) == [
+        (kind, SIBLING, 0) for kind in (EventKind.HELD, EventKind.LET_GO, EventKind.RESUMED)
+    ]
+    held, _, resumed = events_of(evidence, *EDGES)
+    (window,) = evidence.windows
+    assert window.open_seq < held.seq < window.close_seq
+    assert (held.symbol, resumed.symbol) == ("region", "region")
+    # It had come there before, and is at the first block that it begins in the window.
+    (sibling,) = window.siblings
+    assert sibling.region_blocks > 0
+    assert sibling.first_ns >= held.mono_ns
+
+
+def test_who_is_early_for_a_phase_that_does_not_come_is_let_go_and_said_to_have_overrun(
+    plugin: Path, tmp_path: Path
+) -> None:
+    """The primary waits for the phase that it would begin itself."""
+    hold = Hold(at="window-open", vcpu=PRIMARY, phase=Phase.WINDOW, bound_us=30_000, early=True)
+    with start_bench(tmp_path, plugin, call_in="set_up") as bench:
+        evidence = run_held(bench, FoundHold(hold, EventKind.WINDOW_OPEN, 0), on_held=leave)
+    assert [kind for kind, _, _ in list_edges(evidence)] == [EventKind.HOLD_OVERRUN, EventKind.RESUMED]
 
 
 @pytest.mark.parametrize(

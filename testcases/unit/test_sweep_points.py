@@ -11,14 +11,15 @@ import pytest
 from evidence_builder import Load
 
 from lab.campaign import sweep as sweeps
-from lab.campaign.sweep import Known, Swept, run_sweep, sum_up
+from lab.campaign.sweep import Known, Lead, Swept, run_sweep, sum_up
 from lab.campaign.sweep_journal import JOURNAL, JOURNAL_VERSION, Begun, Found, Journal, Tried, read_lines
 from lab.errors import UsageError
 from lab.spec.evidence import Cover, Covered, EventKind, OracleEvent
 from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed, Target
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario, Siblings
-from lab.spec.sweep import MAX_ATTEMPTS, Block, Point, Rank, SweepAsk, Visit, arrival_of, place_nmis, ranks_of
+from lab.spec.sweep import Block, Point, Rank, SweepAsk, Visit, arrival_of, place_nmis, ranks_of
 from lab.spec.topology import Topology
 from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
 from lab.trial.session import Kept
@@ -48,6 +49,7 @@ class FakeGuests:
     :param comes: whether a trial's last hold is reached, by its hold's address and arrival
     :param after: what is begun as well once an NMI was sent at an address
     :param breaks: the addresses at which an NMI breaks ``quiet``
+    :param waits: those that are reached in their phase only by a thread that comes there before it, and waits
     """
 
     failed_boots = 0
@@ -58,11 +60,14 @@ class FakeGuests:
         comes: Callable[[int, int], bool] = lambda *_: True,
         after: dict[int, dict[int, int]] | None = None,
         breaks: tuple[int, ...] = (),
+        waits: tuple[int, ...] = (),
     ) -> None:
         self._blocks = blocks
         self._comes = comes
         self._after = after or {}
         self._breaks = breaks
+        self._waits = waits
+        self.placed: list[tuple[Placed, ...]] = []
         self.tried: list[tuple[tuple[int, int], ...]] = []
         self.dies_at = -1
         self.seen = 0
@@ -78,12 +83,14 @@ class FakeGuests:
         assert cover
         if len(self.tried) == self.dies_at:
             raise KeyboardInterrupt
-        visits = tuple((int(hold.at, 16), hold.arrival) for hold in plan.holds if hold.at != "call-in")
+        visits = tuple((int(hold.at, 16), hold.arrival) for hold in plan.holds if hold.at.startswith("0x"))
         self.tried.append(visits)
+        self.placed.append(scenario.placed)
+        early = [hold.early for hold in plan.holds if hold.at.startswith("0x")]
         seen = dict(self._blocks)
         events: list[OracleEvent] = []
         for index, (pc, arrival) in enumerate(visits):
-            if pc not in seen or not self._comes(pc, arrival):
+            if pc not in seen or not self._comes(pc, arrival) or (pc in self._waits and not early[index]):
                 break
             seen |= self._after.get(pc, {})
             for kind, symbol in ((EventKind.HELD, ""), (EventKind.RESUMED, "asm_exc_nmi+0x0")):
@@ -149,7 +156,7 @@ def test_only_blocks_of_the_asked_threads_and_phases_are_points() -> None:
     blocks = (covered(1, 1), covered(2, 1, vcpu=0), covered(3, 1, Phase.CLOSING), covered(4, 2, Phase.WINDOW))
     oracle = Load().build().oracle
     assert oracle is not None
-    new = Known().find_new(ASK, msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0)))
+    new = Known().find_new(ASK, msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0)), Lead())
     assert [(each.pc, each.phase, each.count) for each in new] == [(1, Phase.ARMED, 1), (4, Phase.WINDOW, 2)]
 
 
@@ -178,7 +185,8 @@ def test_an_arrival_is_no_later_than_the_load_that_missed_it_had(tmp_path: Path)
 def test_what_never_comes_again_is_counted_with_the_reason_and_incomplete_is_3(tmp_path: Path) -> None:
     guests = FakeGuests({16: 1, 32: 1}, lambda pc, _: pc != 16)
     swept = run(tmp_path, guests)
-    assert guests.tried.count(((16, 1),)) == MAX_ATTEMPTS
+    # By itself and early, each also with one thread or the other the last to call in, and all of that twice.
+    assert guests.tried.count(((16, 1),)) == 12
     assert swept.untried == {"the thread did not come there again in .. loads": 1}
     assert (swept.known, swept.tried, swept.exit_status) == (2, 1, 3)
 
@@ -188,6 +196,28 @@ def test_what_an_nmi_leads_to_is_reached_by_that_nmi(tmp_path: Path) -> None:
     swept = run(tmp_path, guests)
     assert guests.tried[3:] == [((16, 1),), ((16, 1), (32, 1))]
     assert (swept.known, swept.tried, swept.exit_status) == (2, 2, 0)
+
+
+def test_a_thread_waits_for_its_phase_where_it_came_there_before_it_and_its_core_is_kept_in_it(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 1}, after={16: {32: 1}}, waits=(32,))
+    swept = run(tmp_path, guests)
+    assert (swept.known, swept.tried, swept.exit_status) == (2, 2, 0)
+    assert guests.tried[3:] == [((16, 1),), ((16, 1), (32, 1)), ((16, 1), (32, 1))]
+    visits = (
+        Visit(Block(Role.SIBLING, Phase.ARMED, 16), 1),
+        Visit(Block(Role.SIBLING, Phase.ARMED, 32), 1, early=True),
+    )
+    pin = Placed(at="window-open", role=Role.PRIMARY, nmi=Target.NONE, until=1)
+    assert guests.placed[-1] == (*place_nmis(visits, 0), pin)
+    assert [(each.lead, each.early) for each in list_tried(tmp_path)] == [((), False), (visits[:1], True)]
+
+
+def test_an_early_arrival_counts_those_of_the_phases_before() -> None:
+    oracle = Load().build().oracle
+    assert oracle is not None
+    blocks = (covered(1, 3, Phase.GATHER), covered(1, 2), covered(1, 4, Phase.WINDOW), covered(1, 9, vcpu=0))
+    new = Known().find_new(ASK, msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0)), Lead())
+    assert [(each.phase, each.before) for each in new] == [(Phase.ARMED, 3), (Phase.WINDOW, 5)]
 
 
 def test_a_point_that_breaks_keeps_its_evidence_and_is_1(tmp_path: Path) -> None:
@@ -251,7 +281,7 @@ def test_a_block_that_is_come_to_more_often_makes_the_further_points_alone() -> 
     known.take(found_at(9, lead))
     block = Block(Role.SIBLING, Phase.ARMED, 16)
     assert known.points == tuple(Point(block, rank) for rank in Rank)
-    assert [known.leads[point] for point in known.points] == [(), lead, lead]
+    assert [known.leads[point] for point in known.points] == [Lead(), Lead(lead), Lead(lead)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lab.spec.evidence import EventKind, Hazard
 from lab.spec.phase import Phase
 
 MAGIC: Final = 0x6C63616C62616C6D
-VERSION: Final = 3
+VERSION: Final = 4
 HEADER_SIZE: Final = 4096
 MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
@@ -112,7 +112,8 @@ class Hold(ctypes.Structure):
         ("arrival", c_uint32),
         ("let_go", c_uint32),
         ("arrivals", c_uint32),
-        ("reserved", c_uint64 * 3),
+        ("early", c_uint32),
+        ("reserved", c_uint32 * 5),
     )
 
 

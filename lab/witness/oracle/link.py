@@ -365,4 +365,5 @@ def _make_hold(found: FoundHold) -> Hold:
         vcpu=hold.vcpu,
         phase=PHASE_NUMBERS[hold.phase] if hold.phase is not None else 0,
         arrival=hold.arrival,
+        early=int(hold.early),
     )
