@@ -16,6 +16,7 @@ import msgspec
 
 from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried
 from lab.errors import UsageError
+from lab.host.deadline import Deadline
 from lab.judge import judge
 from lab.spec.evidence import Covered, EventKind, Evidence, OracleEvidence
 from lab.spec.mechanisms import find_mechanism
@@ -45,9 +46,9 @@ from lab.trial.session import Kept
 
 #: Loads differ: what one does by chance, another may not.
 DRY_LOADS: Final = 3
-#: A trial takes a third of a second: with so many in a row, waiting for the host's vCPUs costs little, and others that
-#: wait do not wait long.
-TURN: Final = 16
+#: A trial takes a third of a second: with some in a row, waiting for the host's vCPUs costs little, and others that
+#: wait do not wait much longer than for each other.
+TURN_S: Final = 2.0
 #: A block that a load comes to more often is one of a loop that spins, as often as it takes.
 FEW_ARRIVALS: Final = 8
 #: How often a dry load may be no PASS.
@@ -225,8 +226,11 @@ class _Sweep:
             if not left:
                 return ""
             with self._guests.find(self._ask.scenario.boot).admitted():
-                for point in left[:TURN]:
-                    stopped = stopped or self._try(point) or self._look_at_broken()
+                turn = Deadline.after(TURN_S)
+                for point in left:
+                    stopped = self._try(point) or self._look_at_broken()
+                    if stopped or turn.expired:
+                        break
         return stopped
 
     def _look_at_broken(self) -> str:
