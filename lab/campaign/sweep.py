@@ -16,7 +16,6 @@ import msgspec
 
 from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried
 from lab.errors import UsageError
-from lab.host.deadline import Deadline
 from lab.judge import judge
 from lab.spec.evidence import Covered, EventKind, Evidence, OracleEvidence
 from lab.spec.mechanisms import find_mechanism
@@ -220,18 +219,15 @@ class _Sweep:
 
     def run(self) -> str:
         """Return why it was stopped early; empty when all that is known has been tried."""
-        stopped = self._run_dry()
-        while not stopped:
-            left = [point for point in self.known.points if point not in self.known.tried]
-            if not left:
-                return ""
-            with self._guests.find(self._ask.scenario.boot).admitted():
-                turn = Deadline.after(TURN_S)
+        with self._guests.find(self._ask.scenario.boot).in_turns(TURN_S):
+            stopped = self._run_dry()
+            while not stopped:
+                left = [point for point in self.known.points if point not in self.known.tried]
+                if not left:
+                    return ""
                 for point in left:
-                    stopped = self._try(point) or self._look_at_broken()
-                    if stopped or turn.expired:
-                        break
-        return stopped
+                    stopped = stopped or self._try(point) or self._look_at_broken()
+            return stopped
 
     def _look_at_broken(self) -> str:
         broken = sum(tried.outcome is Outcome.FAIL for tried in self.known.tried.values())

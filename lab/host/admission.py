@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 from lab.errors import HostError, UsageError
 from lab.host.deadline import Deadline
@@ -61,6 +62,53 @@ def admit(
                     break
                 wait.pause()
         yield share
+
+
+class Turns:
+    """A share of the budget that is kept from one use to the next, until its turn is over. A context manager.
+
+    For many short uses in a row: waiting for each would cost more than they last, and a share that is kept over all of
+    them would keep others waiting.
+
+    :param vcpus: and ``tell`` as :func:`admit` has them
+    :param turn_s: a use that begins later waits anew
+    """
+
+    def __init__(self, vcpus: int, turn_s: float, tell: Callable[[str], None] | None = None) -> None:
+        self._vcpus = vcpus
+        self._turn_s = turn_s
+        self._tell = tell
+        self._turn = Deadline.after(0)
+        self._held = contextlib.ExitStack()
+        self._holds = False
+
+    def __enter__(self) -> "Turns":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_back()
+
+    @contextlib.contextmanager
+    def use(self, deadline: Deadline) -> Iterator[None]:
+        """Hold the share over the block, and behind it until the next use, or the end of the turn.
+
+        :raise DeadlineError: and others, as :func:`admit` does
+        """
+        if not self._holds:
+            self._held.enter_context(admit(self._vcpus, deadline, tell=self._tell))
+            self._holds = True
+            self._turn = Deadline.after(self._turn_s)
+        try:
+            yield
+        finally:
+            if self._turn.expired:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        self._holds = False
+        self._held.close()
 
 
 def find_folder() -> Path:

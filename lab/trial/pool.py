@@ -13,7 +13,7 @@ from lab import __version__
 from lab.build.images import ImageSet
 from lab.errors import GuestError, LabError
 from lab.guest.machine import Machine
-from lab.host.admission import admit
+from lab.host.admission import Turns, admit
 from lab.host.deadline import Deadline
 from lab.spec.boot import Boot
 from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
@@ -54,7 +54,7 @@ class WarmGuest:
         self._prepare = prepare
         self._stack = contextlib.ExitStack()
         self._session: Session | None = None
-        self._admitted = False
+        self._turns: Turns | None = None
         self.failed_boots = 0
 
     def __enter__(self) -> "WarmGuest":
@@ -101,17 +101,14 @@ class WarmGuest:
                 self.retire()
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Keep one share of the host's vCPUs for all trials that are run in the block, which is not to last long.
-
-        :raise GuestError: the host's vCPUs are never free
-        """
-        with admit(self._boot.topology.vcpus, Deadline.after(ADMISSION_S), tell=self._progress):
-            self._admitted = True
+    def in_turns(self, turn_s: float) -> Iterator[None]:
+        """Keep the share of the host's vCPUs from one trial of the block to the next, until a turn is over."""
+        with Turns(self._boot.topology.vcpus, turn_s, tell=self._progress) as turns:
+            self._turns = turns
             try:
                 yield
             finally:
-                self._admitted = False
+                self._turns = None
 
     def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False, *, cover: bool = False) -> Kept:
         """Run one trial. One that gets no guest, since none boots or the host's vCPUs are never free, ends so.
@@ -125,7 +122,9 @@ class WarmGuest:
         with contextlib.ExitStack() as share:
             try:
                 deadline = Deadline.after(ADMISSION_S)
-                if not self._admitted:
+                if self._turns is not None:
+                    share.enter_context(self._turns.use(deadline))
+                else:
                     share.enter_context(admit(self._boot.topology.vcpus, deadline, tell=self._progress))
                 session = self._find_session()
             except GuestError as error:

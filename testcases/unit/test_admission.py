@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.errors import DeadlineError, HostError, UsageError
-from lab.host.admission import admit, find_folder
+from lab.host.admission import Turns, admit, find_folder
 from lab.host.deadline import Deadline
 
 
@@ -170,3 +171,18 @@ def test_without_a_runtime_folder_the_name_carries_the_user(monkeypatch: pytest.
     for value in ("", "relative", "/nowhere/at/all"):
         monkeypatch.setenv("XDG_RUNTIME_DIR", value)
         assert find_folder() == Path(f"/tmp/microcode-nmi-lab-vcpus-{os.geteuid()}")
+
+
+def test_a_turn_is_kept_between_uses_and_over_by_time() -> None:
+    whole = os.cpu_count() or 1
+    with Turns(whole, 0.2) as turns:
+        for _ in range(2):
+            with turns.use(Deadline.after(5)):
+                assert refused(1, whole)
+            assert refused(1, whole)
+        with turns.use(Deadline.after(5)):
+            time.sleep(0.2)
+        assert not refused(1, whole)
+        with turns.use(Deadline.after(5)):
+            pass
+    assert not refused(1, whole)

@@ -76,7 +76,7 @@ class FakeGuests:
         return self
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
+    def in_turns(self, _: float) -> Iterator[None]:
         yield
 
     def run_trial(self, scenario: Scenario, plan: Plan, *, cover: bool) -> Kept:
