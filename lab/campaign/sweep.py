@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried
+from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried, Uncovered
 from lab.errors import UsageError
 from lab.judge import judge
 from lab.spec.evidence import Covered, EventKind, Evidence, OracleEvidence
@@ -84,6 +84,7 @@ class Known:
     tried: dict[Point, Tried] = field(default_factory=dict)
     leads: dict[Point, Lead] = field(default_factory=dict)
     dry: list[Dry] = field(default_factory=list)
+    uncovered: int = 0
 
     def take(self, line: Line) -> None:
         """Learn from one line."""
@@ -96,6 +97,8 @@ class Known:
                 self.tried[line.point] = line
             case Dry():
                 self.dry.append(line)
+            case Uncovered():
+                self.uncovered += line.blocks
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -144,6 +147,7 @@ class Swept:
     :param symbols: of blocks by address
     :param dry_broken: loads without an NMI that broke something
     :param stopped: why the rest was not tried, empty when all was
+    :param uncovered: blocks of its loads that the oracle had no place for: not all points are known
     """
 
     known: int
@@ -155,13 +159,19 @@ class Swept:
     symbols: dict[int, str]
     dry_broken: tuple[Dry, ...]
     stopped: str
+    uncovered: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every point that there is was tried."""
+        return 0 < self.known == self.tried and not self.stopped and not self.uncovered
 
     @property
     def exit_status(self) -> int:
         """0 when all was tried and nothing broke, 1 when something broke, 3 when some could not be tried."""
         if self.broken or self.dry_broken:
             return SOMETHING_BROKE
-        return COMPLETE_AND_CLEAN if self.known and self.tried == self.known and not self.stopped else INCOMPLETE
+        return COMPLETE_AND_CLEAN if self.is_complete else INCOMPLETE
 
 
 def sum_up(known: Known, stopped: str = "") -> Swept:
@@ -183,6 +193,7 @@ def sum_up(known: Known, stopped: str = "") -> Swept:
         symbols={found.pc: found.symbol for found in known.found.values()},
         dry_broken=tuple(dry for dry in known.dry if dry.outcome is Outcome.FAIL),
         stopped=stopped,
+        uncovered=known.uncovered,
     )
 
 
@@ -262,7 +273,7 @@ class _Sweep:
         count = self.known.found[point.block].count
         asked = arrival = arrival_of(point.rank, count)
         spins = count > FEW_ARRIVALS
-        found: list[Found] = []
+        found: list[Found | Uncovered] = []
         ways = self._list_ways(point)
         # Twice each: what differs from load to load may be in favour the next time.
         for attempt, way in enumerate(ways * 2, start=1):
@@ -322,11 +333,13 @@ class _Sweep:
         delays = (delay_call_in(last, self._ask.core),) if last is not None else ()
         return (*pins, *delays)
 
-    def _learn(self, evidence: Evidence, lead: Lead) -> tuple[Found, ...]:
-        found = self.known.find_new(self._ask, evidence.oracle, lead)
-        for each in found:
+    def _learn(self, evidence: Evidence, lead: Lead) -> tuple[Found | Uncovered, ...]:
+        cover = evidence.oracle.cover if evidence.oracle is not None else None
+        lost = (Uncovered(blocks=cover.lost),) if cover is not None and cover.lost else ()
+        learnt = (*self.known.find_new(self._ask, evidence.oracle, lead), *lost)
+        for each in learnt:
             self.known.take(each)
-        return found
+        return learnt
 
     def _note(self, evidence: Evidence, line: Line) -> None:
         """Write what a trial showed beside what came of it, in one step."""

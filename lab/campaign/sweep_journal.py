@@ -117,7 +117,16 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
         return self.outcome in (Outcome.PASS, Outcome.FAIL)
 
 
-Line = Begun | Found | Dry | Tried
+class Uncovered(msgspec.Struct, frozen=True, kw_only=True, tag="uncovered"):
+    """What a load's cover has not: there may be points that nobody knows of.
+
+    :param blocks: that found no place in the oracle's table
+    """
+
+    blocks: int
+
+
+Line = Begun | Found | Dry | Tried | Uncovered
 
 
 class Journal:

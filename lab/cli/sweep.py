@@ -126,7 +126,8 @@ def describe_sweep(ask: SweepAsk, swept: Swept, lines: dict[int, str], folder: P
         ],
         "broken_without_nmi": swept.dry_broken,
         "stopped": swept.stopped,
-        "complete": swept.known > 0 and swept.tried == swept.known,
+        "uncovered": swept.uncovered,
+        "complete": swept.is_complete,
     }
 
 
@@ -144,6 +145,8 @@ def make_sweep_view(swept: Swept, lines: dict[int, str], folder: Path) -> Render
     parts += [Text(f"not tried: {count}: {clean(reason)}") for reason, count in swept.untried.items()]
     if swept.earlier:
         parts.append(Text(f"tried at an earlier arrival than meant, which did not come: {swept.earlier}"))
+    if swept.uncovered:
+        parts.append(Text(f"not listed by the oracle, whose table was full: {swept.uncovered} blocks"))
     if swept.stopped:
         parts.append(Text(f"stopped: {clean(swept.stopped)}"))
     entered = f"{swept.entered} NMIs entered right there"

@@ -49,6 +49,7 @@ class FakeGuests:
     :param comes: whether a trial's last hold is reached, by its hold's address and arrival
     :param after: what is begun as well once an NMI was sent at an address
     :param breaks: the addresses at which an NMI breaks ``quiet``
+    :param lost: how many blocks more each load has than its cover
     :param waits: those that are reached in their phase only by a thread that comes there before it, and waits
     """
 
@@ -61,12 +62,14 @@ class FakeGuests:
         after: dict[int, dict[int, int]] | None = None,
         breaks: tuple[int, ...] = (),
         waits: tuple[int, ...] = (),
+        lost: int = 0,
     ) -> None:
         self._blocks = blocks
         self._comes = comes
         self._after = after or {}
         self._breaks = breaks
         self._waits = waits
+        self._lost = lost
         self.placed: list[tuple[Placed, ...]] = []
         self.tried: list[tuple[tuple[int, int], ...]] = []
         self.dies_at = -1
@@ -110,7 +113,10 @@ class FakeGuests:
         assert built.oracle is not None
         blocks = tuple(covered(pc, count) for pc, count in seen.items())
         oracle = msgspec.structs.replace(
-            built.oracle, events=tuple(events), cover=Cover(blocks=blocks, lost=0), arrivals=(self.seen,) * len(visits)
+            built.oracle,
+            events=tuple(events),
+            cover=Cover(blocks=blocks, lost=self._lost),
+            arrivals=(self.seen,) * len(visits),
         )
         reason = "broken" if any(pc in self._breaks for pc, _ in visits) and len(events) == 2 * len(visits) else ""
         return Kept(msgspec.structs.replace(built, plan=plan, scenario=scenario, oracle=oracle, reason=reason), {})
@@ -218,6 +224,12 @@ def test_an_early_arrival_counts_those_of_the_phases_before() -> None:
     blocks = (covered(1, 3, Phase.GATHER), covered(1, 2), covered(1, 4, Phase.WINDOW), covered(1, 9, vcpu=0))
     new = Known().find_new(ASK, msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0)), Lead())
     assert [(each.phase, each.before) for each in new] == [(Phase.ARMED, 3), (Phase.WINDOW, 5)]
+
+
+def test_points_that_nobody_knows_of_are_no_complete_sweep(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 1}, lost=3)
+    swept = run(tmp_path, guests)
+    assert (swept.known, swept.tried, swept.uncovered, swept.exit_status) == (1, 1, 3 * 4, 3)
 
 
 def test_a_point_that_breaks_keeps_its_evidence_and_is_1(tmp_path: Path) -> None:
