@@ -106,7 +106,7 @@ class Known:
         return tuple(Point(block, rank) for block, found in self.found.items() for rank in ranks_of(found.count))
 
     def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None, lead: Lead) -> tuple[Found, ...]:
-        """Return those blocks that a trial shows, and that are new or were come to more often than known.
+        """Return those blocks that a trial shows, and that are new or were come to more often than known, unaided.
 
         :param lead: what the trial was given
         """
@@ -127,11 +127,20 @@ class Known:
                 last=lead.last,
                 before=_count_before(each, seen),
             )
-            known = self.found.get(found.block)
-            # Of a loop that is told apart by three arrivals, more would make no further point.
-            if known is None or len(ranks_of(each.count)) > len(ranks_of(known.count)):
+            if self._is_news(found):
                 new.append(found)
         return tuple(new)
+
+    def _is_news(self, found: Found) -> bool:
+        """Say whether there are further points by it.
+
+        An NMI of ours adds arrivals, such as those of the handler's: how many there are is told by the loads with the
+        fewest NMIs that come to a block. Of a loop that is told apart by three arrivals, more are no further points.
+        """
+        known = self.found.get(found.block)
+        if known is None:
+            return True
+        return len(found.lead) <= len(known.lead) and len(ranks_of(found.count)) > len(ranks_of(known.count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,6 +218,23 @@ def test_a_thread_waits_for_its_phase_where_it_came_there_before_it_and_its_core
     assert [(each.lead, each.early) for each in list_tried(tmp_path)] == [((), False), (visits[:1], True)]
 
 
+def test_arrivals_that_an_nmi_of_ours_adds_are_no_points_of_their_own() -> None:
+    oracle = Load().build().oracle
+    assert oracle is not None
+    lead = Lead((Visit(Block(Role.SIBLING, Phase.ARMED, 8), 1),))
+
+    def find(known: Known, count: int, given: Lead) -> list[int]:
+        cover = Cover(blocks=(covered(16, count),), lost=0)
+        return [each.count for each in known.find_new(ASK, msgspec.structs.replace(oracle, cover=cover), given)]
+
+    known = Known()
+    assert find(known, 1, lead) == [1]
+    known.take(found_at(1, lead.visits))
+    assert find(known, 2, lead) == [2]
+    assert find(known, 2, Lead(lead.visits * 2)) == []
+    assert find(known, 2, Lead()) == [2]
+
+
 def test_an_early_arrival_counts_those_of_the_phases_before() -> None:
     oracle = Load().build().oracle
     assert oracle is not None
