@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Sweeps on real guests: every place is tried, what is broken is found, and a sweep that was killed goes on."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -74,6 +76,30 @@ def test_a_sweep_of_a_sound_mechanism_tries_all_that_comes_again_and_finds_nothi
     assert sum(swept["untried"].values()) == left <= swept["points_known"] // 4
     assert set(swept["untried"]) <= {"the thread did not come there again in .. loads"}
     assert status == (0 if left == 0 else 3)
+
+
+def test_a_campaign_tries_the_points_of_a_sweep_again(tmp_path: Path) -> None:
+    words = ("--mechanism", "stop-machine", *IN_WINDOW, "--until-broken", "3", "--out", tmp_path / "swept")
+    _, swept = sweep(*words)
+    file = tmp_path / "night.toml"
+    file.write_text('summary = "points"\n[limits]\nretries = 1\n[[scenarios]]\nsweep = "swept"\n')
+    ran = subprocess.run(
+        (*LAB, "campaign", "start", file, "--trials", "6", "--workers", "0", "--out", tmp_path / "night", "--json"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "night" / "campaign.sqlite")) as store:
+        trials = store.execute("SELECT outcome, reproduces, attempts, failed FROM trials").fetchall()
+    assert len(trials) == 6
+    # Each is a plan of holds alone: what failed once fails again, and what passed had no NMI in the wait.
+    assert all(reproduces for _, reproduces, _, _ in trials)
+    assert all(failed == attempts == 2 for outcome, _, attempts, failed in trials if outcome == "FAIL")
+    assert {outcome for outcome, *_ in trials} <= {"PASS", "FAIL"}
+    assert swept["points_tried"] >= 3
 
 
 def test_a_sweep_that_was_killed_goes_on_with_each_point_once(tmp_path: Path) -> None:

@@ -290,8 +290,8 @@ class _Sweep:
             lead = self.known.leads[point] if way.lead else Lead()
             last = way.last or lead.last
             visits = (*lead.visits[-MAX_LEAD:], self._visit(point, arrival, way))
-            tried = _explain(point, asked, arrival, visits, attempt)
             placed = (*place_nmis(visits, self._ask.core), *self._help(visits, last))
+            tried = _explain(point, asked, arrival, visits, placed, attempt)
             scenario = msgspec.structs.replace(self._ask.scenario, placed=placed)
             try:
                 kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
@@ -370,7 +370,9 @@ def _count_before(covered: Covered, seen: tuple[Covered, ...]) -> int:
     )
 
 
-def _explain(point: Point, asked: int, arrival: int, visits: tuple[Visit, ...], attempt: int) -> Tried:
+def _explain(
+    point: Point, asked: int, arrival: int, visits: tuple[Visit, ...], placed: tuple[Placed, ...], attempt: int
+) -> Tried:
     block = point.block
     return Tried(
         role=block.role,
@@ -383,7 +385,7 @@ def _explain(point: Point, asked: int, arrival: int, visits: tuple[Visit, ...], 
         arrival=arrival,
         attempts=attempt,
         lead=visits[:-1],
-        early=visits[-1].early,
+        placed=placed,
     )
 
 

@@ -18,6 +18,7 @@ import msgspec
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.host.files import append_whole
 from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed
 from lab.spec.sweep import Block, Point, Rank, SweepAsk, Visit
 from lab.spec.verdict import Outcome
 from lab.trial.folder import RUN_MARKER
@@ -85,7 +86,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
     :param arrival: at which it was tried in the end
     :param attempts: how many trials it took
     :param lead: where NMIs were sent before, in the same load
-    :param early: the thread was kept there until the phase began
+    :param placed: all holds of its last attempt: what a scenario needs to try it again
     :param entered: the block that began next was the NMI handler's
     :param broken: required invariants that were broken
     :param evidence: of a FAIL: its folder, relative to that of the sweep
@@ -101,7 +102,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
     arrival: int
     attempts: int
     lead: tuple[Visit, ...] = ()
-    early: bool = False
+    placed: tuple[Placed, ...] = ()
     entered: bool = False
     broken: tuple[str, ...] = ()
     evidence: str = ""

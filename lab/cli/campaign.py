@@ -29,7 +29,7 @@ from lab.campaign.night.sitting import (
     start_campaign,
     stop_campaign,
 )
-from lab.campaign.night.spec import CampaignSpec, choose_trial
+from lab.campaign.night.spec import CampaignSpec, check_kernels, choose_trial
 from lab.cli.app import (
     Interrupted,
     JsonOption,
@@ -95,9 +95,10 @@ def start(
         raise UsageError("the campaign would never end: give --for, --trials or --until-failure, or one in its limits")
     where = _choose_where(workers, scheduler)
     require_qemu()
-    folder = claim_campaign_output(out)
     with open_view() as view, _stoppable() as asked:
         images, _ = build_bases([part.scenario for part in spec.parts], view.say, own)
+        check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
+        folder = claim_campaign_output(out)
         result = _run(folder, lambda: start_campaign(folder, spec, images, where, _watch(view, asked)))
     _tell_end(folder, result, as_json)
 

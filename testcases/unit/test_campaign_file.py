@@ -4,13 +4,19 @@
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from night_samples import PARTS, make_spec
 
 from lab.campaign.night.file import change_limits, read_campaign
-from lab.campaign.night.spec import Limits, choose_trial, keeps_pass
+from lab.campaign.night.spec import Limits, check_kernels, choose_trial, keeps_pass, narrow
+from lab.campaign.sweep_journal import JOURNAL_VERSION, Begun, Journal, Tried
 from lab.errors import UsageError
 from lab.host.paths import SCENARIOS
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed
+from lab.spec.sweep import Rank, SweepAsk
+from lab.spec.verdict import Outcome
 
 GOOD = """
 summary = "a night"
@@ -44,6 +50,72 @@ def test_a_file_is_read_with_the_scenario_files_it_names(tmp_path: Path) -> None
     assert spec.limits == Limits(trials=20, hours=1.5, retries=0)
 
 
+POINTS = tuple(
+    (Placed(at=f"0x{at:x}", role=Role.SIBLING, phase=Phase.ARMED),)
+    for at in range(0xFFFFFFFF81000000, 0xFFFFFFFF81000005)
+)
+SHA = "5" * 64
+
+
+def write_sweep(folder: Path, points: tuple[tuple[Placed, ...], ...] = POINTS, outcome: Outcome = Outcome.PASS) -> None:
+    """Leave a sweep that has tried some points, and given one up."""
+    folder.mkdir()
+    ask = SweepAsk(mechanism="nmi-self", roles=(Role.SIBLING,))
+    begun = Begun(version=JOURNAL_VERSION, lab_version="0", ask=ask, kernel_sha256=SHA)
+    with Journal(folder, begun, resume=False) as journal:
+        for placed, ended in [*((each, outcome) for each in points), (points[0], Outcome.INVALID)]:
+            pc = int(placed[-1].at, 16)
+            tried = Tried(
+                role=Role.SIBLING,
+                phase=Phase.ARMED,
+                pc=pc,
+                rank=Rank.FIRST,
+                outcome=ended,
+                reason="",
+                asked=1,
+                arrival=1,
+                attempts=1,
+                placed=placed,
+            )
+            journal.append(tried)
+
+
+SWEEP = '[[scenarios]]\nsweep = "swept"\nweight = 2\n'
+
+
+def test_a_sweep_is_a_scenario_of_which_each_trial_is_a_point(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "swept")
+    spec = read_campaign(write(tmp_path, GOOD + SWEEP), 99)
+    part = spec.parts[2]
+    assert (part.name, part.points, part.kernel_sha256) == ("nmi-self-sweep", POINTS, SHA)
+    spec = msgspec.structs.replace(spec, limits=Limits(trials=2_000))
+    chosen = [choose_trial(spec, number) for number in range(1, 2_001)]
+    drawn = Counter(each.part.scenario.placed for each in chosen if each.part.name == part.name)
+    assert set(drawn) == set(POINTS)
+    assert min(drawn.values()) > 0.5 * max(drawn.values())
+    assert all(each.reproduces and each.plan.holds for each in chosen if each.part.name == part.name)
+    # What a worker is told is enough for the same trial, and has no points of scenarios that it is none of.
+    for each in chosen[:50]:
+        narrowed = narrow(spec, each.number)
+        assert choose_trial(narrowed, each.number) == each
+        assert {one.name for one in narrowed.parts if one.points} == {each.part.name} & {part.name}
+
+
+def test_a_sweep_of_another_kernel_or_without_points_is_refused(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "swept")
+    spec = read_campaign(write(tmp_path, GOOD + SWEEP), 99)
+    check_kernels(spec, {"linux-6.1": SHA})
+    with pytest.raises(UsageError, match="scenario 'nmi-self-sweep': its sweep is of another kernel"):
+        check_kernels(spec, {"linux-6.1": "6" * 64})
+    write_sweep(tmp_path / "empty", outcome=Outcome.INVALID)
+    with pytest.raises(UsageError, match="has tried no point"):
+        read_campaign(write(tmp_path, GOOD + SWEEP.replace("swept", "empty")), 99)
+    with pytest.raises(UsageError, match="holds no sweep"):
+        read_campaign(write(tmp_path, GOOD + SWEEP.replace("swept", "nowhere")), 99)
+    with pytest.raises(UsageError, match="one of the keys 'file', 'scenario' and 'sweep'"):
+        read_campaign(write(tmp_path, GOOD + SWEEP + 'file = "one.toml"\n'), 99)
+
+
 def test_a_seed_that_is_left_out_is_the_drawn_one(tmp_path: Path) -> None:
     assert read_campaign(write(tmp_path, GOOD.replace("seed = 7", "")), 99).seed == 99
 
@@ -63,7 +135,7 @@ def test_a_seed_that_is_left_out_is_the_drawn_one(tmp_path: Path) -> None:
         ('name = "two"', 'name = "Two!"', ("scenarios[1]: key 'name'", "a-z")),
         ('name = "two"', 'name = "one"', ("scenarios[1]: name 'one' is taken",)),
         ('file = "one.toml"', 'file = "none.toml"', ("scenarios[0]", "none.toml", "cannot be read")),
-        ('file = "one.toml"', "", ("scenarios[0]", "either key 'file' or key 'scenario'")),
+        ('file = "one.toml"', "", ("scenarios[0]", "one of the keys 'file', 'scenario' and 'sweep'")),
         ('topology = "1x1x2"', 'topology = "1x1x3"', ("scenarios[1]", "1x1x3", "allowed is 2")),
         ('mechanism = "stop-machine"', 'mechanism = "none"', ("scenarios[1]", "key 'mechanism' is 'none'")),
         ("[limits]", "[limits", ("night.toml", "no TOML")),

@@ -215,7 +215,7 @@ def test_a_thread_waits_for_its_phase_where_it_came_there_before_it_and_its_core
     )
     pin = Placed(at="window-open", role=Role.PRIMARY, nmi=Target.NONE, until=1)
     assert guests.placed[-1] == (*place_nmis(visits, 0), pin)
-    assert [(each.lead, each.early) for each in list_tried(tmp_path)] == [((), False), (visits[:1], True)]
+    assert [each.placed for each in list_tried(tmp_path)] == [place_nmis(visits[:1], 0), guests.placed[-1]]
 
 
 def test_arrivals_that_an_nmi_of_ours_adds_are_no_points_of_their_own() -> None:

@@ -9,9 +9,11 @@ from typing import Any, Final
 import msgspec
 
 from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Limits, Part
+from lab.campaign.sweep_journal import Tried, read_begun, read_lines
 from lab.errors import UsageError
 from lab.host.files import read_text
 from lab.spec.mechanisms import find_mechanism
+from lab.spec.placed import Placed
 from lab.spec.plan import MAX_SEED
 from lab.spec.scenario import Scenario
 from lab.spec.scenario_file import MAX_FILE_BYTES, load_toml, parse_scenario, read_scenario_table
@@ -33,6 +35,7 @@ ALLOWED: Final[Mapping[str, str]] = {
 PART_KEYS: Final[Mapping[str, str]] = {
     "file": "the path of a scenario file, from the campaign file's folder",
     "scenario": "a table with the keys of a scenario file, of which mechanism is needed",
+    "sweep": "the folder of a sweep, from the campaign file's folder: each trial is one of the points that it tried",
     "name": "up to 40 of a-z, 0-9, '-' and '.', each scenario another (left out: that of its file or mechanism)",
     "weight": f"a whole number from 1 to {MAX_WEIGHT}",
     "retries": f"a whole number from 0 to {MAX_RETRIES}",
@@ -123,9 +126,9 @@ def _read_part(value: object, path: Path, what: str) -> Part:
     if not isinstance(value, dict):
         raise UsageError(f"{what} is {_show(value)}: allowed is a table with the keys {', '.join(PART_KEYS)}")
     _check_keys(value, PART_KEYS, what)
-    if ("file" in value) is ("scenario" in value):
-        raise UsageError(f"{what}: allowed is either key 'file' or key 'scenario', and one is needed")
-    name, scenario = _read_scenario(value, path, what)
+    if sum(key in value for key in ("file", "scenario", "sweep")) != 1:
+        raise UsageError(f"{what}: allowed is one of the keys 'file', 'scenario' and 'sweep', and one is needed")
+    name, scenario, points = _read_scenario(value, path, what)
     name = value.get("name", name)
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise UsageError(f"{what}: key 'name' is {_show(name)}: allowed is {PART_KEYS['name']}")
@@ -133,6 +136,8 @@ def _read_part(value: object, path: Path, what: str) -> Part:
     return Part(
         name=name,
         scenario=scenario,
+        points=points.placed,
+        kernel_sha256=points.kernel_sha256,
         weight=_read_whole(value.get("weight", 1), 1, MAX_WEIGHT, f"{what}: key 'weight'", PART_KEYS["weight"]),
         retries=None
         if retries is None
@@ -140,21 +145,47 @@ def _read_part(value: object, path: Path, what: str) -> Part:
     )
 
 
-def _read_scenario(value: Mapping[str, Any], path: Path, what: str) -> tuple[str, Scenario]:
-    """Return a scenario, and what it is called where it has no name of its own."""
+class _Points(msgspec.Struct, frozen=True):
+    placed: tuple[tuple[Placed, ...], ...] = ()
+    kernel_sha256: str = ""
+
+
+def _read_scenario(value: Mapping[str, Any], path: Path, what: str) -> tuple[str, Scenario, _Points]:
+    """Return a scenario, what it is called where it has no name of its own, and its points where it has some."""
     if "scenario" in value:
         table = value["scenario"]
         if not isinstance(table, dict):
             raise UsageError(f"{what}: key 'scenario' is {_show(table)}: allowed is {PART_KEYS['scenario']}")
         # A scenario without a file of its own needs no summary: the campaign has one.
         read = read_scenario_table({"summary": "part of a campaign", **table}, f"{path}: {what.split(': ')[-1]}", "")
-        return find_mechanism(read.scenario.mechanism).name, read.scenario
+        return find_mechanism(read.scenario.mechanism).name, read.scenario, _Points()
+    if "sweep" in value:
+        return _read_sweep(value["sweep"], path, what)
     name = value["file"]
     if not isinstance(name, str) or not name or not name.isprintable():
         raise UsageError(f"{what}: key 'file' is {_show(name)}: allowed is {PART_KEYS['file']}")
     file = path.parent / name
     text = read_text(file, MAX_FILE_BYTES, f"{what}: scenario")
-    return file.stem, parse_scenario(text, str(file), file.stem).scenario
+    return file.stem, parse_scenario(text, str(file), file.stem).scenario, _Points()
+
+
+def _read_sweep(name: object, path: Path, what: str) -> tuple[str, Scenario, _Points]:
+    """Return a sweep's points, as they were tried; those that could not be are none."""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise UsageError(f"{what}: key 'sweep' is {_show(name)}: allowed is {PART_KEYS['sweep']}")
+    folder = path.parent / name
+    begun = read_begun(folder)
+    lines, _ = read_lines(folder)
+    points = tuple(line.placed for line in lines if isinstance(line, Tried) and line.was_tried and line.placed)
+    if not points:
+        raise UsageError(f"{what}: sweep '{folder}' has tried no point: let lab sweep --resume go on with it first")
+    for index, placed in enumerate(points):
+        scenario = msgspec.structs.replace(begun.ask.scenario, placed=placed)
+        try:
+            scenario.check()
+        except UsageError as error:
+            raise UsageError(f"{what}: sweep '{folder}': point {index}: {error}") from None
+    return f"{begun.ask.mechanism}-sweep", begun.ask.scenario, _Points(points, begun.kernel_sha256)
 
 
 def _read_limits(value: object, what: str) -> Limits:

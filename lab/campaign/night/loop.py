@@ -13,7 +13,7 @@ from lab import __version__
 from lab.build.images import ImageSet
 from lab.campaign.night.executor import Executor
 from lab.campaign.night.retention import Retention
-from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Chosen, choose_trial
+from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Chosen, choose_trial, narrow
 from lab.campaign.night.store import CampaignStore, now
 from lab.campaign.night.trial import Attempt, Broken, Job, TrialDone
 from lab.spec.boot import Boot
@@ -176,7 +176,7 @@ class Campaign:
             self._take(chosen, Broken(number=number, reason=reason))
             return
         self._running[number] = chosen
-        executor.submit(Job(campaign=self._uid, spec=self._spec, number=number, images=self._images))
+        executor.submit(Job(campaign=self._uid, spec=narrow(self._spec, number), number=number, images=self._images))
 
     def _refill(self, executor: Executor) -> str:
         """Hand out trials up to what the executor takes, and return why no more may begin, empty when they may."""

@@ -232,7 +232,7 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part) -> Pa
         "SELECT coalesce(sum(nmis_sent), 0), coalesce(sum(nmis_proven), 0) FROM trials WHERE campaign = ? AND part = ?",
         key,
     ).fetchone()
-    expected = expect(part.scenario)
+    expected = expect(part.whole)
     query = (
         "SELECT count(*) FROM trials AS t WHERE campaign = ? AND part = ? AND outcome = 'FAIL' AND EXISTS"
         " (SELECT 1 FROM invariants AS i WHERE i.campaign = t.campaign AND i.number = t.number"

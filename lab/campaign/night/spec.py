@@ -2,11 +2,13 @@
 """What a campaign is about, and what each of its trials is: a function of the campaign and the trial's number alone."""
 
 import random
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from lab.errors import UsageError
+from lab.spec.placed import Placed
 from lab.spec.plan import Plan, derive_seed, draw_plan
 from lab.spec.scenario import Scenario
 
@@ -41,12 +43,22 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     :param weight: it is drawn this often, beside the others' weights
     :param retries: in place of the campaign's own, None for that
+    :param points: of a sweep: what ``placed`` may be, of which each trial draws one; empty leaves the scenario as it is
+    :param kernel_sha256: the kernel that they are places of, empty where there are none
     """
 
     name: str
     scenario: Scenario
     weight: int = 1
     retries: int | None = None
+    points: tuple[tuple[Placed, ...], ...] = ()
+    kernel_sha256: str = ""
+
+    @property
+    def whole(self) -> Scenario:
+        """The scenario with the NMIs of all its points: what can be expected of it is expected of that."""
+        placed = tuple(each for point in self.points for each in point)
+        return msgspec.structs.replace(self.scenario, placed=placed) if placed else self.scenario
 
 
 class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +95,8 @@ def choose_trial(spec: CampaignSpec, number: int) -> Chosen:
     if not 1 <= number <= last:
         raise UsageError(f"trial {number}: this campaign has trials 1 to {last}")
     part = _draw_part(spec, number)
+    if part.points:
+        part = msgspec.structs.replace(part, scenario=_draw_point(spec, part, number), points=())
     seed = derive_seed(spec.seed, f"trial/{part.name}", number)
     return Chosen(number=number, part=part, plan=draw_plan(part.scenario, seed))
 
@@ -96,6 +110,29 @@ def keeps_pass(spec: CampaignSpec, number: int) -> bool:
     """Say whether a trial keeps its evidence even if it is a PASS."""
     one_in = spec.limits.keep_passes_one_in
     return one_in > 0 and (number - 1) % one_in == 0
+
+
+def check_kernels(spec: CampaignSpec, kernels: Mapping[str, str]) -> None:
+    """Refuse points of another kernel: their addresses mean something else in this one.
+
+    :param kernels: SHA-256 by base
+    :raise UsageError: a scenario has such points
+    """
+    for part in spec.parts:
+        if part.points and kernels.get(part.scenario.boot.base) != part.kernel_sha256:
+            raise UsageError(f"scenario '{part.name}': its sweep is of another kernel: sweep this one first")
+
+
+def narrow(spec: CampaignSpec, number: int) -> CampaignSpec:
+    """Return what a worker has to know for one trial: without the points of scenarios that the trial is none of."""
+    chosen = _draw_part(spec, number)
+    parts = (part if part.name == chosen.name else msgspec.structs.replace(part, points=()) for part in spec.parts)
+    return msgspec.structs.replace(spec, parts=tuple(parts))
+
+
+def _draw_point(spec: CampaignSpec, part: Part, number: int) -> Scenario:
+    at = random.Random(f"{spec.seed}/point/{part.name}/{number}").random() * len(part.points)
+    return msgspec.structs.replace(part.scenario, placed=part.points[int(at)])
 
 
 def _draw_part(spec: CampaignSpec, number: int) -> Part:
