@@ -31,7 +31,7 @@ class InjectionThread:
     How long a load's rendezvous takes depends on the host, how long its windows last on the plan. Times that a plan
     draws for the windows and what follows are counted from the first window's opening, not from what the rendezvous
     was thought to take: else a slow host shifts them all before the windows, a quick one behind them. What is left for
-    the rendezvous when the first window opens is sent at once.
+    the rendezvous when the first window opens is spread over the window.
 
     A vCPU that comes to its hold is told of by the oracle; its NMIs are sent, and it is let go once they are
     acknowledged, and the hold that it is to outlast is over.

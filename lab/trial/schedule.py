@@ -57,7 +57,10 @@ class Schedule:
     def __init__(self, plan: Plan, overhead: Overhead) -> None:
         self._plan = plan
         self._due: list[tuple[int, int]] = []
+        self._begun_ns: int | None = None
         self._opened = False
+        self._rendezvous_ns = overhead.before_us * _NS_PER_US
+        self._window_ns = max(plan.stretch_us) * _NS_PER_US
         window_us = max(plan.stretch_us)
         timed = [(index, each) for index, each in enumerate(plan.injections) if each.hold < 0]
         drawn = {index: place(each.at_ppm, overhead, window_us) for index, each in timed if each.phase is None}
@@ -83,18 +86,21 @@ class Schedule:
 
     def begin(self, at_ns: int) -> None:
         """The load has begun."""
+        self._begun_ns = at_ns if self._begun_ns is None else self._begun_ns
         for after_ns, index in self._from_begin:
             heapq.heappush(self._due, (at_ns + after_ns, index))
         self._from_begin = []
 
     def open(self, core: int, at_ns: int) -> int:
-        """A core's window has opened: with the first one, what is still due before it comes too late otherwise.
+        """A core's window has opened: with the first one, what is left for the rendezvous has to go somewhere else.
+
+        It is spread over the window in proportion: sent at once, it would all be at the window's beginning.
 
         :return: how many are meant for this window, which must not close before they are sent
         """
         if not self._opened:
             self._opened = True
-            self._due = [(min(due_ns, at_ns), index) for due_ns, index in self._due]
+            self._due = [(self._spread(due_ns, at_ns), index) for due_ns, index in self._due]
             heapq.heapify(self._due)
             for after_ns, index in self._from_opening:
                 heapq.heappush(self._due, (at_ns + after_ns, index))
@@ -108,6 +114,14 @@ class Schedule:
         """The load has ended."""
         for index, _ in self._take(Phase.AFTER):
             heapq.heappush(self._due, (at_ns, index))
+
+    def _spread(self, due_ns: int, opened_ns: int) -> int:
+        """Return where in the window is what was due in the rest of a rendezvous that took less than was thought."""
+        begun_ns = opened_ns if self._begun_ns is None else self._begun_ns
+        thought_ns = begun_ns + self._rendezvous_ns
+        if not opened_ns < due_ns < thought_ns:
+            return min(due_ns, opened_ns)
+        return opened_ns + (due_ns - opened_ns) * self._window_ns // (thought_ns - opened_ns)
 
     def _take(self, phase: Phase, core: int | None = None) -> list[tuple[int, Injection]]:
         """Take out those of a phase, of one core or of all: a load may tell of the same edge again."""

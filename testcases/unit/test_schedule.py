@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The schedule of a plan: what is due when, as the load tells where it is."""
 
+from scipy.stats import kstest
+
 from lab.spec.phase import Phase
 from lab.spec.plan import PPM, Injection, Plan
 from lab.spec.scenario import Aim
@@ -33,13 +35,29 @@ def test_what_is_drawn_over_the_load_is_due_from_its_begin_and_from_the_first_op
     assert (schedule.take_due(205 * MS), schedule.take_due(FOR_EVER)) == ((1,), ())
 
 
-def test_what_is_left_for_the_rendezvous_is_due_at_once_when_a_window_opens() -> None:
-    schedule = make(at(0), at(490_000), at(400_000))
+def test_what_is_left_for_the_rendezvous_is_spread_over_the_window() -> None:
+    schedule = make(at(0), at(450_000), at(300_000), at(100_000))
     schedule.begin(100 * MS)
     assert schedule.take_due(100 * MS) == (0,)
-    schedule.open(0, 102 * MS)
-    # In the order of the plan: all of them are late.
-    assert schedule.take_due(102 * MS) == (1, 2)
+    # Six of ten milliseconds are left of it, and go into the ten of the window; what was due before is late.
+    schedule.open(0, 104 * MS)
+    assert schedule.take_due(104 * MS) == (3,)
+    assert schedule.next_ns == 104 * MS + 2 * MS * 10 // 6
+    assert schedule.take_due(104 * MS + 2 * MS * 10 // 6) == (2,)
+    assert schedule.next_ns == 104 * MS + 5 * MS * 10 // 6
+
+
+def test_shots_that_a_quick_rendezvous_leaves_are_uniform_in_the_window() -> None:
+    shots = []
+    for opened in range(1, 10):
+        schedule = make(*(at(ppm) for ppm in range(0, PPM, 1_000)))
+        schedule.begin(0)
+        schedule.take_due(opened * MS)
+        schedule.open(0, opened * MS)
+        while (due := schedule.next_ns) is not None:
+            shots += [(due - opened * MS) / (10 * MS) for _ in schedule.take_due(due)]
+    assert all(0 <= shot <= 1 for shot in shots)
+    assert kstest(shots, "uniform").statistic < 0.01
 
 
 def test_a_window_that_opens_before_the_begin_was_heard_leaves_nothing_out() -> None:
