@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.campaign.night.loop import Standing
-from lab.campaign.night.reader import Summary
+from lab.campaign.night.reader import NO_TRIAL, Summary
+from lab.campaign.night.sums import CELLS, BucketStanding
 from lab.report.text import clean
 from lab.spec.phase import Phase, Role
 from lab.spec.verdict import Outcome
@@ -92,11 +93,13 @@ def tell_standing(standing: Standing) -> str:
         " ".join(f"{name} {count}" for name, count in _add_up(standing.outcomes.values()).items()) or "none yet",
         f"{standing.rate_per_h:.0f} an hour",
         f"{standing.running} running on {standing.workers} workers, {standing.guests} guests",
-        f"coverage {_tell_coverage(standing)}",
+        f"coverage {_tell_coverage(standing.coverage)}",
         f"ran {tell_time(standing.ran_s)}",
     ]
     if standing.left_s is not None:
         parts.append(f"left {tell_time(standing.left_s)}")
+    if standing.buckets:
+        parts.append("failures: " + ", ".join(f"{count} x {_name(title)}" for title, count in standing.buckets.items()))
     if standing.newest_failure:
         parts.append(f"newest failure: {clean(standing.newest_failure)}")
     return "; ".join(parts)
@@ -112,12 +115,13 @@ def draw_standing(standing: Standing) -> Group:
         head.append(f", left {tell_time(standing.left_s)}")
     below = Text(
         f"{standing.running} running on {standing.workers} workers, {standing.guests} guests;"
-        f" coverage {_tell_coverage(standing)}; evidence {standing.evidence_bytes / _BYTES_PER_MIB:.1f} MiB"
+        f" evidence {standing.evidence_bytes / _BYTES_PER_MIB:.1f} MiB"
     )
     lines: list[Text | Table | ProgressBar] = [head]
     if standing.planned is not None:
         lines.append(ProgressBar(total=standing.planned, completed=standing.done, width=_BAR))
-    lines += [table, below]
+    lines += [table, below, *_draw_coverage(standing.coverage)]
+    lines += [Text(f"{count} x {_name(title)}") for title, count in standing.buckets.items()]
     if standing.newest_failure:
         lines.append(Text(f"newest failure: {clean(standing.newest_failure)}"))
     return Group(*lines)
@@ -136,17 +140,22 @@ def make_summary_view(summary: Summary) -> Group:
     )
     for part in summary.parts:
         counts = (str(part.outcomes.get(outcome.value, 0)) for outcome in Outcome)
-        met = f"{part.expected}: {'met' if part.met else 'NOT MET'}"
+        met = NO_TRIAL if part.met is None else f"{part.expected}: {part.standing}"
         table.add_row(part.name, part.topology, *counts, str(part.nmis_sent), str(part.nmis_proven), met)
     evidence = ", ".join(f"{state} {count}" for state, count in sorted(summary.evidence.items())) or "none"
-    below = [
+    below: list[Text | Table] = [
         Text(
             f"vCPU budget of the host: {summary.vcpu_budget}; load up to {summary.load_most:.1f},"
             f" steal up to {summary.starved_most_ppm / 10_000:.1f} %; hosts: {clean(', '.join(summary.hosts)) or '-'}"
         ),
         Text(f"evidence: {evidence}; {summary.evidence_bytes / _BYTES_PER_MIB:.1f} MiB"),
         *(Text(f"{part.name}: {clean(part.reason)}") for part in summary.parts if part.outcomes),
+        *_draw_coverage(summary.places),
     ]
+    if summary.buckets:
+        below += [Text("failures by title:"), _make_bucket_table(summary.buckets)]
+    if summary.buckets_more:
+        below.append(Text(f"and {summary.buckets_more} more titles"))
     for each in summary.newest:
         kind = "a plan of holds alone" if each.reproduces else "a plan that is timed"
         tries = f"{each.failed}/{each.attempts} tries, {kind}"
@@ -182,10 +191,39 @@ def _tell_trials(standing: Standing) -> str:
     return f"{standing.done} trials" if standing.planned is None else f"{standing.done} of {standing.planned} trials"
 
 
-def _tell_coverage(standing: Standing) -> str:
-    """Say in how many pairs of phase and role an NMI was set pending."""
-    seen = sum(f"{phase.value} {role.value}" in standing.coverage for phase in Phase for role in Role)
-    return f"{seen} of {len(Phase) * len(Role)} phases and roles"
+def _tell_coverage(places: Mapping[str, int]) -> str:
+    """Say in which pairs of phase and role an NMI was set pending, and how many were."""
+    seen = [f"{cell} {places[cell]}" for cell in CELLS if places.get(cell)]
+    told = f"{len(seen)} of {len(CELLS)} phases and roles"
+    return f"{told} ({', '.join(seen)})" if seen else told
+
+
+def _draw_coverage(places: Mapping[str, int]) -> list[Text | Table]:
+    """Return how many NMIs were set pending in each phase at each role; what is no phase comes last."""
+    seen = sum(places.get(cell, 0) > 0 for cell in CELLS)
+    found: dict[str, dict[str, int]] = {}
+    for place, nmis in places.items():
+        phase, _, role = place.partition(" ")
+        found.setdefault(phase, {})[role] = nmis
+    known = [phase.value for phase in Phase]
+    columns = (*known, *sorted(set(found) - set(known)))
+    table = Table("NMIs pending on", *(clean(column) for column in columns), box=None, pad_edge=False)
+    for role in Role:
+        table.add_row(role.value, *(str(found.get(column, {}).get(role.value, 0)) for column in columns))
+    return [Text(f"coverage: {seen} of {len(CELLS)} phases and roles"), table]
+
+
+def _make_bucket_table(buckets: Iterable[BucketStanding]) -> Table:
+    table = Table("trials", "tries that FAIL", "title", "scenarios", "newest", box=None, pad_edge=False)
+    for each in buckets:
+        tries = f"{each.failed} of {each.attempts}"
+        names = clean(", ".join(each.parts))
+        table.add_row(str(each.trials), tries, _name(each.title), names, str(each.newest))
+    return table
+
+
+def _name(title: str) -> str:
+    return clean(title) or "no title"
 
 
 def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from lab.campaign.night.loop import Standing
 from lab.campaign.night.reader import summarise
 from lab.campaign.night.store import Kept
+from lab.campaign.night.trial import TrialDone
 from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standing, tell_time
 from lab.host.paths import ROOT
 from lab.spec.verdict import Outcome
@@ -29,6 +30,7 @@ STANDING = Standing(
     rate_per_h=1_234.4,
     left_s=59.0,
     coverage={"window sibling": 3, "unsure sibling": 4, "gather primary": 1},
+    buckets={"quiet broken in exc_nmi": 9, "": 1, "stall\x1b[31m in x": 1},
     evidence_bytes=3 * 1_024 * 1_024,
     newest_failure="trial 7 sound, 1 of 3 tries: quiet broken\x1b[31m",
 )
@@ -129,7 +131,8 @@ def test_merge_says_what_it_joined(kept: Path, tmp_path: Path) -> None:
 def test_a_log_has_all_of_the_standing_on_one_line() -> None:
     assert tell_standing(STANDING) == (
         "40 of 100 trials; PASS 30 FAIL 10; 1234 an hour; 2 running on 3 workers, 1 guests;"
-        " coverage 2 of 28 phases and roles; ran 1:02:05; left 0:00:59;"
+        " coverage 2 of 28 phases and roles (gather primary 1, window sibling 3); ran 1:02:05; left 0:00:59;"
+        " failures: 9 x quiet broken in exc_nmi, 1 x no title, 1 x stall in x;"
         " newest failure: trial 7 sound, 1 of 3 tries: quiet broken"
     )
 
@@ -141,6 +144,9 @@ def test_a_terminal_shows_outcomes_by_scenario_and_nothing_of_a_guests_escapes()
     assert control == ["control", "0", "9", "0", "0"]
     assert "\x1b" not in "".join(lines)
     assert "evidence 3.0 MiB" in "".join(lines)
+    assert ["primary", "0", "1", "0", "0", "0", "0", "0", "0"] in [line.split() for line in lines]
+    assert ["sibling", "0", "0", "0", "3", "0", "0", "0", "4"] in [line.split() for line in lines]
+    assert {"9 x quiet broken in exc_nmi", "1 x no title", "1 x stall in x"} <= {line.rstrip() for line in lines}
 
 
 def test_a_summary_cleans_what_guests_said(tmp_path: Path) -> None:
@@ -152,6 +158,50 @@ def test_a_summary_cleans_what_guests_said(tmp_path: Path) -> None:
     shown = draw(make_summary_view(summary))
     assert "badgnp" in shown
     assert "\x1b" not in shown
+
+
+def test_a_scenario_without_a_trial_is_not_said_to_fail(kept: Path) -> None:
+    (summary,) = summarise(kept)
+    sound, control = summary.parts
+    assert (sound.met, control.met, control.reason) == (False, None, "no trial yet")
+    lines = draw(make_summary_view(summary)).splitlines()
+    assert "clean: NOT MET" in next(line for line in lines if "sound " in line)
+    (row,) = [line for line in lines if "control" in line]
+    assert "no trial yet" in row
+    assert "MET" not in row
+
+
+def test_a_scenario_that_waits_for_its_first_trial_does_not_decide_the_exit_status(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec()) as store:
+        assert not summarise(tmp_path)[0].met
+        store.add(make_done(1), Kept(), 1.0)
+    assert summarise(tmp_path)[0].met
+
+
+def test_failures_and_coverage_are_added_up(tmp_path: Path) -> None:
+    def name(number: int, bucket: str, part: str, outcome: Outcome = Outcome.FAIL) -> TrialDone:
+        done = make_done(number, outcome, part=part, again=(Outcome.PASS,))
+        record = msgspec.structs.replace(done.record, bucket=bucket, coverage={"window sibling": number})
+        return msgspec.structs.replace(done, record=record)
+
+    with open_store(tmp_path, make_spec()) as store:
+        store.add(name(1, "stall in x", "sound"), Kept(), 1.0)
+        store.add(name(2, "stall in x", "control"), Kept(), 2.0)
+        store.add(name(3, "QEMU does not answer", "sound", Outcome.INVALID), Kept(), 3.0)
+        store.add(name(4, "", "sound", Outcome.INVALID), Kept(), 4.0)
+        store.add(name(5, "", "sound"), Kept(), 5.0)
+        assert store.count_buckets() == {"stall in x": 2, "": 1, "QEMU does not answer": 1}
+        assert store.count_coverage() == {"window sibling": 15}
+    (summary,) = summarise(tmp_path)
+    assert [(each.title, each.trials, each.parts, each.failed, each.attempts) for each in summary.buckets] == [
+        ("stall in x", 2, ("control", "sound"), 2, 4),
+        ("", 1, ("sound",), 1, 2),
+        ("QEMU does not answer", 1, ("sound",), 0, 2),
+    ]
+    assert summary.places == {"window sibling": 15}
+    lines = [line.split() for line in draw(make_summary_view(summary)).splitlines()]
+    assert ["2", "2", "of", "4", "stall", "in", "x", "control,", "sound", "2"] in lines
+    assert ["sibling", "0", "0", "0", "15", "0", "0", "0"] in lines
 
 
 def test_times_are_hours_minutes_and_seconds() -> None:

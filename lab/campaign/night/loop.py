@@ -15,6 +15,7 @@ from lab.campaign.night.executor import Executor
 from lab.campaign.night.retention import Retention
 from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Chosen, choose_trial, narrow
 from lab.campaign.night.store import CampaignStore, now
+from lab.campaign.night.sums import is_failure
 from lab.campaign.night.trial import Attempt, Broken, Job, TrialDone
 from lab.spec.boot import Boot
 from lab.spec.verdict import Durations, NmiCount, Outcome, TrialRecord
@@ -23,6 +24,8 @@ from lab.spec.verdict import Durations, NmiCount, Outcome, TrialRecord
 STOP: Final = "STOP"
 #: A guest that did not boot so often in a row, on whichever worker, never will.
 MAX_FAILED_BOOTS: Final = 3
+#: Of failures by title, which are shown while a campaign runs.
+MAX_SHOWN_BUCKETS: Final = 5
 #: How often the campaign looks at the clock and at STOP.
 TICK_S: Final = 0.5
 _S_PER_HOUR: Final = 3_600.0
@@ -34,7 +37,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     :param outcomes: by scenario and outcome
     :param rate_per_h: trials an hour, over this sitting
     :param left_s: until its time is up or all trials are done, by the present rate; None when neither is set
-    :param coverage: phase and role to how many NMIs were set pending there, over this sitting
+    :param coverage: phase and role to how many NMIs were set pending there
+    :param buckets: the titles that most failures share, to how many trials they are of
     :param newest_failure: one sentence, empty as long as there is none
     """
 
@@ -48,6 +52,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_h: float
     left_s: float | None
     coverage: Mapping[str, int]
+    buckets: Mapping[str, int]
     evidence_bytes: int
     newest_failure: str
 
@@ -94,7 +99,8 @@ class Campaign:
         self._running: dict[int, Chosen] = {}
         self._failed_boots: Counter[Boot] = Counter()
         self._guests: OrderedDict[str, int] = OrderedDict()
-        self._coverage: Counter[str] = Counter()
+        self._coverage = Counter(store.count_coverage())
+        self._buckets = Counter(store.count_buckets())
         self._newest_failure = ""
         self._exhausted = False
         self._ran_before_s = store.ran_s
@@ -205,6 +211,8 @@ class Campaign:
         outcome = done.record.outcome
         self._outcomes.setdefault(done.part, Counter())[outcome.value] += 1
         self._coverage.update(done.record.coverage)
+        if is_failure(outcome.value, done.record.bucket):
+            self._buckets[done.record.bucket] += 1
         if outcome is Outcome.FAIL:
             again = f"{done.failed} of {len(done.attempts)} tries"
             self._newest_failure = f"trial {done.number} {done.part}, {again}: {done.record.reason}"
@@ -232,6 +240,7 @@ class Campaign:
             rate_per_h=rate_per_s * _S_PER_HOUR,
             left_s=min(ends, default=None),
             coverage=dict(self._coverage),
+            buckets=dict(self._buckets.most_common(MAX_SHOWN_BUCKETS)),
             evidence_bytes=self._retention.size,
             newest_failure=self._newest_failure,
         )

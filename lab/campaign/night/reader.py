@@ -12,6 +12,15 @@ from lab.campaign.expectation import OutcomeCounts, weigh_counts
 from lab.campaign.night.database import NAME, is_running, open_reader
 from lab.campaign.night.spec import CampaignSpec, Part
 from lab.campaign.night.store import read_spec
+from lab.campaign.night.sums import (
+    MAX_BUCKETS,
+    BucketStanding,
+    Landed,
+    add_places,
+    sum_buckets,
+    sum_coverage,
+    sum_outcomes,
+)
 from lab.errors import EvidenceError, UsageError
 from lab.spec.evidence import Match
 from lab.spec.expected import expect
@@ -19,6 +28,8 @@ from lab.spec.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
 
 #: What a store says of a campaign that was killed.
 KILLED: Final = "killed"
+#: Of a scenario that no trial has been run of.
+NO_TRIAL: Final = "no trial yet"
 #: How many of the newest failures a summary names.
 NEWEST: Final = 5
 
@@ -26,18 +37,23 @@ NEWEST: Final = 5
 class PartStanding(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one scenario.
 
-    :param met: its trials did what is expected of them
+    :param met: its trials did what is expected of them; None without a trial
     """
 
     name: str
     mechanism: str
     topology: str
     expected: str
-    met: bool
+    met: bool | None
     reason: str
     outcomes: dict[str, int]
     nmis_sent: int
     nmis_proven: int
+
+    @property
+    def standing(self) -> str:
+        """Whether its expectation is met, in words."""
+        return NO_TRIAL if self.met is None else "met" if self.met else "NOT MET"
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +83,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     :param vcpu_budget: of the host that led the last sitting; guests run beside each other as it admits them
     :param starved_most_ppm: the most that a host's own hypervisor kept from it during one trial
     :param load_most: the highest load average that was seen beside a trial
+    :param coverage: where NMIs were set pending
+    :param buckets: failures by title, the fullest first, MAX_BUCKETS at most; ``buckets_more`` are left out
     :param newest: the last failures, newest first
     """
 
@@ -90,13 +108,26 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     evidence_bytes: int
     load_most: float
     starved_most_ppm: int
+    coverage: tuple[Landed, ...]
+    buckets: tuple[BucketStanding, ...]
+    buckets_more: int
     newest: tuple[Failure, ...]
 
     @property
     def met(self) -> bool:
         """Whether there are trials, and those of every scenario did what is expected of them."""
-        ran = [part for part in self.parts if part.outcomes]
-        return bool(ran) and all(part.met for part in ran)
+        ran = [part.met for part in self.parts if part.met is not None]
+        return bool(ran) and all(ran)
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many trials ended how."""
+        return {name.value: sum(part.outcomes.get(name.value, 0) for part in self.parts) for name in Outcome}
+
+    @property
+    def places(self) -> dict[str, int]:
+        """How many NMIs were set pending in each phase at each role."""
+        return add_places(self.coverage)
 
 
 def summarise(folder: Path) -> tuple[Summary, ...]:
@@ -108,7 +139,7 @@ def summarise(folder: Path) -> tuple[Summary, ...]:
     running = (folder / NAME).is_file() and is_running(folder)
     with open_reader(folder) as connection:
         rows = connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()
-        return tuple(_summarise(connection, folder, each, running) for (each,) in rows)
+        return tuple(sum_up(connection, folder, each, running) for (each,) in rows)
 
 
 def read_campaign_spec(folder: Path) -> tuple[str, CampaignSpec]:
@@ -179,7 +210,13 @@ def _as_numbers(**values: object) -> dict[str, int]:
     return {name: value if isinstance(value, int) else 0 for name, value in values.items()}
 
 
-def _summarise(connection: sqlite3.Connection, folder: Path, campaign: int, running: bool) -> Summary:
+def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running: bool) -> Summary:
+    """Return what came of one campaign of a store.
+
+    :param running: a process runs it now
+    :raise EvidenceError: the store is of another lab
+    """
+
     def ask(query: str, *more: object) -> tuple[object, ...]:
         row: tuple[object, ...] = connection.execute(query, (campaign, *more)).fetchone()
         return row
@@ -198,6 +235,8 @@ def _summarise(connection: sqlite3.Connection, folder: Path, campaign: int, runn
     hosts = connection.execute("SELECT DISTINCT host FROM trials WHERE campaign = ? ORDER BY host", (campaign,))
     states = "SELECT evidence_state, count(*) FROM trials WHERE campaign = ? GROUP BY evidence_state"
     ran = float(str(ran_s))
+    outcomes = sum_outcomes(connection, campaign)
+    buckets = sum_buckets(connection, campaign)
     return Summary(
         folder=str(folder),
         uid=str(uid),
@@ -214,20 +253,20 @@ def _summarise(connection: sqlite3.Connection, folder: Path, campaign: int, runn
         planned=spec.limits.trials,
         done=int(str(done)),
         trials_per_h=int(str(done)) / ran * 3_600 if ran else 0.0,
-        parts=tuple(_weigh_part(connection, campaign, part) for part in spec.parts),
+        parts=tuple(_weigh_part(connection, campaign, part, outcomes.get(part.name, {})) for part in spec.parts),
         evidence=dict(connection.execute(states, (campaign,))),
         evidence_bytes=int(str(kept_bytes)),
         load_most=float(str(load)),
         starved_most_ppm=int(str(steal)),
+        coverage=sum_coverage(connection, campaign),
+        buckets=buckets[:MAX_BUCKETS],
+        buckets_more=len(buckets[MAX_BUCKETS:]),
         newest=_find_newest(connection, campaign),
     )
 
 
-def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part) -> PartStanding:
+def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outcomes: dict[str, int]) -> PartStanding:
     key = (campaign, part.name)
-    outcomes: dict[str, int] = dict(
-        connection.execute("SELECT outcome, count(*) FROM trials WHERE campaign = ? AND part = ? GROUP BY outcome", key)
-    )
     sent, proven = connection.execute(
         "SELECT coalesce(sum(nmis_sent), 0), coalesce(sum(nmis_proven), 0) FROM trials WHERE campaign = ? AND part = ?",
         key,
@@ -252,8 +291,8 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part) -> Pa
         mechanism=part.scenario.mechanism,
         topology=str(part.scenario.topology),
         expected=expected.kind.value,
-        met=met,
-        reason=reason,
+        met=met if outcomes else None,
+        reason=reason if outcomes else NO_TRIAL,
         outcomes=outcomes,
         nmis_sent=sent,
         nmis_proven=proven,

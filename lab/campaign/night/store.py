@@ -16,6 +16,7 @@ from lab import __version__
 from lab.build.images import ImageSet
 from lab.campaign.night.database import NAME, explain, transaction
 from lab.campaign.night.spec import CampaignSpec
+from lab.campaign.night.sums import add_places, sum_buckets, sum_coverage, sum_outcomes
 from lab.campaign.night.trial import TrialDone
 from lab.errors import EvidenceError, UsageError
 
@@ -176,12 +177,18 @@ class CampaignStore:
 
     def count_outcomes(self) -> dict[str, dict[str, int]]:
         """Return, for each scenario by name, how many trials ended how."""
-        counts: dict[str, dict[str, int]] = {}
-        query = "SELECT part, outcome, count(*) FROM trials WHERE campaign = ? GROUP BY part, outcome"
         with explain(self._path):
-            for part, outcome, count in self._connection.execute(query, (self._campaign,)):
-                counts.setdefault(part, {})[outcome] = count
-        return counts
+            return sum_outcomes(self._connection, self._campaign)
+
+    def count_coverage(self) -> dict[str, int]:
+        """Return how many NMIs were set pending in each phase at each role."""
+        with explain(self._path):
+            return add_places(sum_coverage(self._connection, self._campaign))
+
+    def count_buckets(self) -> dict[str, int]:
+        """Return, for each title that failures share, of how many trials it is."""
+        with explain(self._path):
+            return {each.title: each.trials for each in sum_buckets(self._connection, self._campaign)}
 
     def list_evidence(self) -> list[tuple[int, str, int, bool]]:
         """Return number, folder, size and whether it is of a PASS, of all evidence that is kept."""
