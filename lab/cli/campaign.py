@@ -16,7 +16,7 @@ import typer
 
 from lab.build.doctor import require_qemu
 from lab.build.images import ImageSet
-from lab.campaign.night.database import NAME
+from lab.campaign.night.database import NAME, is_running
 from lab.campaign.night.file import change_limits, read_campaign
 from lab.campaign.night.loop import Result
 from lab.campaign.night.merge import merge_campaigns
@@ -44,6 +44,8 @@ from lab.cli.campaign_view import View, make_list_table, make_summary_view, open
 from lab.cli.choice import build_bases, take_own
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
+from lab.report.campaign_page import write_campaign_report
+from lab.report.page import PAGE
 from lab.trial.folder import claim_trial_output
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
@@ -261,17 +263,39 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
 
 def _run(folder: Path, sit: Callable[[], Result]) -> Result:
+    """Hold a sitting, and write the campaign's page however it ends, as far as that goes."""
     try:
-        return sit()
+        result = sit()
+        _write_page(folder)
+        return result
+    except LabError:
+        if is_running(folder):
+            # Another lab's.
+            raise
+        _write_page(folder)
+        raise
     except KeyboardInterrupt:
+        _write_page(folder)
         raise Interrupted(
             f"no guest is left; all trials that had ended are kept in '{folder}'"
             f" (lab campaign resume {shlex.quote(str(folder))})"
         ) from None
 
 
+def _write_page(folder: Path) -> None:
+    """Write a campaign's page; that it cannot be written takes nothing from the campaign."""
+    if not (folder / NAME).is_file():
+        return
+    try:
+        write_campaign_report(folder)
+    except (LabError, OSError) as error:
+        sys.stderr.write(f"lab: the campaign's page was not written: {error}\n")
+
+
 def _tell_end(folder: Path, result: Result, as_json: bool) -> None:
     summaries = _show(folder, as_json)
+    if not as_json and (folder / PAGE).is_file():
+        out().print(f"report: {folder / PAGE}")
     if not result.finished:
         again = f"lab campaign resume {shlex.quote(str(folder))}"
         sys.stderr.write(f"lab: the campaign ended since {result.why}; go on with it by: {again}\n")

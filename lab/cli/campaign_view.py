@@ -16,15 +16,12 @@ from rich.text import Text
 from lab.campaign.night.loop import Standing
 from lab.campaign.night.reader import NO_TRIAL, Summary
 from lab.campaign.night.sums import CELLS, BucketStanding
-from lab.report.text import clean
+from lab.report.text import clean, format_mib, tell_time
 from lab.spec.phase import Phase, Role
 from lab.spec.verdict import Outcome
 
 #: In a log: a line a minute, and one when something fails.
 LOG_S: Final = 60.0
-_S_PER_MIN: Final = 60
-_MIN_PER_H: Final = 60
-_BYTES_PER_MIB: Final = 1_024 * 1_024
 _BAR: Final = 40
 
 
@@ -115,7 +112,7 @@ def draw_standing(standing: Standing) -> Group:
         head.append(f", left {tell_time(standing.left_s)}")
     below = Text(
         f"{standing.running} running on {standing.workers} workers, {standing.guests} guests;"
-        f" evidence {standing.evidence_bytes / _BYTES_PER_MIB:.1f} MiB"
+        f" evidence {format_mib(standing.evidence_bytes)}"
     )
     lines: list[Text | Table | ProgressBar] = [head]
     if standing.planned is not None:
@@ -148,7 +145,7 @@ def make_summary_view(summary: Summary) -> Group:
             f"vCPU budget of the host: {summary.vcpu_budget}; load up to {summary.load_most:.1f},"
             f" steal up to {summary.starved_most_ppm / 10_000:.1f} %; hosts: {clean(', '.join(summary.hosts)) or '-'}"
         ),
-        Text(f"evidence: {evidence}; {summary.evidence_bytes / _BYTES_PER_MIB:.1f} MiB"),
+        Text(f"evidence: {evidence}; {format_mib(summary.evidence_bytes)}"),
         *(Text(f"{part.name}: {clean(part.reason)}") for part in summary.parts if part.outcomes),
         *_draw_coverage(summary.places),
     ]
@@ -180,13 +177,6 @@ def make_list_table(summaries: Iterable[Summary]) -> Table:
     return table
 
 
-def tell_time(seconds: float) -> str:
-    """Return a duration in hours, minutes and seconds."""
-    minutes, left_s = divmod(int(seconds), _S_PER_MIN)
-    hours, minutes = divmod(minutes, _MIN_PER_H)
-    return f"{hours}:{minutes:02}:{left_s:02}"
-
-
 def _tell_trials(standing: Standing) -> str:
     return f"{standing.done} trials" if standing.planned is None else f"{standing.done} of {standing.planned} trials"
 
@@ -208,8 +198,8 @@ def _draw_coverage(places: Mapping[str, int]) -> list[Text | Table]:
     known = [phase.value for phase in Phase]
     columns = (*known, *sorted(set(found) - set(known)))
     table = Table("NMIs pending on", *(clean(column) for column in columns), box=None, pad_edge=False)
-    for role in Role:
-        table.add_row(role.value, *(str(found.get(column, {}).get(role.value, 0)) for column in columns))
+    for row in (role.value for role in Role):
+        table.add_row(row, *(str(found.get(column, {}).get(row, 0)) for column in columns))
     return [Text(f"coverage: {seen} of {len(CELLS)} phases and roles"), table]
 
 

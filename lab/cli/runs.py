@@ -14,6 +14,8 @@ from lab.build.doctor import require_qemu
 from lab.build.images import build_images
 from lab.campaign.bench import measure
 from lab.campaign.expectation import MechanismResult, weigh_run
+from lab.campaign.night.database import NAME
+from lab.campaign.night.reader import summarise
 from lab.campaign.runner import describe_run, run_trials
 from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.cli import present
@@ -29,9 +31,11 @@ from lab.cli.app import (
     print_json,
 )
 from lab.cli.axes import Axes, takes_axes
+from lab.cli.campaign_view import make_summary_view
 from lab.cli.choice import build_bases, choose_scenarios, take_own
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
+from lab.report.campaign_page import write_campaign_report
 from lab.report.page import write_report
 from lab.spec.mechanisms import FIRST_CAMPAIGN
 from lab.trial.pool import WarmGuests
@@ -100,16 +104,34 @@ def _page_of_what_ends(folder: Path) -> Iterator[None]:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder")], as_json: JsonOption = False
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a run or of a campaign")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a run's page again."""
+    """Write the page of a run or of a campaign again."""
     if not folder.is_dir():
-        raise UsageError(f"'{folder}' is not a folder: that of a run is needed")
+        raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
+    if (folder / NAME).exists():
+        _report_campaign(folder, as_json)
+        return
     try:
         page = write_report(folder)
     except EvidenceError as error:
         raise UsageError(str(error)) from error
     _tell_run(folder, page, as_json)
+
+
+def _report_campaign(folder: Path, as_json: bool) -> None:
+    try:
+        page = write_campaign_report(folder)
+        summaries = summarise(folder)
+    except EvidenceError as error:
+        raise UsageError(str(error)) from error
+    if as_json:
+        print_json({"campaigns": summaries, "report": str(page)})
+        return
+    for each in summaries:
+        out().print(make_summary_view(each))
+    out().print(f"report: {page}")
 
 
 def _tell_run(folder: Path, page: Path, as_json: bool) -> None:

@@ -192,13 +192,18 @@ def count_broken(records: Iterable[TrialRecord]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(counter.items(), key=lambda item: (item[0] in NEVER_REQUIRED, -item[1], item[0])))
 
 
+def generalise(reason: str) -> str:
+    """Return a reason without its numbers, which differ from trial to trial."""
+    return _DIGITS.sub("#", reason)
+
+
 def group_reasons(records: Iterable[TrialRecord], outcomes: Sequence[Outcome]) -> tuple[Group, ...]:
     """Group trials of these outcomes by reason; numbers in a reason do not tell groups apart, the first is shown."""
     counts: Counter[tuple[str, Outcome, str]] = Counter()
     shown: dict[tuple[str, Outcome, str], str] = defaultdict(str)
     for record in records:
         if record.outcome in outcomes:
-            key = (record.mechanism, record.outcome, _DIGITS.sub("#", record.reason))
+            key = (record.mechanism, record.outcome, generalise(record.reason))
             counts[key] += 1
             shown.setdefault(key, record.reason)
     return tuple(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the NMIs of a run landed: how many in which phase, on which thread, and how evenly over each phase. Pure."""
 
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -52,11 +53,20 @@ class Uniformity(msgspec.Struct, frozen=True, kw_only=True):
 
 def tally_coverage(records: Iterable[TrialRecord]) -> tuple[CoverageRow, ...]:
     """Add up where the NMIs of all trials were set pending."""
+    return tally_places(
+        (record.mechanism, place, count) for record in records for place, count in record.coverage.items()
+    )
+
+
+def tally_places(landed: Iterable[tuple[str, str, int]]) -> tuple[CoverageRow, ...]:
+    """Add up where NMIs were set pending.
+
+    :param landed: mechanism, place as a phase and a role, and how many
+    """
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for record in records:
-        for place, count in record.coverage.items():
-            phase, _, role = place.partition(" ")
-            counts[record.mechanism, role][phase] += count
+    for mechanism, place, count in landed:
+        phase, _, role = place.partition(" ")
+        counts[mechanism, role][phase] += count
     return tuple(
         CoverageRow(mechanism=mechanism, role=role, nmis=_order(found)) for (mechanism, role), found in counts.items()
     )
@@ -69,27 +79,43 @@ def list_columns(rows: Iterable[CoverageRow]) -> tuple[str, ...]:
 
 def measure_uniformity(records: Sequence[TrialRecord]) -> tuple[Uniformity, ...]:
     """Test each mechanism's shots in each phase that has enough of them."""
-    shots: dict[tuple[str, Phase], list[float]] = defaultdict(list)
-    sent: Counter[str] = Counter()
+    shots = Shots()
     for record in records:
-        sent[record.mechanism] += record.nmis.sent
+        shots.add(record.mechanism, record.nmis.sent, record.fractions)
+    return shots.measure()
+
+
+class Shots:
+    """Random shots as they are read, trial after trial: eight bytes for each."""
+
+    def __init__(self) -> None:
+        self._fractions: dict[tuple[str, Phase], array[float]] = {}
+        self._sent: Counter[str] = Counter()
+
+    def add(self, mechanism: str, sent: int, fractions: Mapping[str, Iterable[float]]) -> None:
+        """Take one trial's, by phase; what is no phase is left out."""
+        self._sent[mechanism] += sent
         for phase in PHASES:
-            shots[record.mechanism, phase] += record.fractions.get(phase.value, ())
-    found = []
-    for (mechanism, phase), fractions in shots.items():
-        if len(fractions) >= MIN_SHOTS:
-            result = kstest(fractions, "uniform")
-            found.append(
-                Uniformity(
-                    mechanism=mechanism,
-                    phase=phase.value,
-                    shots=len(fractions),
-                    sent=sent[mechanism],
-                    statistic=float(result.statistic),
-                    p=float(result.pvalue),
-                )
-            )
-    return tuple(found)
+            self._fractions.setdefault((mechanism, phase), array("d")).extend(fractions.get(phase.value, ()))
+
+    def measure(self) -> tuple[Uniformity, ...]:
+        """Test each mechanism's shots in each phase that has enough of them."""
+        return tuple(
+            self._test(mechanism, phase, fractions)
+            for (mechanism, phase), fractions in self._fractions.items()
+            if len(fractions) >= MIN_SHOTS
+        )
+
+    def _test(self, mechanism: str, phase: Phase, fractions: "array[float]") -> Uniformity:
+        result = kstest(fractions, "uniform")
+        return Uniformity(
+            mechanism=mechanism,
+            phase=phase.value,
+            shots=len(fractions),
+            sent=self._sent[mechanism],
+            statistic=float(result.statistic),
+            p=float(result.pvalue),
+        )
 
 
 def _order(counts: Counter[str]) -> dict[str, int]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import msgspec
 
 from lab import __version__
@@ -15,6 +14,7 @@ from lab.campaign.store import RECORDS, MechanismAsked, Run, read_run
 from lab.errors import EvidenceError
 from lab.host.files import write_whole
 from lab.report.buckets import count_buckets
+from lab.report.environment import make_environment
 from lab.report.example import Example, find_evidence, find_example, link_evidence
 from lab.report.figures import (
     NEVER_REQUIRED,
@@ -31,7 +31,6 @@ from lab.report.figures import (
 )
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import REFERENCE, Added, measure_added
-from lab.report.text import finalize, format_count, format_exact_us, format_us
 from lab.spec.mechanism import CONTROLS
 from lab.spec.mechanisms import STOCK_MECHANISMS
 from lab.spec.scenario import Scenario
@@ -92,7 +91,8 @@ def write_report(run_folder: Path) -> Path:
     run = read_run(run_folder)
     rows = tuple(_make_rows(run_folder, run))
     listed = _list_trials(run_folder, run)
-    page = _make_environment().get_template("page.html").render(
+    page = make_environment().get_template("page.html").render(
+        reproduce=reproduce,
         info=run.info,
         torn=run.torn,
         trials=len(run.records),
@@ -127,26 +127,6 @@ def reproduce(record: TrialRecord, scenario: Scenario) -> str:
     if record.mechanism in {each.name for each in STOCK_MECHANISMS}:
         asked = ("--kernel", "BZIMAGE", "--vmlinux", "VMLINUX", *asked)
     return shlex.join(("lab", "trial", *asked, "--seed", str(record.seed), "--out", "DIR"))
-
-
-def judge_again(evidence: str) -> str:
-    """Return the command that judges a trial's evidence again, to be run in the run's folder."""
-    return shlex.join(("lab", "judge", f"./{evidence}"))
-
-
-def _make_environment() -> jinja2.Environment:
-    """Escape everything, always: what is shown came from guests."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"us": format_us, "exact_us": format_exact_us, "count": format_count}
-    environment.globals |= {"reproduce": reproduce, "judge_again": judge_again, "shares": _shares}
-    return environment
 
 
 def _make_rows(run_folder: Path, run: Run) -> Iterator[Row]:
@@ -200,9 +180,3 @@ def _list_trial(run_folder: Path, record: TrialRecord) -> Listed:
     except EvidenceError as error:
         return Listed(record=record, link="", problem=str(error))
     return Listed(record=record, link=link_evidence(record.evidence), problem="")
-
-
-def _shares(parts: Sequence[int]) -> list[float]:
-    """Return what each part is of the whole, in percent."""
-    whole = sum(parts) or 1
-    return [round(100 * part / whole, 2) for part in parts]

@@ -17,6 +17,9 @@ _UNFIT = re.compile(
 
 US_PER_MS = 1_000.0
 US_PER_S = 1_000_000.0
+_S_PER_MIN = 60
+_MIN_PER_H = 60
+_BYTES_PER_MIB = 1_024 * 1_024
 
 
 def clean(text: str) -> str:
@@ -52,6 +55,20 @@ def format_exact_us(us: float) -> str:
 def format_count(count: int) -> str:
     """Return a whole number, its thousands apart."""
     return f"{count:,}".replace(",", "\u202f")
+
+
+def format_mib(size: int) -> str:
+    """Return a number of bytes in MiB."""
+    return f"{size / _BYTES_PER_MIB:.1f} MiB"
+
+
+def tell_time(seconds: float) -> str:
+    """Return a duration in hours, minutes and seconds."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, left_s = divmod(int(seconds), _S_PER_MIN)
+    hours, minutes = divmod(minutes, _MIN_PER_H)
+    return f"{hours}:{minutes:02}:{left_s:02}"
 
 
 def _three_digits(value: float) -> str:

@@ -14,8 +14,9 @@ from lab.campaign.night.loop import Standing
 from lab.campaign.night.reader import summarise
 from lab.campaign.night.store import Kept
 from lab.campaign.night.trial import TrialDone
-from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standing, tell_time
+from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standing
 from lab.host.paths import ROOT
+from lab.report.text import tell_time
 from lab.spec.verdict import Outcome
 
 GOOD = 'summary = "x"\n[[scenarios]]\nscenario = { mechanism = "nmi-self" }\n'

@@ -28,7 +28,14 @@ ROOMS = {
 TOP = {"cli"}
 ROOMS |= {module: set(ROOMS) | TOP for module in TOP}
 #: Beyond its rooms, a report may import what reads the store and evidence folders, and nothing that runs trials.
-READERS = {"lab.campaign.store", "lab.campaign.expectation", "lab.trial.folder"}
+READERS = {
+    "lab.campaign.store",
+    "lab.campaign.expectation",
+    "lab.campaign.night.details",
+    "lab.campaign.night.reader",
+    "lab.campaign.night.sums",
+    "lab.trial.folder",
+}
 #: Kinds of files that carry a licence line; others are data, or have a format without comments.
 SOURCES = {".py", ".c", ".h", ".S", ".sh", ".toml", ".html", ".css", ".js"}
 #: The licence line must be seen without scrolling.

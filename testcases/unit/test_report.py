@@ -13,9 +13,10 @@ from lab.campaign.expectation import Tally
 from lab.campaign.store import MechanismAsked, RunStore
 from lab.errors import EvidenceError
 from lab.report import page as page_module
+from lab.report.environment import judge_again
 from lab.report.example import find_evidence, find_example, link_evidence
 from lab.report.figures import bound_percent, group_reasons, measure_price, measure_spread
-from lab.report.page import judge_again, reproduce, write_report
+from lab.report.page import reproduce, write_report
 from lab.report.panel import BADGE_GAP_PX, GUTTER_PX, WIDTH_PX, Axis, Lane, Moment, Panel, Stretch, draw_panel
 from lab.report.text import clean, format_us
 from lab.report.timeline import draw_timeline

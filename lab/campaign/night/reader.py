@@ -57,20 +57,23 @@ class PartStanding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A trial that ended in FAIL.
+    """A trial that is counted among the failures.
 
     :param failed: in how many of its attempts
     :param reproduces: its plan places all NMIs by holds, so that each attempt does the same
-    :param evidence: its folder, relative to the campaign's; empty where none is kept
+    :param evidence: its folder, relative to the campaign's; empty where none is kept, and ``evidence_state`` says why
     """
 
     number: int
     part: str
+    seed: int
+    outcome: str
     failed: int
     attempts: int
     reproduces: bool
     reason: str
     evidence: str
+    evidence_state: str
     bucket: str
 
 
@@ -261,7 +264,7 @@ def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running:
         coverage=sum_coverage(connection, campaign),
         buckets=buckets[:MAX_BUCKETS],
         buckets_more=len(buckets[MAX_BUCKETS:]),
-        newest=_find_newest(connection, campaign),
+        newest=find_failures(connection, campaign, NEWEST),
     )
 
 
@@ -299,22 +302,35 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outco
     )
 
 
-def _find_newest(connection: sqlite3.Connection, campaign: int) -> tuple[Failure, ...]:
-    rows = connection.execute(
-        "SELECT number, part, failed, attempts, reproduces, reason, evidence, bucket FROM trials"
-        " WHERE campaign = ? AND outcome = 'FAIL' ORDER BY rowid DESC LIMIT ?",
-        (campaign, NEWEST),
+def find_failures(
+    connection: sqlite3.Connection, campaign: int, limit: int, title: str | None = None
+) -> tuple[Failure, ...]:
+    """Return the failures that were stored last, newest first.
+
+    :param title: what they share, empty for those without one; None for all that ended in FAIL
+    """
+    which = "outcome = 'FAIL'"
+    if title is not None:
+        which = "bucket = :title AND bucket <> ''" if title else "outcome = 'FAIL' AND bucket = ''"
+    # The words are ours.
+    query = (
+        "SELECT number, part, seed, outcome, failed, attempts, reproduces, reason, evidence, evidence_state, bucket"  # noqa: S608
+        f" FROM trials WHERE {which} AND campaign = :campaign ORDER BY rowid DESC LIMIT :limit"
     )
+    rows = connection.execute(query, {"title": title, "campaign": campaign, "limit": limit})
     return tuple(
         Failure(
             number=number,
             part=part,
+            seed=seed,
+            outcome=outcome,
             failed=failed,
             attempts=attempts,
             reproduces=bool(reproduces),
             reason=reason,
             evidence=evidence,
+            evidence_state=state,
             bucket=bucket,
         )
-        for number, part, failed, attempts, reproduces, reason, evidence, bucket in rows
+        for number, part, seed, outcome, failed, attempts, reproduces, reason, evidence, state, bucket in rows
     )

@@ -53,6 +53,21 @@ def sum_outcomes(connection: sqlite3.Connection, campaign: int) -> dict[str, dic
     return counts
 
 
+def sum_findings(
+    connection: sqlite3.Connection, campaign: int, names: tuple[str, ...]
+) -> dict[tuple[str, str], dict[str, int]]:
+    """Return, for each scenario and invariant of those named, in how many trials it was found how."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    query = (
+        "SELECT t.part, i.name, i.finding, count(*) FROM trials AS t CROSS JOIN invariants AS i"
+        " ON i.campaign = t.campaign AND i.number = t.number AND i.name = ? WHERE t.campaign = ? GROUP BY 1, 2, 3"
+    )
+    for name in names:
+        for part, found, finding, count in connection.execute(query, (name, campaign)):
+            counts.setdefault((part, found), {})[finding] = count
+    return counts
+
+
 def sum_coverage(connection: sqlite3.Connection, campaign: int) -> tuple[Landed, ...]:
     """Return where NMIs were set pending, by mechanism."""
     query = (

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes a campaign's page: what came of a night, for whoever reads it in the morning. One file, as a run's."""
+
+import datetime
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lab import __version__
+from lab.campaign.expectation import MechanismResult, Tally
+from lab.campaign.night.details import Details, SittingHeld, count_outcomes, open_details
+from lab.campaign.night.reader import KILLED, Failure, PartStanding, Summary
+from lab.campaign.night.sums import CELLS, BucketStanding, Landed
+from lab.errors import EvidenceError
+from lab.host.files import write_whole
+from lab.report.campaign_figures import KINDS, Bin, Course, Figures, read_figures
+from lab.report.environment import make_environment
+from lab.report.example import find_evidence, link_evidence
+from lab.report.figures import answer
+from lab.report.landings import SUSPICIOUS_P, CoverageRow, tally_places
+from lab.report.page import PAGE
+from lab.report.stacks import Column, Stacks, draw_stacks
+from lab.report.text import tell_time
+from lab.spec.expected import expect
+from lab.spec.mechanism import CONTROLS, Expectation
+from lab.spec.phase import PHASES, Role
+from lab.spec.scenario_file import to_words
+
+#: Of a merged store; more make a page nobody reads.
+MAX_CAMPAIGNS: Final = 20
+#: Failures that a page lists, shared by its campaigns and in each by its buckets, the newest of each.
+MAX_FAILURES: Final = 600
+MAX_FAILURES_A_BUCKET: Final = 20
+MAX_REASONS: Final = 40
+MAX_SITTINGS: Final = 50
+MAX_HOSTS: Final = 100
+#: In place of a mechanism's name.
+ALL: Final = "all of them"
+_S_PER_HOUR: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One scenario on the page.
+
+    :param headline: the answer to the mail's question in a few words, empty without a trial, and ``sentence`` with
+        numbers
+    :param words: of the command line, that ask for the same scenario
+    """
+
+    part: PartStanding
+    words: str
+    headline: str
+    sentence: str
+    quiet: Tally
+    harmless: Tally
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A failure; ``link`` is empty where its evidence cannot be opened, and ``problem`` says why."""
+
+    failure: Failure
+    link: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketShown:
+    """Failures that share a title.
+
+    :param control: they are of controls alone, of which it is expected
+    :param more: how many of its trials are not listed
+    """
+
+    bucket: BucketStanding
+    control: bool
+    listed: tuple[Listed, ...]
+    more: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SittingShown:
+    """One sitting.
+
+    :param why: why it ended, as far as the store knows
+    """
+
+    held: SittingHeld
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One campaign on the page.
+
+    :param cells: in how many of all pairs of phase and role an NMI was set pending
+    :param unseen: the others
+    :param example: a trial's number to show commands with, and ``evidence`` a folder that is kept, empty without one
+    """
+
+    summary: Summary
+    details: Details
+    rows: tuple[Row, ...]
+    figures: Figures
+    buckets: tuple[BucketShown, ...]
+    rate: Stacks | None
+    share: Stacks | None
+    coverage: tuple[CoverageRow, ...]
+    phases: tuple[str, ...]
+    cells: int
+    unseen: tuple[str, ...]
+    sittings: tuple[SittingShown, ...]
+    sittings_more: int
+    example: int
+    evidence: str
+
+    @property
+    def not_met(self) -> tuple[PartStanding, ...]:
+        """Scenarios whose expectation is not met, though they have trials."""
+        return tuple(part for part in self.summary.parts if part.met is False)
+
+    @property
+    def waiting(self) -> int:
+        """How many scenarios have no trial yet."""
+        return sum(part.met is None for part in self.summary.parts)
+
+
+def write_campaign_report(folder: Path) -> Path:
+    """Write the page of a campaign, or of the campaigns that were merged, into its folder and return its path.
+
+    :raise UsageError: the folder holds no campaign
+    :raise EvidenceError: its store is damaged, or of another lab
+    :raise HostError: the page could not be written
+    """
+    with open_details(folder) as campaigns:
+        shown = tuple(_show(folder, each, len(campaigns)) for each in campaigns[:MAX_CAMPAIGNS])
+        page = make_environment().get_template("campaign.html").render(
+            campaigns=shown,
+            campaigns_more=len(campaigns[MAX_CAMPAIGNS:]),
+            met=all(each.summary.met for each in shown) and bool(shown),
+            killed=KILLED,
+            kinds=KINDS,
+            names=NAMES,
+            all_cells=len(CELLS),
+            max_hosts=MAX_HOSTS,
+            suspicious_p=SUSPICIOUS_P,
+            report_version=__version__,
+            written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )  # fmt: skip
+    path = folder / PAGE
+    write_whole(path, page.encode(errors="backslashreplace"))
+    return path
+
+
+def _show(folder: Path, details: Details, campaigns: int) -> Shown:
+    summary = details.summary
+    expected = {part.name: expect(part.scenario).kind in CONTROLS for part in details.spec.parts}
+    figures = read_figures(details.read_trials(), details.sittings, expected, MAX_REASONS)
+    landed = summary.coverage
+    places = summary.places
+    unseen = tuple(cell for cell in CELLS if not places.get(cell))
+    buckets = tuple(_list_buckets(folder, details, expected, MAX_FAILURES // max(1, min(campaigns, MAX_CAMPAIGNS))))
+    linked = next((each.failure for shown in buckets for each in shown.listed if each.link), None)
+    return Shown(
+        summary=summary,
+        details=details,
+        rows=tuple(_make_rows(details)),
+        figures=figures,
+        buckets=buckets,
+        rate=_draw_rate(figures.course),
+        share=_draw_share(figures.course),
+        coverage=(*_add_all(landed), *tally_places((each.mechanism, each.place, each.nmis) for each in landed)),
+        phases=_list_phases(landed),
+        cells=len(CELLS) - len(unseen),
+        unseen=unseen,
+        sittings=tuple(_list_sittings(summary, details.sittings))[-MAX_SITTINGS:],
+        sittings_more=max(0, len(details.sittings) - MAX_SITTINGS),
+        example=linked.number if linked else 1,
+        evidence=linked.evidence if linked else "",
+    )
+
+
+def _make_rows(details: Details) -> Iterable[Row]:
+    tallies = details.tally()
+    scenarios = {part.name: part.scenario for part in details.spec.parts}
+    for part in details.summary.parts:
+        quiet, harmless = tallies.get(part.name, (Tally(), Tally()))
+        result = MechanismResult(
+            name=part.name,
+            expectation=Expectation(part.expected),
+            met=bool(part.met),
+            reason=part.reason,
+            outcomes=count_outcomes(part),
+            quiet=quiet,
+            harmless=harmless,
+        )
+        headline, sentence = answer(result) if part.met is not None else ("", "")
+        yield Row(
+            part=part,
+            words=shlex.join(to_words(scenarios[part.name])),
+            headline=headline,
+            sentence=sentence,
+            quiet=quiet,
+            harmless=harmless,
+        )
+
+
+def _list_buckets(folder: Path, details: Details, expected: dict[str, bool], room: int) -> Iterable[BucketShown]:
+    """Pick the failures to list: those that nobody expects first, and of each title the newest."""
+    controls = {
+        bucket.title: all(expected.get(part, False) for part in bucket.parts) for bucket in details.summary.buckets
+    }
+    for bucket in sorted(details.summary.buckets, key=lambda bucket: controls[bucket.title]):
+        failures = details.list_failures(bucket.title, min(MAX_FAILURES_A_BUCKET, room))
+        room -= len(failures)
+        yield BucketShown(
+            bucket=bucket,
+            control=controls[bucket.title],
+            listed=tuple(_list_failure(folder, failure) for failure in failures),
+            more=bucket.trials - len(failures),
+        )
+
+
+def _list_failure(folder: Path, failure: Failure) -> Listed:
+    try:
+        find_evidence(folder, failure.evidence)
+    except EvidenceError as error:
+        dropped = failure.evidence_state == "dropped"
+        return Listed(failure=failure, link="", problem="dropped for want of room" if dropped else str(error))
+    return Listed(failure=failure, link=link_evidence(failure.evidence), problem="")
+
+
+def _add_all(landed: Sequence[Landed]) -> tuple[CoverageRow, ...]:
+    """Return a row for each role over all mechanisms, also for one that no NMI was sent to."""
+    found = {row.role: row for row in tally_places((ALL, each.place, each.nmis) for each in landed)}
+    known = [role.value for role in Role]
+    names = (*known, *sorted(set(found) - set(known)))
+    return tuple(found.get(name, CoverageRow(mechanism=ALL, role=name, nmis={})) for name in names)
+
+
+def _list_phases(landed: Sequence[Landed]) -> tuple[str, ...]:
+    """Return all phases in order of time, and behind them what is no phase."""
+    known = [phase.value for phase in PHASES]
+    return (*known, *sorted({each.place.partition(" ")[0] for each in landed} - set(known)))
+
+
+def _list_sittings(summary: Summary, sittings: Sequence[SittingHeld]) -> Iterable[SittingShown]:
+    """Say of each sitting why it ended: the store has the reason of the last one only."""
+    for number, held in enumerate(sittings, start=1):
+        if number == len(sittings) and summary.state == "running":
+            why = "it runs"
+        elif not held.ended:
+            why = "it was killed"
+        else:
+            why = summary.why if number == len(sittings) else "it was stopped, and the next one went on"
+        yield SittingShown(held=held, why=why)
+
+
+def _draw_rate(course: Course) -> Stacks | None:
+    return draw_stacks(
+        [
+            Column(
+                begin_s=each.begin_s,
+                end_s=each.end_s,
+                heights=tuple(count * _S_PER_HOUR / (each.end_s - each.begin_s) for count in each.counts),
+                text=_tell(each),
+            )
+            for each in course.bins
+        ],
+        course.borders_s,
+    )
+
+
+def _draw_share(course: Course) -> Stacks | None:
+    return draw_stacks(
+        [
+            Column(
+                begin_s=each.begin_s,
+                end_s=each.end_s,
+                heights=tuple(100 * count / (sum(each.counts) or 1) for count in each.counts),
+                text=_tell(each),
+            )
+            for each in course.bins
+        ],
+        course.borders_s,
+        most=100.0,
+    )
+
+
+def _tell(each: Bin) -> str:
+    told = ", ".join(f"{NAMES[kind]} {count}" for kind, count in zip(KINDS, each.counts, strict=True) if count)
+    return f"{tell_time(each.begin_s)} to {tell_time(each.end_s)}: {told or 'no trial ended'}"
+
+
+#: How the kinds of trials are called.
+NAMES: Final = {kind: "FAIL, as expected" if kind == "expected" else kind for kind in KINDS}

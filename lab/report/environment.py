@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How pages are made of templates: everything is cleaned and escaped, always, since what is shown came from guests."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from lab.report.text import finalize, format_count, format_exact_us, format_mib, format_us, tell_time
+
+
+def make_environment() -> jinja2.Environment:
+    """Return what renders the templates of this folder."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "us": format_us,
+        "exact_us": format_exact_us,
+        "count": format_count,
+        "mib": format_mib,
+        "time": tell_time,
+    }
+    environment.globals |= {"judge_again": judge_again, "shares": _shares}
+    return environment
+
+
+def judge_again(evidence: str) -> str:
+    """Return the command that judges a trial's evidence again, to be run in the run's folder."""
+    return shlex.join(("lab", "judge", f"./{evidence}"))
+
+
+def _shares(parts: Sequence[int]) -> list[float]:
+    """Return what each part is of the whole, in percent."""
+    whole = sum(parts) or 1
+    return [round(100 * part / whole, 2) for part in parts]
