@@ -21,7 +21,10 @@ from oopses import JUMP_TO_SELF, overwrite
 
 from lab.build.images import ImageSet
 from lab.errors import GuestError, HostError
+from lab.guest import dump
+from lab.guest.dump import DUMPS, MAX_DUMP_MIB
 from lab.guest.machine import Machine
+from lab.guest.spec import DEFAULT_MEMORY_MIB
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import PARENT, PREFIX
@@ -172,6 +175,56 @@ def test_a_guest_that_hangs_is_asked_where(
     keep_trial(tmp_path / "trial", kept, 1, "trial")
     assert read_evidence(tmp_path / "trial") == kept.evidence
     assert (tmp_path / "trial" / REGISTERS).stat().st_size > 1_000
+
+
+@pytest.mark.parametrize("name", ["memory.kdump", "memory.elf"])
+def test_a_guest_that_hangs_leaves_its_memory(
+    images: ImageSet, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setattr(session_module, "TRIAL_S", SHORT_S)
+    if name == "memory.elf":
+        # As a QEMU that was built without zlib.
+        monkeypatch.setattr(dump, "_FORMATS", {"elf": name})
+    with opened(images, kernel) as session:
+        run(session, "stop-machine")
+        session.dump_mib = MAX_DUMP_MIB
+        overwrite(session.machine, kernel, "__reload_late", JUMP_TO_SELF, soon())
+        kept, verdict, bucket = run(session, "stop-machine")
+        assert not session.usable
+    assert bucket == "stall in __reload_late"
+    memory = kept.raw[name]
+    assert verdict.stall[-1] == f"memory: {name}, {len(memory) / (1 << 20):.1f} MiB"
+    if name == "memory.elf":
+        assert memory.startswith(b"\x7fELF")
+        assert b"Linux version 6.1." in memory
+        assert len(memory) > DEFAULT_MEMORY_MIB << 20
+    else:
+        # Flattened, as makedumpfile(8) writes to what it cannot seek in: its own header, and that of each piece.
+        assert memory.startswith(b"makedumpfile\0")
+        assert b"KDUMP   " in memory[:8_192]
+        assert len(memory) < DEFAULT_MEMORY_MIB << 19
+    keep_trial(tmp_path / "trial", kept, 1, "trial")
+    assert read_evidence(tmp_path / "trial") == kept.evidence
+    assert (tmp_path / "trial" / name).read_bytes() == memory
+    assert kept.evidence.stall is not None
+    without = msgspec.structs.replace(kept.evidence.stall, memory="")
+    again = judge(msgspec.structs.replace(kept.evidence, stall=without))
+    assert msgspec.structs.replace(again, stall=verdict.stall) == verdict
+
+
+def test_a_memory_that_is_too_large_is_told_and_changes_nothing(
+    images: ImageSet, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "TRIAL_S", SHORT_S)
+    with opened(images, kernel) as session:
+        run(session, "stop-machine")
+        session.dump_mib = 1
+        overwrite(session.machine, kernel, "__reload_late", JUMP_TO_SELF, soon())
+        kept, verdict, bucket = run(session, "stop-machine")
+    assert bucket == "stall in __reload_late"
+    assert verdict.outcome is Outcome.FAIL or is_starved(verdict)
+    assert verdict.stall[-1] == "memory: no dump: it has more than the 1 MiB that are allowed"
+    assert not DUMPS & set(kept.raw)
 
 
 def test_a_guest_that_panics_has_its_title(images: ImageSet, kernel: Kernel) -> None:

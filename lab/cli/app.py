@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lab.cli import present
 from lab.errors import UsageError
+from lab.guest.dump import MAX_DUMP_MIB
 from lab.spec.mechanisms import MECHANISMS
 from lab.spec.plan import MAX_SEED
 from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
@@ -36,6 +37,15 @@ VmlinuxOption = Annotated[
     Path | None, typer.Option("--vmlinux", metavar="ELF", help="the vmlinux with symbols that --kernel was made of")
 ]
 OutOption = Annotated[Path, typer.Option(help="folder for the results, new or empty")]
+_DUMP = typer.Option(
+    "--dump-memory",
+    metavar="MIB",
+    min=0,
+    max=MAX_DUMP_MIB,
+    help="keep the memory of a guest that stops answering, compressed, up to so many MiB (0: none)",
+)
+DumpOption = Annotated[int, _DUMP]
+DumpLimitOption = Annotated[int | None, _DUMP]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 

@@ -31,6 +31,7 @@ from lab.campaign.night.sitting import (
 )
 from lab.campaign.night.spec import CampaignSpec, check_kernels, choose_trial
 from lab.cli.app import (
+    DumpLimitOption,
     Interrupted,
     JsonOption,
     KernelOption,
@@ -86,13 +87,14 @@ def start(
     until_failure: UntilOption = None,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = "",
+    dump_memory: DumpLimitOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Begin a campaign and run it: exit 0 when every scenario did what is expected of it, 1 when not."""
     own = take_own(kernel, vmlinux)
-    spec = _limit(read_campaign(file, secrets.randbelow(_DRAWN_SEEDS)), time, trials, until_failure)
+    spec = _limit(read_campaign(file, secrets.randbelow(_DRAWN_SEEDS)), time, trials, until_failure, dump_memory)
     if spec.limits.trials is None and spec.limits.hours is None and spec.limits.until_failure is None:
         raise UsageError("the campaign would never end: give --for, --trials or --until-failure, or one in its limits")
     where = _choose_where(workers, scheduler)
@@ -113,6 +115,7 @@ def resume(
     until_failure: UntilOption = None,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = "",
+    dump_memory: DumpLimitOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
     as_json: JsonOption = False,
@@ -130,7 +133,7 @@ def resume(
             folder,
             lambda: resume_campaign(
                 folder,
-                lambda spec: _limit(spec, time, trials, until_failure),
+                lambda spec: _limit(spec, time, trials, until_failure, dump_memory),
                 build,
                 where,
                 _watch(view, asked),
@@ -213,16 +216,21 @@ def trial(
     try:
         with open_progress() as progress:
             images, kernels = build_bases((scenario,), progress.tell, own)
-            with WarmGuests(images, kernels, progress.tell) as guests:
+            dump_mib = spec.limits.dump_memory_mib
+            with WarmGuests(images, kernels, progress.tell, dump_mib=dump_mib) as guests:
                 kept = guests.run_trial(scenario, chosen.plan, True)
     except KeyboardInterrupt:
         raise Interrupted("no guest is left, and nothing of this trial is kept") from None
     tell_trial(*keep_trial(evidence, kept, number, str(evidence)), as_json)
 
 
-def _limit(spec: CampaignSpec, time: str | None, trials: int | None, until_failure: int | None) -> CampaignSpec:
+def _limit(
+    spec: CampaignSpec, time: str | None, trials: int | None, until_failure: int | None, dump_memory: int | None
+) -> CampaignSpec:
     hours = None if time is None else _read_hours(time)
-    limits = change_limits(spec.limits, hours=hours, trials=trials, until_failure=until_failure)
+    limits = change_limits(
+        spec.limits, hours=hours, trials=trials, until_failure=until_failure, dump_memory_mib=dump_memory
+    )
     return msgspec.structs.replace(spec, limits=limits)
 
 
@@ -269,10 +277,9 @@ def _run(folder: Path, sit: Callable[[], Result]) -> Result:
         _write_page(folder)
         return result
     except LabError:
-        if is_running(folder):
-            # Another lab's.
-            raise
-        _write_page(folder)
+        # Unless it is another lab's, which runs it.
+        if (folder / NAME).is_file() and not is_running(folder):
+            _write_page(folder)
         raise
     except KeyboardInterrupt:
         _write_page(folder)
@@ -284,8 +291,6 @@ def _run(folder: Path, sit: Callable[[], Result]) -> Result:
 
 def _write_page(folder: Path) -> None:
     """Write a campaign's page; that it cannot be written takes nothing from the campaign."""
-    if not (folder / NAME).is_file():
-        return
     try:
         write_campaign_report(folder)
     except (LabError, OSError) as error:

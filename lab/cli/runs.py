@@ -20,6 +20,7 @@ from lab.campaign.runner import describe_run, run_trials
 from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.cli import present
 from lab.cli.app import (
+    DumpOption,
     Interrupted,
     JsonOption,
     KernelOption,
@@ -59,6 +60,7 @@ def run(
     vmlinux: VmlinuxOption = None,
     seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="remove the run that the folder holds")] = False,
+    dump_memory: DumpOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."""
@@ -76,7 +78,7 @@ def run(
         booted = tuple(each.describe(qemu_version) for each in images.values())
         info = describe_run(command, scenarios, trials, run_seed, booted)
         with RunStore(folder, info, replace) as store, _page_of_what_ends(folder):
-            with WarmGuests(images, kernels, progress.tell) as guests:
+            with WarmGuests(images, kernels, progress.tell, dump_mib=dump_memory) as guests:
                 ran = run_trials(guests, store, scenarios, trials, run_seed, progress.advance)
             store.finish(ran.exit_status)
             page = write_report(folder)

@@ -9,6 +9,7 @@ import typer
 from lab.build.doctor import require_qemu
 from lab.cli import present
 from lab.cli.app import (
+    DumpOption,
     Interrupted,
     JsonOption,
     KernelOption,
@@ -41,6 +42,7 @@ def trial(
     vmlinux: VmlinuxOption = None,
     seed: Annotated[int | None, typer.Option(help="of the plan (default: drawn)")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep the guest's own logs and the oracle's ring, too")] = False,
+    dump_memory: DumpOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run one trial: exit 0 PASS, 1 FAIL, 3 INVALID, 4 ERROR."""
@@ -52,7 +54,7 @@ def trial(
     try:
         with open_progress() as progress:
             images, kernels = build_bases((scenario,), progress.tell, own)
-            with WarmGuests(images, kernels, progress.tell) as guests:
+            with WarmGuests(images, kernels, progress.tell, dump_mib=dump_memory) as guests:
                 kept = guests.run_trial(scenario, plan, keep)
     except KeyboardInterrupt:
         raise Interrupted("no guest is left, and nothing of this trial is kept") from None

@@ -84,6 +84,13 @@ class QmpChannel:
         """
         return self._await(self._client.execute(command, arguments), deadline, f"QMP '{command}'")
 
+    def hand(self, name: str, descriptor: int, *, deadline: Deadline) -> None:
+        """Give QEMU a descriptor, which it then knows by a name; the caller's own stays open.
+
+        :raise GuestError: as :meth:`execute`
+        """
+        self._await(self._hand(name, descriptor), deadline, "QMP 'getfd'")
+
     def _await(self, work: Coroutine[Any, Any, _Result], deadline: Deadline, what: str) -> _Result:
         """Have the loop do something, and wait for it, for the guest's end or for the deadline."""
         future = asyncio.run_coroutine_threadsafe(self._bound(work, deadline, what), self._loop)
@@ -111,6 +118,10 @@ class QmpChannel:
             task.cancel()
             with contextlib.suppress(BaseException):
                 await task
+
+    async def _hand(self, name: str, descriptor: int) -> None:
+        self._client.send_fd_scm(descriptor)
+        await self._client.execute("getfd", {"fdname": name})
 
     async def _connect(self) -> None:
         # Registered before the session exists, so that no event can come too early.

@@ -391,10 +391,12 @@ class Stall(msgspec.Struct, frozen=True, kw_only=True):
 
     :param vcpus: by QEMU's registers, or by the last blocks that the oracle saw where QEMU did not answer either
     :param problem: why QEMU's registers are missing, empty when they are there
+    :param memory: what became of the dump of its memory, empty where none was asked for
     """
 
     vcpus: tuple[StalledVcpu, ...]
     problem: str = ""
+    memory: str = ""
 
 
 class Match(enum.Enum):

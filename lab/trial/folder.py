@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from lab.errors import EvidenceError, HostError, UsageError
+from lab.guest.dump import DUMPS, MAX_DUMP_MIB
 from lab.host.files import write_whole
 from lab.host.paths import is_utf8, show_bytes
 from lab.spec.evidence import (
@@ -55,6 +56,8 @@ MAX_WITNESS_BYTES = 64 * 1024 * 1024
 #: A guest that prints without end must not fill the disk: the last of each raw file is what is kept.
 MAX_RAW_BYTES = 8 * 1024 * 1024
 MAX_FILES = 64
+#: A dump is bounded where it is made, by no more than this.
+MAX_DUMP_BYTES = MAX_DUMP_MIB << 20
 #: Evidence is there to be looked at, unlike the 0700 folder it is made in.
 FOLDER_MODE = 0o755
 
@@ -93,6 +96,11 @@ class _Ended(msgspec.Struct, frozen=True, kw_only=True):
     stall: Stall | None = None
 
 
+def limit_raw(name: str) -> int:
+    """Return how many bytes a raw file may have: a memory without its beginning would be none."""
+    return MAX_DUMP_BYTES if name in DUMPS else MAX_RAW_BYTES
+
+
 def write_evidence(folder: Path, evidence: Evidence, raw: Mapping[str, bytes]) -> None:
     """Write an evidence folder whole or not at all; one of ours that is there already is replaced.
 
@@ -109,7 +117,7 @@ def write_evidence(folder: Path, evidence: Evidence, raw: Mapping[str, bytes]) -
     for name, data in raw.items():
         if not _is_raw_name(name):
             raise ValueError(f"'{name}' cannot name a raw file of an evidence folder")
-        files[name] = data[-MAX_RAW_BYTES:]
+        files[name] = data[-limit_raw(name) :]
     files.setdefault(CONSOLE, _as_text(evidence.console_tail))
     if evidence.guest is not None:
         files.setdefault(DMESG, _as_text(evidence.guest.dmesg))
@@ -185,7 +193,7 @@ def read_evidence(folder: Path) -> Evidence:
         manifest = _read_manifest(source)
         data = {}
         for file in manifest.files:
-            content = source.read(file.name, MAX_WITNESS_BYTES if file.name in _WITNESSES else MAX_RAW_BYTES)
+            content = source.read(file.name, MAX_WITNESS_BYTES if file.name in _WITNESSES else limit_raw(file.name))
             if len(content) != file.size or hashlib.sha256(content).hexdigest() != file.sha256:
                 raise source.refuse(f"{file.name} does not match its manifest")
             if file.name in _WITNESSES:

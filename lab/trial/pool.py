@@ -37,6 +37,7 @@ class WarmGuest:
     :param progress: told, in a few words, what is being waited for
     :param prepare: changes each guest once it has booted
     :ivar failed_boots: how many trials in a row, the last one included, got no guest
+    :ivar dump_mib: how many MiB of memory are kept of a guest that stops answering; 0 for none
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class WarmGuest:
         self._session: Session | None = None
         self._turns: Turns | None = None
         self.failed_boots = 0
+        self.dump_mib = 0
 
     def __enter__(self) -> "WarmGuest":
         return self
@@ -131,6 +133,7 @@ class WarmGuest:
                 self.failed_boots += 1
                 return Kept(_explain_no_guest(scenario, plan, str(error)), {})
             self.failed_boots = 0
+            session.dump_mib = self.dump_mib
             kept = session.run_trial(scenario, plan, keep_files, cover=cover)
         if kept.evidence.ending is not Ending.COMPLETE or not session.usable:
             self.retire()
@@ -142,6 +145,7 @@ class WarmGuests:
 
     :param images: by base
     :param kernels: by base
+    :param dump_mib: as :class:`WarmGuest` has it
     """
 
     def __init__(
@@ -150,11 +154,13 @@ class WarmGuests:
         kernels: Mapping[str, Kernel],
         progress: Callable[[str], None],
         prepare: Prepare | None = None,
+        dump_mib: int = 0,
     ) -> None:
         self._images = images
         self._kernels = kernels
         self._progress = progress
         self._prepare = prepare
+        self._dump_mib = dump_mib
         self._guests: dict[Boot, WarmGuest] = {}
         self._stack = contextlib.ExitStack()
 
@@ -175,6 +181,7 @@ class WarmGuests:
         """Return the guest that serves a machine's trials."""
         if boot not in self._guests:
             made = WarmGuest(self._images[boot.base], self._kernels[boot.base], boot, self._progress, self._prepare)
+            made.dump_mib = self._dump_mib
             self._guests[boot] = self._stack.enter_context(made)
         return self._guests[boot]
 

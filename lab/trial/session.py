@@ -102,6 +102,8 @@ class Session:
         self._link = link
         self._trials = 0
         self._stalled = False
+        #: How many MiB the memory of this guest may have as it is kept when it stops answering; 0 to keep none.
+        self.dump_mib = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
         guest_side.prepare_guest(machine.shell, boot, images.kernel_release, deadline)
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
@@ -351,7 +353,10 @@ class _Trial:
 
     def ask(self) -> None:
         """Ask a guest that stopped answering where its vCPUs are, which ends it for all else."""
-        self.stall, raw = ask_stalled(self.machine, self.link, self.session.topology.vcpus, self.session._symbolise)
+        session = self.session
+        self.stall, raw = ask_stalled(
+            self.machine, self.link, session.topology.vcpus, session._symbolise, session.dump_mib
+        )
         self.raw |= raw
 
     def collect(self, ending: Ending, reason: str) -> Kept:

@@ -130,6 +130,7 @@ def test_a_seed_that_is_left_out_is_the_drawn_one(tmp_path: Path) -> None:
         ("trials = 20", "trials = true", ("limits: key 'trials' is True",)),
         ("hours = 1.5", "hours = nan", ("limits: key 'hours' is nan", "above 0")),
         ("hours = 1.5", "hour = 1.5", ("limits: key 'hour' is unknown", "until_failure")),
+        ("trials = 20", "dump_memory_mib = 321", ("limits: key 'dump_memory_mib' is 321", "from 0, for none, to 320")),
         ("retries = 1", "retries = 99", ("scenarios[1]: key 'retries' is 99", "from 0 to 20")),
         ("weight = 3", "weight = 0", ("scenarios[0]: key 'weight' is 0", "from 1")),
         ('name = "two"', 'name = "Two!"', ("scenarios[1]: key 'name'", "a-z")),

@@ -85,6 +85,10 @@ def kept(tmp_path: Path) -> Path:
             ),
             "--workers and --scheduler exclude each other",
         ),
+        (
+            ("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--dump-memory", "321"),
+            "'--dump-memory': Input should be less than or equal to 320",
+        ),
         (("status", "{tmp}/o"), "holds no campaign"),
         (("stop", "{tmp}/o"), "holds no campaign"),
         (("stop", "{tmp}/kept"), "no campaign runs in"),

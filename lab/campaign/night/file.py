@@ -11,6 +11,7 @@ import msgspec
 from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Limits, Part
 from lab.campaign.sweep_journal import Tried, read_begun, read_lines
 from lab.errors import UsageError
+from lab.guest.dump import MAX_DUMP_MIB
 from lab.host.files import read_text
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.placed import Placed
@@ -48,6 +49,7 @@ LIMIT_KEYS: Final[Mapping[str, str]] = {
     "keep_passes_one_in": "a whole number from 1, or 0 for no PASS at all",
     "trials_per_guest": "a whole number from 1",
     "retries": f"a whole number from 0 to {MAX_RETRIES}",
+    "dump_memory_mib": f"a whole number from 0, for none, to {MAX_DUMP_MIB}",
 }
 _LIMIT_RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "trials": (1, MAX_TRIAL),
@@ -56,6 +58,7 @@ _LIMIT_RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "keep_passes_one_in": (0, MAX_TRIAL),
     "trials_per_guest": (1, MAX_TRIAL),
     "retries": (0, MAX_RETRIES),
+    "dump_memory_mib": (0, MAX_DUMP_MIB),
 }
 
 

@@ -13,7 +13,7 @@ import msgspec
 from lab.campaign.night.database import NAME, lock_campaign, open_reader, open_writer, transaction
 from lab.campaign.night.retention import TRIALS
 from lab.errors import EvidenceError, UsageError
-from lab.trial.folder import MAX_FILES, MAX_RAW_BYTES, read_evidence, read_verdict, write_evidence, write_verdict
+from lab.trial.folder import MAX_FILES, limit_raw, read_evidence, read_verdict, write_evidence, write_verdict
 from lab.trial.foreign import ForeignFolder
 
 #: What belongs to a trial beside its row, with its columns after campaign and number.
@@ -148,7 +148,7 @@ def _copy_evidence(source: Path, target: Path) -> None:
     for attempt in sorted(source.glob("attempt-*")):
         with ForeignFolder(attempt) as folder:
             names = sorted(name for name in folder.list_names() if not name.endswith(".json"))
-            raw = {name: folder.read(name, MAX_RAW_BYTES) for name in names[:MAX_FILES]}
+            raw = {name: folder.read(name, limit_raw(name)) for name in names[:MAX_FILES]}
         write_evidence(target / attempt.name, read_evidence(attempt), raw)
         write_verdict(target / attempt.name, read_verdict(attempt))
 

@@ -10,10 +10,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from lab.campaign.night.store import CampaignStore, Kept
 from lab.campaign.night.trial import TrialDone, unpack_evidence
 from lab.spec.verdict import Outcome
 from lab.trial.folder import write_evidence, write_verdict
+from lab.trial.stall import drop_dump
 
 TRIALS: Final = "trials"
 _BYTES_PER_MIB: Final = 1_024 * 1_024
@@ -54,6 +57,10 @@ class Retention:
         size = self._write(folder, archives)
         evicted = self._find_room(size, done.record.outcome is Outcome.PASS)
         if evicted is None:
+            # A guest's memory is the largest part, and the rest says more than nothing.
+            size = self._write(folder, archives, dumps=False)
+            evicted = self._find_room(size, done.record.outcome is Outcome.PASS)
+        if evicted is None:
             shutil.rmtree(folder, ignore_errors=True)
             return self._store.add(done, Kept(state="dropped"), ran_s)
         if not self._store.add(done, Kept(folder=name, size=size, state="kept", evicted=evicted), ran_s):
@@ -72,13 +79,17 @@ class Retention:
         """How many bytes of evidence are kept."""
         return self._size
 
-    def _write(self, folder: Path, archives: dict[int, bytes]) -> int:
+    def _write(self, folder: Path, archives: dict[int, bytes], *, dumps: bool = True) -> int:
         """Write each attempt's evidence into a folder of its own, and return how large all of it is."""
         shutil.rmtree(folder, ignore_errors=True)
         for index, archive in archives.items():
             kept, verdict = unpack_evidence(archive)
             attempt = folder / f"attempt-{index}"
-            write_evidence(attempt, kept.evidence, kept.raw)
+            evidence, raw = kept.evidence, kept.raw
+            if not dumps:
+                stall, raw = drop_dump(evidence.stall, raw, "there was no room for it")
+                evidence = msgspec.structs.replace(evidence, stall=stall)
+            write_evidence(attempt, evidence, raw)
             write_verdict(attempt, verdict)
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 

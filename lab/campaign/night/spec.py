@@ -27,6 +27,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     :param keep_passes_one_in: one PASS in so many keeps its evidence, 0 for none; what is not PASS always does
     :param trials_per_guest: how many trials a guest serves before it is replaced
     :param retries: how often a trial that ends in FAIL is tried again, each time on a fresh guest
+    :param dump_memory_mib: how large a dump of the memory of a guest that stops answering may be, 0 to keep none
     """
 
     trials: int | None = None
@@ -36,6 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     keep_passes_one_in: int = 100
     trials_per_guest: int = 200
     retries: int = DEFAULT_RETRIES
+    dump_memory_mib: int = 0
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

@@ -175,6 +175,8 @@ class Station:
                 oldest.retire()
             self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell), found)
         self._guests.move_to_end(key)
+        # A sitting may have another limit than the one before.
+        self._guests[key].guest.dump_mib = job.spec.limits.dump_memory_mib
         return self._guests[key]
 
     def _read(self, images: ImageSet) -> tuple[ImageSet, Kernel]:
