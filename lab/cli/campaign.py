@@ -103,7 +103,7 @@ def start(
         images, _ = build_bases([part.scenario for part in spec.parts], view.say, own)
         check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
         folder = claim_campaign_output(out)
-        result = _run(folder, lambda: start_campaign(folder, spec, images, where, _watch(view, asked)))
+        result = run_sitting(folder, lambda: start_campaign(folder, spec, images, where, _watch(view, asked)))
     _tell_end(folder, result, as_json)
 
 
@@ -129,7 +129,7 @@ def resume(
         def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
             return build_bases([part.scenario for part in spec.parts], view.say, own)[0]
 
-        result = _run(
+        result = run_sitting(
             folder,
             lambda: resume_campaign(
                 folder,
@@ -270,8 +270,11 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run(folder: Path, sit: Callable[[], Result]) -> Result:
-    """Hold a sitting, and write the campaign's page however it ends, as far as that goes."""
+def run_sitting(folder: Path, sit: Callable[[], Result]) -> Result:
+    """Hold a sitting, and write the campaign's page however it ends, as far as that goes.
+
+    :raise Interrupted: it was ended at once
+    """
     try:
         result = sit()
         _write_page(folder)

@@ -10,11 +10,15 @@ import pytest
 from night_samples import make_done, make_spec, open_store
 from rich.console import Console
 
-from lab.campaign.night.loop import Standing
+from lab.campaign.night.database import lock_campaign
+from lab.campaign.night.loop import Result, Standing
 from lab.campaign.night.reader import summarise
 from lab.campaign.night.store import Kept
 from lab.campaign.night.trial import TrialDone
+from lab.cli.app import Interrupted
+from lab.cli.campaign import run_sitting
 from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standing
+from lab.errors import HostError, UsageError
 from lab.host.paths import ROOT
 from lab.report.text import tell_time
 from lab.spec.verdict import Outcome
@@ -207,6 +211,44 @@ def test_failures_and_coverage_are_added_up(tmp_path: Path) -> None:
     lines = [line.split() for line in draw(make_summary_view(summary)).splitlines()]
     assert ["2", "2", "of", "4", "stall", "in", "x", "control,", "sound", "2"] in lines
     assert ["sibling", "0", "0", "0", "15", "0", "0", "0"] in lines
+
+
+@pytest.mark.parametrize(
+    "end", [Result(finished=True, why=""), HostError("no space"), UsageError("another kernel"), KeyboardInterrupt()]
+)
+def test_a_sitting_leaves_the_campaigns_page_however_it_ends(kept: Path, end: Result | BaseException) -> None:
+    def sit() -> Result:
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    if isinstance(end, Result):
+        assert run_sitting(kept, sit) is end
+    else:
+        with pytest.raises(Interrupted if isinstance(end, KeyboardInterrupt) else type(end)):
+            run_sitting(kept, sit)
+    assert "4 of 9 trials" in " ".join((kept / "index.html").read_text().split())
+
+
+def test_a_page_of_another_labs_campaign_is_left_to_it(kept: Path) -> None:
+    def sit() -> Result:
+        raise UsageError("another lab runs a campaign")
+
+    with lock_campaign(kept), pytest.raises(UsageError, match="another lab"):
+        run_sitting(kept, sit)
+    assert not (kept / "index.html").exists()
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_from_a_campaign(
+    kept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(_: Path) -> Path:
+        raise HostError("no space left")
+
+    monkeypatch.setattr("lab.cli.campaign.write_campaign_report", no_room)
+    ended = Result(finished=True, why="")
+    assert run_sitting(kept, lambda: ended) is ended
+    assert capsys.readouterr().err == "lab: the campaign's page was not written: no space left\n"
 
 
 def test_times_are_hours_minutes_and_seconds() -> None:
