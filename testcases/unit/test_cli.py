@@ -104,7 +104,7 @@ REFUSED = {
         "mechanism 'all' is several, and a trial has one",
     ),
     "folder to judge that is none": (("judge", "{out}"), "is not a folder: an evidence folder is needed"),
-    "folder to report that is none": (("report", "{out}"), "is not a folder: that of a run is needed"),
+    "folder to report that is none": (("report", "{out}"), "is not a folder: that of a run or of a campaign is needed"),
 }
 
 
@@ -192,7 +192,7 @@ class Images:
 
 class Guest:
     failed_boots = 0
-    def __init__(self, *_): pass
+    def __init__(self, *_, **__): pass
     def __enter__(self): return self
     def __exit__(self, *_): pass
     def run_trial(self, scenario, *_):
