@@ -82,13 +82,13 @@ class Leftovers:
     def check(self, folder: Path) -> None:
         """Assert that nothing remains of what was marked: no process, socket, lock or temporary file.
 
-        :param folder: of the campaign, which holds a store and evidence alone
+        :param folder: of the campaign, which holds a store, its page and evidence alone
         """
         self.check_no_process()
         assert self._seen, "nothing was ever started"
         assert self.find_folders() == []
         assert not is_running(folder)
-        assert {path.name for path in folder.iterdir()} <= {"campaign.sqlite", "trials"}
+        assert {path.name for path in folder.iterdir()} <= {"campaign.sqlite", "index.html", "trials"}
         trials = folder / "trials"
         assert not [path for path in (trials.rglob("*") if trials.is_dir() else ()) if path.name.startswith(".")]
 
