@@ -157,7 +157,7 @@ def write_campaign_report(folder: Path) -> Path:
 
 def _show(folder: Path, details: Details, campaigns: int) -> Shown:
     summary = details.summary
-    expected = {part.name: expect(part.scenario).kind in CONTROLS for part in details.spec.parts}
+    expected = {part.name: expect(part.whole).kind in CONTROLS for part in details.spec.parts}
     figures = read_figures(details.read_trials(), details.sittings, expected, MAX_REASONS)
     landed = summary.coverage
     places = summary.places
