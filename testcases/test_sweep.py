@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lab.campaign.sweep_journal import JOURNAL, Found, Tried, read_lines
+from lab.campaign.sweep.journal import JOURNAL, Found, Tried, read_lines
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT
 from lab.judge import judge

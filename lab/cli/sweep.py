@@ -13,8 +13,9 @@ from rich.text import Text
 
 from lab import __version__
 from lab.build.doctor import require_qemu
-from lab.campaign.sweep import Swept, run_sweep
-from lab.campaign.sweep_journal import JOURNAL_VERSION, Begun, Journal, Tried, read_begun
+from lab.campaign.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried, read_begun
+from lab.campaign.sweep.result import Swept
+from lab.campaign.sweep.run import run_sweep
 from lab.cli.app import (
     Interrupted,
     JsonOption,

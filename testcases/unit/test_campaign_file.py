@@ -10,7 +10,7 @@ from night_samples import PARTS, make_spec
 
 from lab.campaign.night.file import change_limits, read_campaign
 from lab.campaign.night.spec import Limits, check_kernels, choose_trial, keeps_pass, narrow
-from lab.campaign.sweep_journal import JOURNAL_VERSION, Begun, Journal, Tried
+from lab.campaign.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried
 from lab.errors import UsageError
 from lab.host.paths import SCENARIOS
 from lab.spec.phase import Phase, Role

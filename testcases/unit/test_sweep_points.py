@@ -10,9 +10,11 @@ import msgspec
 import pytest
 from evidence_builder import Load
 
-from lab.campaign import sweep as sweeps
-from lab.campaign.sweep import Known, Lead, Swept, run_sweep, sum_up
-from lab.campaign.sweep_journal import JOURNAL, JOURNAL_VERSION, Begun, Found, Journal, Tried, read_lines
+from lab.campaign.sweep import run as sweeps
+from lab.campaign.sweep.journal import JOURNAL, JOURNAL_VERSION, Begun, Found, Journal, Tried, read_lines
+from lab.campaign.sweep.known import Known, Lead
+from lab.campaign.sweep.result import Swept, sum_up
+from lab.campaign.sweep.run import run_sweep
 from lab.errors import UsageError
 from lab.spec.evidence import Cover, Covered, EventKind, OracleEvent
 from lab.spec.phase import Phase, Role

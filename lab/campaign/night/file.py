@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Limits, Part
-from lab.campaign.sweep_journal import Tried, read_begun, read_lines
+from lab.campaign.sweep.journal import Tried, read_begun, read_lines
 from lab.errors import UsageError
 from lab.guest.dump import MAX_DUMP_MIB
 from lab.host.files import read_text

@@ -6,27 +6,25 @@ trial of its own, in which the thread is held there until an NMI to it is acknow
 load showed before: they are added, until all that is known has been tried.
 """
 
-import re
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
-from lab.campaign.sweep_journal import Dry, Found, Journal, Line, Tried, Uncovered
+from lab.campaign.sweep.journal import Dry, Found, Journal, Line, Tried, Uncovered
+from lab.campaign.sweep.known import Known, Lead
+from lab.campaign.sweep.result import Swept, sum_up
 from lab.errors import UsageError
 from lab.judge import judge
-from lab.spec.evidence import Covered, EventKind, Evidence, OracleEvidence
+from lab.spec.evidence import EventKind, Evidence
 from lab.spec.mechanisms import find_mechanism
-from lab.spec.phase import PHASES, Phase, Role
+from lab.spec.phase import Phase, Role
 from lab.spec.placed import Placed
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Siblings
 from lab.spec.sweep import (
     MAX_LEAD,
     WAYS,
-    Block,
     Point,
     Rank,
     SweepAsk,
@@ -36,7 +34,6 @@ from lab.spec.sweep import (
     delay_call_in,
     pin_phases,
     place_nmis,
-    ranks_of,
 )
 from lab.spec.verdict import Finding, Outcome, Verdict
 from lab.trial.pool import WarmGuests
@@ -57,154 +54,6 @@ MAX_FAILED_BOOTS: Final = 3
 #: Where each NMI handler of the kernels begins.
 NMI_ENTRY: Final = "asm_exc_nmi+0x0"
 BROKEN: Final = "broken"
-
-#: What differs between the reasons of points that could not be tried for the same reason.
-_NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?")
-
-COMPLETE_AND_CLEAN, SOMETHING_BROKE, INCOMPLETE = 0, 1, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """What a load was given beside the point that it is to try: its NMIs, and which thread was to call in last."""
-
-    visits: tuple[Visit, ...] = ()
-    last: Role | None = None
-
-
-@dataclass(slots=True)
-class Known:
-    """What is known of a sweep's blocks and points, from its journal's lines.
-
-    :ivar found: in order of discovery, each with the most arrivals seen
-    :ivar leads: what the load that first showed a point had been given
-    """
-
-    found: dict[Block, Found] = field(default_factory=dict)
-    tried: dict[Point, Tried] = field(default_factory=dict)
-    leads: dict[Point, Lead] = field(default_factory=dict)
-    dry: list[Dry] = field(default_factory=list)
-    uncovered: int = 0
-
-    def take(self, line: Line) -> None:
-        """Learn from one line."""
-        match line:
-            case Found():
-                for rank in ranks_of(line.count):
-                    self.leads.setdefault(Point(line.block, rank), Lead(line.lead, line.last))
-                self.found[line.block] = line
-            case Tried():
-                self.tried[line.point] = line
-            case Dry():
-                self.dry.append(line)
-            case Uncovered():
-                self.uncovered += line.blocks
-
-    @property
-    def points(self) -> tuple[Point, ...]:
-        """All points that are known, in order of discovery."""
-        return tuple(Point(block, rank) for block, found in self.found.items() for rank in ranks_of(found.count))
-
-    def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None, lead: Lead) -> tuple[Found, ...]:
-        """Return those blocks that a trial shows, and that are new or were come to more often than known, unaided.
-
-        :param lead: what the trial was given
-        """
-        cover = oracle.cover if oracle is not None else None
-        roles = {ask.vcpu_of(role): role for role in ask.roles}
-        seen = cover.blocks if cover is not None else ()
-        new = []
-        for each in seen:
-            if each.vcpu not in roles or each.phase not in ask.phases:
-                continue
-            found = Found(
-                role=roles[each.vcpu],
-                phase=each.phase,
-                pc=each.pc,
-                symbol=each.symbol,
-                count=each.count,
-                lead=lead.visits,
-                last=lead.last,
-                before=_count_before(each, seen),
-            )
-            if self._is_news(found):
-                new.append(found)
-        return tuple(new)
-
-    def _is_news(self, found: Found) -> bool:
-        """Say whether there are further points by it.
-
-        An NMI of ours adds arrivals, such as those of the handler's: how many there are is told by the loads with the
-        fewest NMIs that come to a block. Of a loop that is told apart by three arrivals, more are no further points.
-        """
-        known = self.found.get(found.block)
-        if known is None:
-            return True
-        return len(found.lead) <= len(known.lead) and len(ranks_of(found.count)) > len(ranks_of(known.count))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
-    """What came of a sweep.
-
-    :param known: how many points are known
-    :param tried: of how many there is a PASS or FAIL
-    :param earlier: of how many of those at an earlier arrival, since the one that was meant did not come
-    :param entered: at how many the NMI entered right there; at the others it was masked, or handled already
-    :param untried: reasons, and of how many points
-    :param broken: points with a FAIL
-    :param symbols: of blocks by address
-    :param dry_broken: loads without an NMI that broke something
-    :param stopped: why the rest was not tried, empty when all was
-    :param uncovered: blocks of its loads that the oracle had no place for: not all points are known
-    """
-
-    known: int
-    tried: int
-    earlier: int
-    entered: int
-    untried: dict[str, int]
-    broken: tuple[Tried, ...]
-    symbols: dict[int, str]
-    dry_broken: tuple[Dry, ...]
-    stopped: str
-    uncovered: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every point that there is was tried."""
-        return 0 < self.known == self.tried and not self.stopped and not self.uncovered
-
-    @property
-    def exit_status(self) -> int:
-        """0 when all was tried and nothing broke, 1 when something broke, 3 when some could not be tried."""
-        if self.broken or self.dry_broken:
-            return SOMETHING_BROKE
-        return COMPLETE_AND_CLEAN if self.is_complete else INCOMPLETE
-
-
-def sum_up(known: Known, stopped: str = "") -> Swept:
-    """Say what is known of a sweep so far. Pure."""
-    points = set(known.points)
-    done = [tried for point, tried in known.tried.items() if point in points]
-    good = [tried for tried in done if tried.was_tried]
-    untried = Counter(_NUMBER.sub("..", tried.reason) for tried in done if not tried.was_tried)
-    left = len(points) - len(done)
-    if left:
-        untried["not yet tried"] = left
-    return Swept(
-        known=len(points),
-        tried=len(good),
-        earlier=sum(tried.arrival < tried.asked for tried in good),
-        entered=sum(tried.entered for tried in good),
-        untried=dict(untried),
-        broken=tuple(tried for tried in good if tried.outcome is Outcome.FAIL),
-        symbols={found.pc: found.symbol for found in known.found.values()},
-        dry_broken=tuple(dry for dry in known.dry if dry.outcome is Outcome.FAIL),
-        stopped=stopped,
-        uncovered=known.uncovered,
-    )
-
 
 #: Told of how far a sweep is: points tried or given up, points known, and points broken.
 Advance = Callable[[int, int, int], None]
@@ -360,14 +209,6 @@ class _Sweep:
         place = f"{BROKEN}/{name}"
         keep_trial(self._journal.folder / place, kept, 1, place)
         return place
-
-
-def _count_before(covered: Covered, seen: tuple[Covered, ...]) -> int:
-    """Count how often a vCPU had come to a block in the phases before."""
-    earlier = PHASES[: PHASES.index(covered.phase)]
-    return sum(
-        each.count for each in seen if (each.vcpu, each.pc) == (covered.vcpu, covered.pc) and each.phase in earlier
-    )
 
 
 def _explain(
