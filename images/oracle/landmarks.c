@@ -38,7 +38,7 @@ static const struct {
 	{"call-in", ORACLE_CALL_IN},	   {"release", ORACLE_RELEASE},
 	{"self-nmi", ORACLE_SELF_NMI},	   {"wait-loop", ORACLE_WAIT_LOOP},
 	{"nmi-entry", ORACLE_NMI_ENTRY},   {"wrmsr79", POINT_WRMSR79},
-	{"ipi-nmi", ORACLE_IPI_NMI},
+	{"ipi-nmi", ORACLE_IPI_NMI},	   {"backtrace", ORACLE_BACKTRACE},
 };
 
 #define KIND_COUNT (sizeof(kinds) / sizeof(kinds[0]))

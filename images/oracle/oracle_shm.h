@@ -44,6 +44,7 @@ enum oracle_kind {
 	ORACLE_LET_GO = 17,	  /* and goes on, told to */
 	ORACLE_HOLD_OVERRUN = 18, /* or since its bound ended */
 	ORACLE_RESUMED = 19,	  /* the first block that it begins after a hold */
+	ORACLE_BACKTRACE = 20,	  /* the kernel is about to send NMIs for backtraces */
 };
 
 /* Where a late load is, seen from one core: lab.spec.phase.Phase, in its order. */

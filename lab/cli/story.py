@@ -125,6 +125,7 @@ def _tell_account(account: NmiAccount) -> str:
         f"{account.self_nmis} self-NMIs",
         f"{account.ipis} IPIs of the guest's",
     ]
+    causes += [f"{account.backtraces} for its backtraces"] if account.backtraces else []
     less = f" - {account.merged} merged" + (f" - {account.never} never entered" if account.never else "")
     more = f" + {account.unexplained} that nothing known sent" if account.unexplained else ""
     counted = "tells nothing" if account.counted is None else f"counts {account.counted}"

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from lab.judge.facts import Facts
-from lab.judge.nmis import explain, name_cause
+from lab.judge.nmis import explain, name_cause, name_shared
 from lab.judge.phases import find_phases
 from lab.spec.base import Witness
 from lab.spec.evidence import EventKind
@@ -25,8 +25,10 @@ def find_entries(facts: Facts) -> tuple[NmiEntry, ...]:
     for vcpu in facts.vcpus:
         nmis, handlers = explain(facts, vcpu), find_handlers(facts, vcpu)
         took: dict[int, list[str]] = {}
-        for entry, cause in (*nmis.owners, *((entry, cause) for cause, entry in nmis.shared)):
+        for entry, cause in nmis.owners:
             took.setdefault(entry.seq, []).append(name_cause(cause))
+        for cause, entry in nmis.shared:
+            took.setdefault(entry.seq, []).append(name_shared(cause))
         entries += [
             NmiEntry(
                 seq=entry.seq,
@@ -57,7 +59,7 @@ def find_handlers(facts: Facts, vcpu: int) -> Mapping[int, Handler]:
 def _find_account(facts: Facts, vcpu: int) -> NmiAccount:
     nmis = explain(facts, vcpu)
     self_nmis = len(facts.every_of_kind(EventKind.SELF_NMI, vcpu))
-    causes = nmis.sent + nmis.sentinels + nmis.self_sent
+    causes = nmis.sent + nmis.sentinels + nmis.self_sent + nmis.backtraces
     delta = facts.ledger_delta(vcpu) if facts.has(Witness.LEDGER) else None
     counted = facts.counted_nmis(vcpu) if delta is None else delta.total
     return NmiAccount(
@@ -67,6 +69,7 @@ def _find_account(facts: Facts, vcpu: int) -> NmiAccount:
         sentinels=nmis.sentinels,
         self_nmis=self_nmis,
         ipis=nmis.self_sent - self_nmis,
+        backtraces=nmis.backtraces,
         merged=nmis.merged,
         never=causes - nmis.merged - (nmis.entries - len(nmis.spurious)),
         entries=nmis.entries,

@@ -197,6 +197,10 @@ class Facts:
             if reach is Threads.ALL or (reach is Threads.SIBLINGS and event.vcpu in core and event.vcpu != vcpu)
         )
 
+    def backtraces_to(self, vcpu: int) -> tuple[OracleEvent, ...]:
+        """Return the records of NMIs that the kernel sent from another vCPU for backtraces: this one's may be among."""
+        return tuple(event for event in self.every_of_kind(EventKind.BACKTRACE) if event.vcpu != vcpu)
+
     def _first_ipis(self) -> tuple[OracleEvent, ...]:
         first = {event.load: event for event in reversed(self.every_of_kind(EventKind.IPI_NMI))}
         return tuple(sorted(first.values(), key=lambda event: event.seq))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from lab.judge.accounts import find_handlers
 from lab.judge.facts import Facts, to_us
-from lab.judge.nmis import VcpuNmis, explain, name_cause
+from lab.judge.nmis import VcpuNmis, explain, name_cause, name_shared
 from lab.judge.phases import CorePhases, find_phases
 from lab.spec.evidence import EventKind, OracleEvent, Sent
 from lab.spec.phase import Role
@@ -79,10 +79,9 @@ def _land(facts: Facts, phases: CorePhases, nmis: VcpuNmis, sent: Sent, handlers
 
 def _list_others(nmis: VcpuNmis, sent: Sent, entry: OracleEvent) -> tuple[str, ...]:
     """Name what else an entry took: what it is put down to, and what shared it."""
-    causes = [cause for one, cause in nmis.owners if one == entry] + [
-        cause for cause, one in nmis.shared if one == entry
-    ]
-    return tuple(name_cause(cause) for cause in causes if cause.sent != sent)
+    owners = (name_cause(cause) for one, cause in nmis.owners if one == entry and cause.sent != sent)
+    shared = (name_shared(cause) for cause, one in nmis.shared if one == entry and cause.sent != sent)
+    return (*owners, *shared)
 
 
 def _role_of(facts: Facts, vcpu: int) -> Role:

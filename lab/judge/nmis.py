@@ -7,8 +7,11 @@ later entry. A lost NMI and one that merged with the next look the same: so the 
 that only its vCPU's sentinel follows is unseen. What shows is a vCPU that no longer takes any. A self-NMI is different:
 its vCPU runs on from there to the load's end outside of any NMI handler, so its entry comes before that end.
 
-Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI and NMI_ENTRY records, and the guest's own count: its
-ledger, or ``/proc/interrupts`` on kernels without one.
+The kernel itself sends NMIs for backtraces of other CPUs (sysrq-l, stalls, lockups). To which ones is not known: so each
+such sending is a cause that one later entry of each other vCPU may have and none needs to.
+
+Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI, BACKTRACE and NMI_ENTRY records, and the guest's own
+count: its ledger, or ``/proc/interrupts`` on kernels without one.
 """
 
 import heapq
@@ -30,10 +33,10 @@ from lab.spec.verdict import Invariant, Proof
 class Cause:
     """What set a pending bit, and the range of entries, by index, of which one took it.
 
-    :param sent: the lab's NMI, None for one of the mechanism's own
-    :param event: the mechanism's, None for one of the lab's
+    :param sent: the lab's NMI, None for one of the guest's own
+    :param event: the guest's, None for one of the lab's
     :param likely: that of them which took it unless the vCPU lost the host's CPU at a bad moment
-    :param optional: it may have met a masked LINT1, and never have set the bit
+    :param optional: it may never have set the bit: it met a masked LINT1, or was for a backtrace of other CPUs
     """
 
     first: int
@@ -43,17 +46,24 @@ class Cause:
     event: OracleEvent | None
     optional: bool = False
 
+    @property
+    def is_backtrace(self) -> bool:
+        """Whether the kernel sent it for a backtrace."""
+        return self.event is not None and self.event.kind is EventKind.BACKTRACE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuNmis:
     """One vCPU's NMIs.
 
     :param sent: of the plan's, those that reached it or may have
+    :param self_sent: of the mechanism's own
+    :param backtraces: entries that are put down to a backtrace alone
     :param taken: pairs of an entry and the plan's NMI that it is put down to
     :param spurious: entries that no cause is left for
     :param lost: causes that no entry follows
     :param hidden: causes that no entry follows but the last, which the sentinel explains as well
-    :param merged: causes beyond one per entry
+    :param merged: causes beyond one per entry, without backtraces, which may have been for others
     :param owners: pairs of an entry and the first cause that it is thought to have taken
     :param shared: pairs of a further cause and the entry that is thought to have taken it, too
     """
@@ -62,6 +72,7 @@ class VcpuNmis:
     sent: int
     sentinels: int
     self_sent: int
+    backtraces: int
     entries: int
     taken: tuple[tuple[OracleEvent, Sent], ...]
     spurious: tuple[OracleEvent, ...]
@@ -102,19 +113,22 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
         sent = causes[index].sent
         if sent is not None and sent not in sentinels:
             taken.append((entry, sent))
-    self_sent = sum(cause.sent is None for cause in causes)
+    self_sent = sum(cause.sent is None and not cause.is_backtrace for cause in causes)
     owners, shared = _attribute(entries, causes, owned)
+    backtraces = sum(cause.is_backtrace for _, cause in owners)
+    known = sum(cause.first < len(entries) and not cause.is_backtrace for cause in causes)
     return VcpuNmis(
         vcpu=vcpu,
-        sent=len(causes) - self_sent - len(sentinels),
+        sent=sum(cause.sent is not None for cause in causes) - len(sentinels),
         sentinels=len(sentinels),
         self_sent=self_sent,
+        backtraces=backtraces,
         entries=len(entries),
         taken=tuple(taken),
         spurious=tuple(spurious),
         lost=lost,
         hidden=_find_hidden(facts, vcpu, causes, entries),
-        merged=len(coming) - (len(entries) - len(spurious)),
+        merged=known - (len(entries) - len(spurious) - backtraces),
         owners=owners,
         shared=shared,
     )
@@ -127,7 +141,8 @@ def _attribute(
 
     A matching says how many entries have a cause, and of many that are as good it is any. So each cause is put down to
     the entry that is likely by itself; one that is left without any, though the matching has one for it, gets the first
-    that can be spared; and where none can, the matching stands.
+    that can be spared; and where none can, the matching stands. Where others explain an entry, no backtrace has it to
+    itself.
 
     :param matched: number of the entry by index of the cause
     """
@@ -148,7 +163,7 @@ def _attribute(
         taking[number] = 1
     owners: dict[int, tuple[OracleEvent, Cause]] = {}
     shared = []
-    for index in coming:
+    for index in sorted(coming, key=lambda index: causes[index].is_backtrace):
         entry = entries[put[index]]
         if entry.seq in owners:
             shared.append((causes[index], entry))
@@ -279,6 +294,11 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
         last = bisect_left(seqs, _end_of_load(facts, event))
         last = max(first, min(last, len(entries) - 1))
         causes.append(Cause(first=first, last=last, likely=first, sent=None, event=event))
+    for event in facts.backtraces_to(vcpu):
+        first = bisect_left(seqs, event.seq)
+        if first < len(entries):
+            last = len(entries) - 1
+            causes.append(Cause(first=first, last=last, likely=first, sent=None, event=event, optional=True))
     return causes
 
 
@@ -345,9 +365,12 @@ def _find_lost(facts: Facts, nmis: VcpuNmis) -> list[Proof]:
         text = f"vCPU {nmis.vcpu} no longer takes NMIs after the load"
         proofs.append(Proof(text=text, vcpu=nmis.vcpu))
     delta = facts.ledger_delta(nmis.vcpu)
-    if delta is not None and delta.ordinary > nmis.sentinels and not nmis.sent and not why_log_doubted(facts):
+    backtraces = len(facts.backtraces_to(nmis.vcpu))
+    most = nmis.sentinels + backtraces
+    if delta is not None and delta.ordinary > most and not nmis.sent and not why_log_doubted(facts):
         sent = "only the lab's sentinel" if nmis.sentinels else "none"
-        text = f"CPU {nmis.vcpu} handled {delta.ordinary} NMIs though {sent} was sent to it"
+        also = f", and for backtraces {backtraces} at most" if backtraces else ""
+        text = f"CPU {nmis.vcpu} handled {delta.ordinary} NMIs though {sent} was sent to it{also}"
         proofs.append(Proof(text=text, vcpu=nmis.vcpu))
     return proofs
 
@@ -387,7 +410,14 @@ def name_cause(cause: Cause) -> str:
     """Return what set a pending bit, in a few words."""
     if cause.sent is not None:
         return f"NMI {cause.sent.index}" if cause.sent.index >= 0 else "its sentinel"
+    if cause.is_backtrace:
+        return "a backtrace's NMI"
     return "its self-NMI" if cause.event is not None and cause.event.kind is EventKind.SELF_NMI else "an NMI IPI"
+
+
+def name_shared(cause: Cause) -> str:
+    """Return the same of a further cause of an entry: a backtrace may have been for other CPUs."""
+    return f"perhaps {name_cause(cause)}" if cause.is_backtrace else name_cause(cause)
 
 
 def _why_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
@@ -427,9 +457,12 @@ def _total(facts: Facts) -> str:
     every = [explain(facts, vcpu) for vcpu in facts.vcpus]
     masked = sum(facts.surely_masked(sent, vcpu) for vcpu in facts.vcpus for sent in facts.planned_to(vcpu))
     sentinels = sum(nmis.sentinels for nmis in every)
+    backtraces = sum(nmis.backtraces for nmis in every)
+    sendings = len(facts.every_of_kind(EventKind.BACKTRACE))
+    also = f" {backtraces} for {sendings} backtraces of the guest's," if sendings else ""
     return (
         f"{sum(nmis.sent for nmis in every)} sent, {sentinels} sentinels and"
-        f" {sum(nmis.self_sent for nmis in every)} of the mechanism's own,"
+        f" {sum(nmis.self_sent for nmis in every)} of the mechanism's own,{also}"
         f" {sum(nmis.merged for nmis in every)} merged, {sum(nmis.entries for nmis in every)} entries,"
         f" counted per vCPU, and {'the ledger' if facts.has(Witness.LEDGER) else '/proc/interrupts'} agrees"
         + (f"; {masked} more met a masked LINT1" if masked else "")

@@ -51,6 +51,9 @@ class EventKind(enum.Enum):
     HOLD_OVERRUN = "hold-overrun"
     #: The first block that it begins after a hold.
     RESUMED = "resumed"
+    #: The vCPU is about to send NMIs to CPUs that shall print a backtrace; which ones is not known, itself is not among
+    #: them (lib/nmi_backtrace.c).
+    BACKTRACE = "backtrace"
 
 
 class Hazard(enum.Enum):

@@ -152,15 +152,19 @@ class NmiEntry(msgspec.Struct, frozen=True, kw_only=True):
 class NmiAccount(msgspec.Struct, frozen=True, kw_only=True):
     """The NMIs of one vCPU over a trial: entries = sent + sentinels + own - merged - never + unexplained.
 
+    Its own are self-NMIs, IPIs and backtraces.
+
     :param sent: of the plan's, those that reached it or may have
     :param unreachable: of the plan's, those that met its masked LINT1
     :param sentinels: sent by the lab after the load
     :param self_nmis: sent by the guest's mechanism to this vCPU from itself
     :param ipis: sent by the guest's mechanism from another one
+    :param backtraces: entries put down to NMIs that the kernel sent from another one for backtraces, as by sysrq-l; one
+        that was for others, or merged, is not among them
     :param merged: set pending while the bit was set already, and so taken by another one's entry
     :param never: that no entry followed
     :param entries: seen by the oracle
-    :param unexplained: entries that nothing known sent: a guest's own, as for a backtrace of all CPUs, or a defect
+    :param unexplained: entries that nothing known sent
     :param counted: what the guest itself counted, None where it did not tell
     :param closes: nothing is left over on either side, and the guest counted the same
     """
@@ -177,6 +181,7 @@ class NmiAccount(msgspec.Struct, frozen=True, kw_only=True):
     unexplained: int
     counted: int | None
     closes: bool
+    backtraces: int = 0
 
 
 class NmiCount(msgspec.Struct, frozen=True, kw_only=True):

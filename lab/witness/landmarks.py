@@ -15,6 +15,9 @@ from lab.witness.places import find_copies, find_places, find_stretch
 
 #: Where every NMI enters a 64-bit kernel (arch/x86/entry/entry_64.S).
 NMI_ENTRY: Final = "asm_exc_nmi"
+#: Where NMIs are sent to CPUs that shall print a backtrace, by sysrq-l or since something stalls
+#: (arch/x86/kernel/apic/hw_nmi.c). A kernel without it has no such landmark.
+BACKTRACE: Final = "nmi_raise_cpu_backtrace"
 #: The kind of point that opens a window.
 UPDATE: Final = "wrmsr79"
 #: Points that hold whatever mechanism is chosen.
@@ -73,6 +76,9 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
             except UsageError as error:
                 raise UsageError(f"mechanism '{mechanism.name}', wait region: {error}") from error
     masks["nmi-entry", kernel.find(NMI_ENTRY).start] |= ALL_MECHANISMS
+    backtrace = kernel.find_if(BACKTRACE)
+    if backtrace is not None:
+        masks["backtrace", backtrace.start] |= ALL_MECHANISMS
     sites = kernel.find_update_sites()
     if not sites:
         raise UsageError("landmark 'WRMSR 0x79' is not in this kernel: it has no Intel microcode loader")
