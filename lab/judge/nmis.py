@@ -141,8 +141,7 @@ def _attribute(
 
     A matching says how many entries have a cause, and of many that are as good it is any. So each cause is put down to
     the entry that is likely by itself; one that is left without any, though the matching has one for it, gets the first
-    that can be spared; and where none can, the matching stands. Where others explain an entry, no backtrace has it to
-    itself.
+    that can be spared; and where none can, the matching stands.
 
     :param matched: number of the entry by index of the cause
     """
@@ -163,7 +162,7 @@ def _attribute(
         taking[number] = 1
     owners: dict[int, tuple[OracleEvent, Cause]] = {}
     shared = []
-    for index in sorted(coming, key=lambda index: causes[index].is_backtrace):
+    for index in coming:
         entry = entries[put[index]]
         if entry.seq in owners:
             shared.append((causes[index], entry))
@@ -295,10 +294,10 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
         last = max(first, min(last, len(entries) - 1))
         causes.append(Cause(first=first, last=last, likely=first, sent=None, event=event))
     for event in facts.backtraces_to(vcpu):
+        # When it is sent behind its landmark, and for how long it is pending then, nothing tells.
         first = bisect_left(seqs, event.seq)
-        if first < len(entries):
-            last = len(entries) - 1
-            causes.append(Cause(first=first, last=last, likely=first, sent=None, event=event, optional=True))
+        last = max(first, len(entries) - 1)
+        causes.append(Cause(first=first, last=last, likely=first, sent=None, event=event, optional=True))
     return causes
 
 

@@ -152,7 +152,7 @@ class NmiEntry(msgspec.Struct, frozen=True, kw_only=True):
 class NmiAccount(msgspec.Struct, frozen=True, kw_only=True):
     """The NMIs of one vCPU over a trial: entries = sent + sentinels + own - merged - never + unexplained.
 
-    Its own are self-NMIs, IPIs and backtraces.
+    Own are self-NMIs, IPIs and backtraces.
 
     :param sent: of the plan's, those that reached it or may have
     :param unreachable: of the plan's, those that met its masked LINT1
