@@ -133,6 +133,14 @@ def test_every_update_site_is_a_landmark(base: str, functions: set[str]) -> None
     assert {site.split(".")[0] for site in sites} == functions
 
 
+@pytest.mark.parametrize("base", ["linux-6.1", "linux-6.12"])
+def test_each_kernel_says_where_it_sends_nmis_for_backtraces(base: str) -> None:
+    kernel = find_kernel(base)
+    here = [mechanism for mechanism in MECHANISMS if mechanism.base == base]
+    (point,) = (each for each in find_landmarks(kernel, here).points if each.kind == "backtrace")
+    assert kernel.symbolise(point.address) == "nmi_raise_cpu_backtrace+0x0"
+
+
 def test_the_wait_of_mainline_ends_where_its_release_is_reported() -> None:
     """Of siblings, online or not, with the last instruction of their wait; of primaries, outside of every wait."""
     kernel = find_kernel("linux-6.12")

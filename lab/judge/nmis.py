@@ -7,8 +7,8 @@ later entry. A lost NMI and one that merged with the next look the same: so the 
 that only its vCPU's sentinel follows is unseen. What shows is a vCPU that no longer takes any. A self-NMI is different:
 its vCPU runs on from there to the load's end outside of any NMI handler, so its entry comes before that end.
 
-The kernel itself sends NMIs for backtraces of other CPUs (sysrq-l, stalls, lockups). To which ones is not known: so each
-such sending is a cause that one later entry of each other vCPU may have and none needs to.
+The kernel itself sends NMIs for backtraces of other CPUs (sysrq-l, stalls, lockups). To which ones is not known: so
+each such sending is a cause that one later entry of each other vCPU may have and none needs to.
 
 Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI, BACKTRACE and NMI_ENTRY records, and the guest's own
 count: its ledger, or ``/proc/interrupts`` on kernels without one.

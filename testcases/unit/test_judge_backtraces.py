@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NMIs that the guest's kernel sends for backtraces: each sending is one more cause for each other vCPU, and no more."""
+"""NMIs that the guest's kernel sends for backtraces: each sending is one more cause for each other vCPU."""
 
 import io
 from typing import Any

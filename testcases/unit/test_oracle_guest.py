@@ -73,10 +73,10 @@ def list_kinds(evidence: OracleEvidence) -> list[tuple[EventKind, int, str]]:
     return [(event.kind, event.vcpu, event.symbol) for event in evidence.events if event.load == load]
 
 
-def run_whole_load(bench: Bench, *, stalled: bool = False) -> OracleEvidence:
+def run_whole_load(bench: Bench, *, mechanism: int = MECHANISM, stalled: bool = False) -> OracleEvidence:
     """Run trials until one was not armed in the middle of a load."""
     for trial in range(1, 50):
-        evidence = run_trial(bench, trial=trial, stalled=stalled)
+        evidence = run_trial(bench, trial=trial, mechanism=mechanism, stalled=stalled)
         if evidence.windows[0].load in {event.load for event in events_of(evidence, EventKind.LOAD_BEGIN)}:
             return evidence
     raise AssertionError("no load was seen from its begin")
@@ -134,6 +134,18 @@ def test_nasty_sibling_is_caught_without_any_nmi(plugin: Path, tmp_path: Path) -
     hazards = events_of(evidence, EventKind.HAZARD)
     assert [(event.symbol, event.hazard) for event in hazards] == [("cpuid_site", Hazard.CPUID)]
     assert window.siblings[0].outside_blocks > 10
+
+
+@pytest.mark.parametrize("mechanism", [MECHANISM, OTHER_MECHANISM])
+def test_where_backtraces_are_asked_for_is_reported_whatever_the_mechanism_is(
+    plugin: Path, tmp_path: Path, mechanism: int
+) -> None:
+    with start_bench(tmp_path, plugin, backtrace="set_up") as bench:
+        evidence = run_whole_load(bench, mechanism=mechanism)
+    load = evidence.windows[0].load
+    found = [event for event in events_of(evidence, EventKind.BACKTRACE) if event.load == load]
+    assert [(event.vcpu, event.symbol) for event in found] == [(0, "set_up")]
+    assert found[0].seq < evidence.windows[0].open_seq
 
 
 def test_halted_sibling_is_not_extended_for(plugin: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 """Places found by disassembly: in functions made for the case, and the errors that name what was not found."""
 
 import struct
+import sys
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from lab.spec.mechanism import Landmarks, Mechanism
 from lab.spec.mechanisms import MECHANISMS
 from lab.spec.places import Call, Copied, CopiedStretch, Copies, Path, Return
 from lab.witness.kernel import Function, Kernel, Object
-from lab.witness.landmarks import find_landmarks, make_symboliser
+from lab.witness.landmarks import BACKTRACE, find_landmarks, make_symboliser
 from lab.witness.places import find_places, find_stretch
 
 BASE = 0xFFFFFFFF81000000
@@ -179,6 +180,19 @@ def test_landmarks_are_written_for_every_place_and_every_range() -> None:
     assert f"region 8 {at['waited']:x} {at['timeout']:x}\n" in text
     assert f"region 8 {at['check']:x} {at['checked']:x}\n" in text
     assert f"point call-in 8 {start_of('wait.constprop.0'):x}\n" in text
+
+
+def test_where_a_kernel_sends_nmis_for_backtraces_is_a_landmark_whatever_the_mechanism_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find() -> list[str]:
+        kernel = make_kernel(outer=make_outer()[0], tail=WRMSR_79 + RET)
+        lines = find_landmarks(kernel, [make_mechanism("wait")]).to_text().splitlines()
+        return [line for line in lines if "backtrace" in line]
+
+    assert find() == []
+    monkeypatch.setattr(sys.modules[__name__], "NAMES", (*NAMES, BACKTRACE))
+    assert find() == [f"point backtrace ffff {start_of(BACKTRACE):x}"]
 
 
 def test_a_landmark_that_is_missing_is_named_with_its_mechanism() -> None:
