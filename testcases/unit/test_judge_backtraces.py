@@ -221,14 +221,17 @@ SENDS = st.lists(st.tuples(TIMES, st.integers(1, 3 * MS)), max_size=5)
 def test_books_close_whatever_comes_when(
     sends: list[tuple[int, int]], entries: list[int], asked: list[tuple[int, int]]
 ) -> None:
-    load = Load(topology=ONE_CORE, sends=[(1, at_ns, at_ns + took_ns) for at_ns, took_ns in sends])
-    load.drop(EventKind.NMI_ENTRY, 1)
-    for at_ns in entries:
-        load.add(at_ns, EventKind.NMI_ENTRY, 1)
-    without = accounts(judge(load.build()))
-    for at_ns, sender in asked:
-        load.add(at_ns, EventKind.BACKTRACE, sender)
-    found = accounts(judge(load.build()))
+    def tell(kind: EventKind) -> dict[int, NmiAccount]:
+        load = Load(topology=ONE_CORE, sends=[(1, at_ns, at_ns + took_ns) for at_ns, took_ns in sends])
+        load.drop(EventKind.NMI_ENTRY, 1)
+        for at_ns in entries:
+            load.add(at_ns, EventKind.NMI_ENTRY, 1)
+        for at_ns, sender in asked:
+            load.add(at_ns, kind, sender)
+        return accounts(judge(load.build()))
+
+    # Any record of a vCPU's says that it ran, and so which of its entries an NMI was for.
+    without, found = tell(EventKind.WAIT_LOOP), tell(EventKind.BACKTRACE)
 
     for each in found.values():
         own = each.sent + each.sentinels + each.self_nmis + each.ipis + each.backtraces
