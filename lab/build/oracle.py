@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.build.cache import Progress, cached, find_log, key_tree, make_key
+from lab.build.cache import Progress, cached, find_log, key_tree, make_folder, make_key
 from lab.build.compiler import COMPILER, ENVIRONMENT, read_versions
 from lab.errors import BuildError, ProcessError
 from lab.host import proc
@@ -14,6 +14,7 @@ from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES
 
 NAME = "oracle.so"
+SOURCES = IMAGES / "oracle"
 
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
 #: Where in the file a hunk belongs is not to be guessed.
@@ -28,19 +29,18 @@ def build_oracle(progress: Progress, patch: Path | None = None) -> Path:
     :param patch: applied to a copy of the sources first
     :raise BuildError: it does not compile; the text names the log
     """
-    folder = IMAGES / "oracle"
-    sources = sorted(path.name for path in folder.glob("*.c"))
+    sources = sorted(path.name for path in SOURCES.glob("*.c"))
     if not sources:
-        raise BuildError(f"oracle: there is no C file in '{folder}'")
-    key = make_key(key_tree(folder), *read_versions(), *_FLAGS, *([] if patch is None else [patch.read_bytes()]))
+        raise BuildError(f"oracle: there is no C file in '{SOURCES}'")
+    key = _make_key(patch)
 
     def build(target: Path) -> None:
         progress("oracle: compiling")
         log = find_log("oracle", key)
         log.write_bytes(b"")
-        where = folder
+        where = SOURCES
         if patch is not None:
-            where = Path(shutil.copytree(folder, target / "patched"))
+            where = Path(shutil.copytree(SOURCES, target / "patched"))
             _run([*_PATCH, f"--input={patch}"], where, log)
         # From inside the folder, so that no path of this machine gets into the file.
         _run([COMPILER, *_FLAGS, *sources, "-o", target / NAME], where, log)
@@ -48,6 +48,16 @@ def build_oracle(progress: Progress, patch: Path | None = None) -> Path:
             shutil.rmtree(where)
 
     return cached("oracle", key, build, progress)
+
+
+def find_oracle(patch: Path | None = None) -> Path | None:
+    """Return the cache entry of a plugin of the present sources, None where it is not there."""
+    entry = make_folder("oracle") / _make_key(patch)
+    return entry if (entry / NAME).is_file() else None
+
+
+def _make_key(patch: Path | None) -> str:
+    return make_key(key_tree(SOURCES), *read_versions(), *_FLAGS, *([] if patch is None else [patch.read_bytes()]))
 
 
 def _run(command: Sequence[str | os.PathLike[str]], folder: Path, log: Path) -> None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The images that a kept trial was booted from, found again by content, or the reason why they cannot be had."""
 
+from pathlib import Path
+
 import msgspec
 
 from lab.build import initramfs, oracle
-from lab.build.cache import Progress
+from lab.build.cache import Progress, read_sums
 from lab.build.content import find_entry
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import Kernel as BuiltKernel
@@ -16,6 +18,8 @@ from lab.spec.mutant import Subject
 from lab.trial.given import GivenKernel, build_around
 from lab.witness.kernel import Kernel, read_kernel
 
+#: An oracle of other sources has another layout, and other landmarks.
+_ASK_THAT_LAB = "; the lab that made it can"
 #: Digits of a hash that a person is shown.
 _SHOWN = 12
 
@@ -50,7 +54,9 @@ def find_same(
     _compare("the kernel", images.kernel_sha256, mine.kernel_sha256, _advise(images))
     _compare("vmlinux", images.vmlinux_sha256, mine.vmlinux_sha256, _advise(images))
     _compare("the initramfs", images.initramfs_sha256, mine.initramfs_sha256)
-    _compare("the oracle", images.oracle_sha256, mine.oracle_sha256)
+    _compare(
+        "the oracle", images.oracle_sha256, mine.oracle_sha256, "; the version of the lab that made the trial has it"
+    )
     return built, found or read_kernel(built.vmlinux)
 
 
@@ -66,7 +72,7 @@ def _find_built(images: Images, base: str, hint: str, progress: Progress) -> Ima
             build_kernel(progress, base, find_patch(named[0]))
             kernel_entry = find_entry("kernel", wanted)
             built = built if kernel_entry is None else _with_kernel(built, read_entry(kernel_entry), images)
-    plugin = find_entry("oracle", {oracle.NAME: images.oracle_sha256})
+    plugin = _find_oracle(images.oracle_sha256)
     if plugin is not None:
         built = msgspec.structs.replace(built, oracle=plugin / oracle.NAME, oracle_sha256=images.oracle_sha256)
     archive = find_entry("initramfs", {initramfs.NAME: images.initramfs_sha256})
@@ -74,6 +80,13 @@ def _find_built(images: Images, base: str, hint: str, progress: Progress) -> Ima
         found = archive / initramfs.NAME
         built = msgspec.structs.replace(built, initramfs=found, initramfs_sha256=images.initramfs_sha256)
     return built
+
+
+def _find_oracle(digest: str) -> Path | None:
+    """Return the entry of an oracle that this lab can speak with: its own, or a mutant of that."""
+    patches = [find_patch(each) for each in read_mutants() if each.subject is Subject.ORACLE]
+    entries = (oracle.find_oracle(patch) for patch in (None, *patches))
+    return next((entry for entry in entries if entry and read_sums(entry).get(oracle.NAME) == digest), None)
 
 
 def _with_kernel(built: ImageSet, kernel: BuiltKernel, images: Images) -> ImageSet:

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lab.build import oracle
 from lab.build.cache import cached
 from lab.build.content import find_entry
 from lab.build.images import ImageSet
@@ -34,8 +35,11 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
     (tmp_path / "sound").mkdir()
     put("kernel", "sound", bzImage="sound", vmlinux="sound's symbols", release="6.1.0")
     put("kernel", "mutant", bzImage="mutant", vmlinux="mutant's symbols", release="6.1.0-mutant")
+    keys = {None: "sound", "drops-records.patch": "mutant"}
+    monkeypatch.setattr(oracle, "_make_key", lambda patch: keys.get(patch and patch.name, "none"))
     put("oracle", "sound", oracle_so="sound oracle")
     put("oracle", "mutant", oracle_so="mutant oracle")
+    put("oracle", "old", oracle_so="an older oracle")
     archive = tmp_path / "sound" / "initramfs.cpio.gz"
     archive.write_text("archive")
     cache = tmp_path / "microcode-nmi-lab"
@@ -78,6 +82,12 @@ def test_a_mutants_are_found_by_their_content(images: Images, tmp_path: Path) ->
     assert found.oracle.read_text() == "mutant oracle"
 
 
+def test_an_oracle_of_other_sources_speaks_another_language(images: Images, tmp_path: Path) -> None:
+    old = hash_file(tmp_path / "microcode-nmi-lab/oracle/old/oracle.so")
+    with pytest.raises(UsageError, match=r"the oracle differs: .*; the lab that made it can"):
+        find(msgspec.structs.replace(images, oracle_sha256=old))
+
+
 def test_a_kernel_and_the_vmlinux_of_another_are_not_put_together(images: Images, tmp_path: Path) -> None:
     mixed = hash_file(tmp_path / "microcode-nmi-lab/kernel/mutant/vmlinux")
     with pytest.raises(UsageError, match="vmlinux differs: the trial's is "):
@@ -90,7 +100,10 @@ def test_a_kernel_and_the_vmlinux_of_another_are_not_put_together(images: Images
         ("kernel_sha256", "the kernel differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12} .*--kernel"),
         ("vmlinux_sha256", "vmlinux differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12} .*--kernel"),
         ("initramfs_sha256", "the initramfs differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}$"),
-        ("oracle_sha256", "the oracle differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}$"),
+        (
+            "oracle_sha256",
+            "the oracle differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}; the version",
+        ),
         ("qemu_version", f"QEMU differs: the trial's is f{{64}}, the one there is {QEMU}$"),
     ],
 )
