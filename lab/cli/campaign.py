@@ -21,6 +21,7 @@ from lab.campaign.night.file import change_limits, read_campaign
 from lab.campaign.night.loop import Result
 from lab.campaign.night.merge import merge_campaigns
 from lab.campaign.night.reader import Summary, read_campaign_spec, summarise
+from lab.campaign.night.share import check_evidence_dir
 from lab.campaign.night.sitting import (
     Watch,
     Where,
@@ -76,6 +77,14 @@ WorkersOption = Annotated[
 SchedulerOption = Annotated[
     str, typer.Option(metavar="ADDRESS", help="use the workers of this Dask scheduler instead, as tcp://host:8786")
 ]
+EvidenceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--evidence-dir",
+        metavar="DIR",
+        help="have workers write evidence below this path, which all hosts share (default: it comes back to --out)",
+    ),
+]
 
 
 @campaign.command()
@@ -88,6 +97,7 @@ def start(
     workers: WorkersOption = None,
     scheduler: SchedulerOption = "",
     dump_memory: DumpLimitOption = None,
+    evidence_dir: EvidenceOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
     as_json: JsonOption = False,
@@ -97,7 +107,7 @@ def start(
     spec = _limit(read_campaign(file, secrets.randbelow(_DRAWN_SEEDS)), time, trials, until_failure, dump_memory)
     if spec.limits.trials is None and spec.limits.hours is None and spec.limits.until_failure is None:
         raise UsageError("the campaign would never end: give --for, --trials or --until-failure, or one in its limits")
-    where = _choose_where(workers, scheduler)
+    where = _choose_where(workers, scheduler, evidence_dir)
     require_qemu()
     with open_view() as view, _stoppable() as asked:
         images, _ = build_bases([part.scenario for part in spec.parts], view.say, own)
@@ -116,13 +126,14 @@ def resume(
     workers: WorkersOption = None,
     scheduler: SchedulerOption = "",
     dump_memory: DumpLimitOption = None,
+    evidence_dir: EvidenceOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run those trials of a campaign that have no record, however it ended; limits given here replace its own."""
     own = take_own(kernel, vmlinux)
-    where = _choose_where(workers, scheduler)
+    where = _choose_where(workers, scheduler, evidence_dir)
     require_qemu()
     with open_view() as view, _stoppable() as asked:
 
@@ -241,10 +252,11 @@ def _read_hours(text: str) -> float:
     return float(match[1]) * _HOURS[match[2]]
 
 
-def _choose_where(workers: int | None, scheduler: str) -> Where:
+def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None) -> Where:
     if workers is not None and scheduler:
         raise UsageError("--workers and --scheduler exclude each other: the scheduler has workers of its own")
-    return Where(workers=workers, scheduler=scheduler)
+    shared = "" if evidence_dir is None else check_evidence_dir(evidence_dir)
+    return Where(workers=workers, scheduler=scheduler, evidence_dir=shared)
 
 
 def _watch(view: View, asked: Callable[[], bool]) -> Watch:

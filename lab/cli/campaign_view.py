@@ -140,12 +140,13 @@ def make_summary_view(summary: Summary) -> Group:
         met = NO_TRIAL if part.met is None else f"{part.expected}: {part.standing}"
         table.add_row(part.name, part.topology, *counts, str(part.nmis_sent), str(part.nmis_proven), met)
     evidence = ", ".join(f"{state} {count}" for state, count in sorted(summary.evidence.items())) or "none"
+    place = f" in {clean(summary.evidence_dir)}" if summary.evidence_dir != summary.folder else ""
     below: list[Text | Table] = [
         Text(
             f"vCPU budget of the host: {summary.vcpu_budget}; load up to {summary.load_most:.1f},"
             f" steal up to {summary.starved_most_ppm / 10_000:.1f} %; hosts: {clean(', '.join(summary.hosts)) or '-'}"
         ),
-        Text(f"evidence: {evidence}; {format_mib(summary.evidence_bytes)}"),
+        Text(f"evidence: {evidence}; {format_mib(summary.evidence_bytes)}{place}"),
         *(Text(f"{part.name}: {clean(part.reason)}") for part in summary.parts if part.outcomes),
         *_draw_coverage(summary.places),
     ]

@@ -115,7 +115,7 @@ def write_evidence(folder: Path, evidence: Evidence, raw: Mapping[str, bytes]) -
     """
     files = _encode_witnesses(evidence)
     for name, data in raw.items():
-        if not _is_raw_name(name):
+        if not is_raw_name(name):
             raise ValueError(f"'{name}' cannot name a raw file of an evidence folder")
         files[name] = data[-limit_raw(name) :]
     files.setdefault(CONSOLE, _as_text(evidence.console_tail))
@@ -298,7 +298,8 @@ def holds_only_evidence(folder: Path) -> bool:
         return False
 
 
-def _is_raw_name(name: str) -> bool:
+def is_raw_name(name: str) -> bool:
+    """Say whether a name is one that a raw file of an evidence folder may have."""
     return _RAW_NAME.fullmatch(name) is not None and name not in _WITNESSES | {MANIFEST, VERDICT}
 
 
@@ -312,7 +313,7 @@ def _read_manifest(source: ForeignFolder) -> _Manifest:
     if len(names) > MAX_FILES or len(set(names)) != len(names):
         raise source.refuse(f"{MANIFEST} lists a file twice, or more than {MAX_FILES}")
     for name in names:
-        if name not in _WITNESSES and not _is_raw_name(name):
+        if name not in _WITNESSES and not is_raw_name(name):
             raise source.refuse(f"{MANIFEST} lists {name[:80]!r}, which is no file of ours")
     return manifest
 

@@ -15,6 +15,7 @@ from night_samples import KEPT, PARTS, make_spec
 from lab.build.images import ImageSet
 from lab.campaign.night import station
 from lab.campaign.night.images import ImagesMissing, ImageSource, find_images, open_images, receive_images
+from lab.campaign.night.share import claim_root
 from lab.campaign.night.spec import CampaignSpec
 from lab.campaign.night.station import Station, spoils
 from lab.campaign.night.trial import Job, Missing, TrialDone, unpack_evidence
@@ -24,6 +25,7 @@ from lab.spec.evidence import Ending, Evidence
 from lab.spec.phase import Phase
 from lab.spec.verdict import Outcome
 from lab.trial import pool
+from lab.trial.folder import read_evidence, read_verdict
 from lab.trial.session import Kept
 
 SOUND: Evidence = KEPT.evidence
@@ -163,6 +165,43 @@ def test_evidence_is_sent_of_what_is_no_pass_and_of_one_pass_in_so_many(
     ]
     kept, verdict = unpack_evidence(done[2].attempts[0].archive)
     assert (kept.evidence, verdict) == (BROKEN, judge(BROKEN))
+
+
+def test_evidence_goes_to_a_shared_path_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet, tmp_path: Path
+) -> None:
+    """Only the record comes back, with the word by which its evidence is found; that of what is not kept is none."""
+    root = tmp_path / "shared" / "u"
+    claim_root(root, "u", tmp_path)
+    guests = Guests("ffxp")
+    monkeypatch.setattr(pool, "open_session", guests.open_session)
+    spec = make_spec(PARTS[:1], retries=1, keep_passes_one_in=0)
+    jobs = [Job(campaign="u", spec=spec, number=n, images={"linux-6.1": images}, evidence=str(root)) for n in (1, 2, 3)]
+    with Station() as here:
+        failed, booted_none, passed = (here.run(job) for job in jobs)
+        assert isinstance(failed, TrialDone)
+        assert isinstance(booted_none, TrialDone)
+        assert isinstance(passed, TrialDone)
+        assert [each.archive for each in (*failed.attempts, *booted_none.attempts)] == [b"", b"", b""]
+        assert passed.staged == ""
+        for index in (1, 2):
+            assert read_evidence(root / "incoming" / failed.staged / f"attempt-{index}") == BROKEN
+        assert read_verdict(root / "incoming" / booted_none.staged / "attempt-1").outcome is Outcome.ERROR
+        owner = (root / "owner.json").read_bytes()
+        (root / "owner.json").unlink()
+        with pytest.raises(HostError, match="cannot write evidence in"):
+            here.run(jobs[1])
+        (root / "owner.json").write_bytes(owner)
+
+        def lose_images(*_: object) -> None:
+            images.kernel.unlink()
+            raise GuestGone("QEMU ended with status 1")
+
+        # The trial runs again: what was written of the guest that did not boot says nothing.
+        monkeypatch.setattr(pool, "open_session", lose_images)
+        here._drop_all()
+        assert isinstance(here.run(jobs[0]), Missing)
+    assert {path.name for path in (root / "incoming").iterdir()} == {failed.staged, booted_none.staged}
 
 
 def test_a_guest_that_does_not_boot_is_told_from_one_that_failed(

@@ -182,7 +182,9 @@ class Campaign:
             self._take(chosen, Broken(number=number, reason=reason))
             return
         self._running[number] = chosen
-        executor.submit(Job(campaign=self._uid, spec=narrow(self._spec, number), number=number, images=self._images))
+        store, spec = self._store, narrow(self._spec, number)
+        evidence = "" if store.evidence == store.folder else str(store.evidence)
+        executor.submit(Job(campaign=self._uid, spec=spec, number=number, images=self._images, evidence=evidence))
 
     def _refill(self, executor: Executor) -> str:
         """Hand out trials up to what the executor takes, and return why no more may begin, empty when they may."""

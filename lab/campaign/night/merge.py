@@ -12,6 +12,7 @@ import msgspec
 
 from lab.campaign.night.database import NAME, lock_campaign, open_reader, open_writer, transaction
 from lab.campaign.night.retention import TRIALS
+from lab.campaign.night.share import find_root
 from lab.errors import EvidenceError, UsageError
 from lab.trial.folder import MAX_FILES, limit_raw, read_evidence, read_verdict, write_evidence, write_verdict
 from lab.trial.foreign import ForeignFolder
@@ -71,13 +72,26 @@ def _copy_store(source: Path, target: Path, connection: sqlite3.Connection) -> i
     with open_reader(source) as reader:
         reader.row_factory = sqlite3.Row
         for campaign in reader.execute("SELECT * FROM campaigns ORDER BY id"):
+            root = _find_evidence(source, reader, campaign)
             with transaction(connection, target / NAME):
                 here = _put_campaign(connection, reader, campaign)
                 sittings = _put_sittings(connection, reader, campaign["id"], here)
             for trial in reader.execute("SELECT * FROM trials WHERE campaign = ? ORDER BY number", (campaign["id"],)):
-                taken = _copy_trial(source, target, connection, reader, trial, campaign["uid"], here, sittings)
+                taken = _copy_trial(root, target, connection, reader, trial, campaign["uid"], here, sittings)
                 twice += not taken
     return twice
+
+
+def _find_evidence(source: Path, reader: sqlite3.Connection, row: sqlite3.Row) -> Path:
+    """Return the folder that names of a campaign's evidence are relative to.
+
+    :raise EvidenceError: it is elsewhere, and not to be seen from here
+    """
+    root = find_root(row["evidence_dir"], row["uid"], source)
+    kept = "SELECT 1 FROM trials WHERE campaign = ? AND evidence <> '' LIMIT 1"
+    if root != source and not root.is_dir() and reader.execute(kept, (row["id"],)).fetchone() is not None:
+        raise EvidenceError(f"evidence of the campaign in '{source}' is in '{root}', which this host does not see")
+    return root
 
 
 def _put_campaign(connection: sqlite3.Connection, reader: sqlite3.Connection, row: sqlite3.Row) -> int:
@@ -87,7 +101,8 @@ def _put_campaign(connection: sqlite3.Connection, reader: sqlite3.Connection, ro
             raise UsageError(f"two stores call different campaigns {row['uid'][:_UID_CHARS]}: they cannot be merged")
         connection.execute("UPDATE campaigns SET ran_s = ran_s + ? WHERE id = ?", (row["ran_s"], known[0]))
         return int(known[0])
-    here = _insert(connection, "campaigns", {**dict(row), "id": None})
+    # Evidence is copied into the target, wherever it was.
+    here = _insert(connection, "campaigns", {**dict(row), "id": None, "evidence_dir": ""})
     for image in reader.execute("SELECT * FROM images WHERE campaign = ?", (row["id"],)):
         _insert(connection, "images", {**dict(image), "campaign": here})
     return here
@@ -103,7 +118,7 @@ def _put_sittings(
 
 
 def _copy_trial(
-    source: Path,
+    root: Path,
     target: Path,
     connection: sqlite3.Connection,
     reader: sqlite3.Connection,
@@ -118,7 +133,7 @@ def _copy_trial(
     fields = {**dict(row), "campaign": here, "sitting": sittings[row["sitting"]]}
     if row["evidence"]:
         fields["evidence"] = f"{TRIALS}/{_name_folder(uid)}/{int(row['number']):05}"
-        _copy_evidence(source / _check_relative(row["evidence"]), target / fields["evidence"])
+        _copy_evidence(root / _check_relative(row["evidence"]), target / fields["evidence"])
     with transaction(connection, target / NAME):
         _insert(connection, "trials", fields)
         for table in _DETAILS:

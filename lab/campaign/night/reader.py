@@ -10,6 +10,7 @@ import msgspec
 
 from lab.campaign.expectation import OutcomeCounts, weigh_counts
 from lab.campaign.night.database import NAME, is_running, open_reader
+from lab.campaign.night.share import find_root
 from lab.campaign.night.spec import CampaignSpec, Part
 from lab.campaign.night.store import read_spec
 from lab.campaign.night.sums import (
@@ -61,7 +62,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     :param failed: in how many of its attempts
     :param reproduces: its plan places all NMIs by holds, so that each attempt does the same
-    :param evidence: its folder, relative to the campaign's; empty where none is kept, and ``evidence_state`` says why
+    :param evidence: its folder, relative to the summary's ``evidence_dir``; empty where none is kept, and
+        ``evidence_state`` says why
     """
 
     number: int
@@ -83,6 +85,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     :param state: running, stopped, finished or killed
     :param planned: how many trials there are to be, None without a limit
     :param evidence: trials by what became of their evidence: kept, sampled-out, dropped
+    :param evidence_dir: what the names of evidence are relative to: ``folder``, or a path that all hosts share
     :param vcpu_budget: of the host that led the last sitting; guests run beside each other as it admits them
     :param starved_most_ppm: the most that a host's own hypervisor kept from it during one trial
     :param load_most: the highest load average that was seen beside a trial
@@ -109,6 +112,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[PartStanding, ...]
     evidence: dict[str, int]
     evidence_bytes: int
+    evidence_dir: str
     load_most: float
     starved_most_ppm: int
     coverage: tuple[Landed, ...]
@@ -224,8 +228,8 @@ def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running:
         row: tuple[object, ...] = connection.execute(query, (campaign, *more)).fetchone()
         return row
 
-    uid, summary, text, started, ran_s, state, why = ask(
-        "SELECT uid, summary, spec, started, ran_s, state, why FROM campaigns WHERE id = ?"
+    uid, summary, text, started, ran_s, state, why, evidence_dir = ask(
+        "SELECT uid, summary, spec, started, ran_s, state, why, evidence_dir FROM campaigns WHERE id = ?"
     )
     spec = read_spec(str(text), folder / NAME)
     done, load, steal, kept_bytes = ask(
@@ -259,6 +263,7 @@ def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running:
         parts=tuple(_weigh_part(connection, campaign, part, outcomes.get(part.name, {})) for part in spec.parts),
         evidence=dict(connection.execute(states, (campaign,))),
         evidence_bytes=int(str(kept_bytes)),
+        evidence_dir=str(find_root(str(evidence_dir), str(uid), folder)),
         load_most=float(str(load)),
         starved_most_ppm=int(str(steal)),
         coverage=sum_coverage(connection, campaign),

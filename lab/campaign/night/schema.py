@@ -114,7 +114,9 @@ _HOST_AND_BUCKET: Final = (
 )
 #: How far into a phase each random NMI came, as JSON: what tells whether they were random.
 _FRACTIONS: Final = ("ALTER TABLE trials ADD COLUMN fractions TEXT NOT NULL DEFAULT '{}'",)
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _HOST_AND_BUCKET, _FRACTIONS)
+#: Where evidence is that all hosts write; empty for the campaign's own folder.
+_EVIDENCE_DIR: Final = ("ALTER TABLE campaigns ADD COLUMN evidence_dir TEXT NOT NULL DEFAULT ''",)
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _HOST_AND_BUCKET, _FRACTIONS, _EVIDENCE_DIR)
 VERSION: Final = len(MIGRATIONS)
 
 

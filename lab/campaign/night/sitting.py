@@ -14,6 +14,7 @@ from lab.campaign.night.database import NAME, is_running, lock_campaign, open_wr
 from lab.campaign.night.executor import Executor, InlineExecutor
 from lab.campaign.night.images import ImageSource, open_images
 from lab.campaign.night.loop import STOP, Campaign, Result, Standing
+from lab.campaign.night.share import claim_root, clear_incoming, find_root
 from lab.campaign.night.spec import CampaignSpec
 from lab.campaign.night.store import CampaignStore
 from lab.errors import LabError, UsageError
@@ -29,10 +30,14 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
 
     :param workers: processes on this host, INLINE for this one, None for as many as its CPUs have guests for
     :param scheduler: a Dask scheduler's address instead, empty for none
+    :param evidence_dir: a path that all hosts share, to which workers write evidence, as
+        :func:`lab.campaign.night.share.check_evidence_dir` returns it; empty for the campaign's own folder, or, of one
+        that is resumed, for where it was
     """
 
     workers: int | None = None
     scheduler: str = ""
+    evidence_dir: str = ""
 
     def count(self, spec: CampaignSpec) -> int:
         """Return how many workers of this host to start."""
@@ -84,7 +89,7 @@ def start_campaign(
     """
     with lock_campaign(folder), open_writer(folder) as connection:
         store = CampaignStore(connection, folder)
-        store.create(spec, images)
+        store.create(spec, images, where.evidence_dir)
         uid, spec = store.find()
         return _sit(store, uid, spec, images, where, watch)
 
@@ -108,6 +113,11 @@ def resume_campaign(
     with lock_campaign(folder), open_writer(folder) as connection:
         store = CampaignStore(connection, folder)
         uid, before = store.find()
+        if where.evidence_dir and find_root(where.evidence_dir, uid, folder) != store.evidence:
+            raise UsageError(
+                f"--evidence-dir is '{where.evidence_dir}', and the campaign's evidence is in '{store.evidence}':"
+                " leave the option out"
+            )
         spec = limits(before)
         images = build(spec)
         store.check_images(images)
@@ -137,6 +147,9 @@ def _sit(
     watch: Watch,
 ) -> Result:
     (store.folder / STOP).unlink(missing_ok=True)
+    shared = store.evidence != store.folder
+    if shared:
+        claim_root(store.evidence, uid, store.folder)
     campaign = Campaign(
         uid=uid,
         spec=spec,
@@ -157,6 +170,8 @@ def _sit(
         raise
     finally:
         (store.folder / STOP).unlink(missing_ok=True)
+        if shared:
+            clear_incoming(store.evidence)
         sweep()
     store.end_sitting(finished=result.finished, why=result.why, ran_s=campaign.ran_s)
     return result

@@ -8,15 +8,17 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import psutil
 
 from lab import __version__
 from lab.build.images import ImageSet
 from lab.campaign.night.images import ImagesMissing, find_images
+from lab.campaign.night.share import Staging
 from lab.campaign.night.spec import Chosen, choose_trial, count_retries, keeps_pass
 from lab.campaign.night.trial import Attempt, Broken, Job, Missing, TrialDone, pack_evidence
 from lab.errors import HostError, UsageError
@@ -26,6 +28,7 @@ from lab.spec.evidence import Ending, Evidence
 from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
 from lab.trial.pool import WarmGuest
 from lab.trial.record import make_record
+from lab.trial.session import Kept
 from lab.witness.kernel import Kernel, read_kernel
 
 #: A process keeps so many guests at most, the least recently used going first: each takes some 250 MiB.
@@ -47,6 +50,31 @@ class _Served:
     def retire(self) -> None:
         self.guest.retire()
         self.trials = 0
+
+
+class _Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an attempt's evidence goes.
+
+    :param index: of the attempt, from 1
+    :param passes: that of a PASS is kept, too
+    :param staging: where it goes, None where it comes back with the record
+    """
+
+    index: int
+    passes: bool
+    staging: Staging | None
+
+    def put(self, kept: Kept, verdict: Verdict) -> bytes:
+        """Return what comes back with the record of evidence.
+
+        :raise HostError: it could not be written
+        """
+        if verdict.outcome is Outcome.PASS and not self.passes:
+            return b""
+        if self.staging is None:
+            return pack_evidence(kept, verdict)
+        self.staging.write(self.index, kept, verdict)
+        return b""
 
 
 class Station:
@@ -78,9 +106,13 @@ class Station:
         """
         with self._lock:
             try:
-                done = self._run(job)
-                # A guest that did not boot, since its images went just then, says nothing of them.
-                return done if done.booted else self._find_missing(job) or done
+                with self._open_staging(job) as staging:
+                    done = self._run(job, staging)
+                    # A guest that did not boot, since its images went just then, says nothing of them.
+                    missing = None if done.booted else self._find_missing(job)
+                    if missing is not None and staging is not None:
+                        staging.drop()
+                return missing or done
             except ImagesMissing as error:
                 return Missing(number=job.number, worker=name_worker(), digests=error.digests)
             except HostError:
@@ -129,12 +161,23 @@ class Station:
             served.retire()
         self._guests.clear()
 
-    def _run(self, job: Job) -> TrialDone:
+    @staticmethod
+    @contextlib.contextmanager
+    def _open_staging(job: Job) -> Iterator[Staging | None]:
+        """Make sure, before a trial, that its evidence can be written where it is to be written."""
+        if not job.evidence:
+            yield None
+            return
+        with Staging(Path(job.evidence), job.campaign) as staging:
+            yield staging
+
+    def _run(self, job: Job, staging: Staging | None) -> TrialDone:
         chosen = choose_trial(job.spec, job.number)
         served = self._find(job, chosen.part.scenario.boot)
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         started = time.monotonic()
-        first, evidence, record = self._try(job, chosen, served, keep=keeps_pass(job.spec, job.number))
+        keep = _Keep(index=1, passes=keeps_pass(job.spec, job.number), staging=staging)
+        first, evidence, record = self._try(job, chosen, served, keep)
         attempts = [first]
         while (
             first.outcome is Outcome.FAIL
@@ -142,7 +185,8 @@ class Station:
             and not self._aborted
         ):
             served.retire()
-            again, _, _ = self._try(job, chosen, served, keep=False)
+            keep = _Keep(index=len(attempts) + 1, passes=False, staging=staging)
+            again, _, _ = self._try(job, chosen, served, keep)
             attempts.append(again)
         timings = evidence.timings
         return TrialDone(
@@ -160,6 +204,7 @@ class Station:
             worker=name_worker(),
             guests=sum(each.trials > 0 for each in self._guests.values()),
             booted=first.guest_trial > 0,
+            staged=staging.word if staging is not None else "",
         )
 
     def _find(self, job: Job, boot: Boot) -> _Served:
@@ -188,7 +233,7 @@ class Station:
         self._kernels[_key(images)] = (found, kernel)
         return found, kernel
 
-    def _try(self, job: Job, chosen: Chosen, served: _Served, *, keep: bool) -> tuple[Attempt, Evidence, TrialRecord]:
+    def _try(self, job: Job, chosen: Chosen, served: _Served, keep: "_Keep") -> tuple[Attempt, Evidence, TrialRecord]:
         started = time.monotonic()
         kept = served.guest.run_trial(chosen.part.scenario, chosen.plan)
         verdict = judge(kept.evidence)
@@ -199,7 +244,7 @@ class Station:
             reason=verdict.reason,
             took_s=time.monotonic() - started,
             guest_trial=served.trials if booted else 0,
-            archive=pack_evidence(kept, verdict) if keep or verdict.outcome is not Outcome.PASS else b"",
+            archive=keep.put(kept, verdict),
         )
         if spoils(kept.evidence, verdict) or served.trials >= job.spec.limits.trials_per_guest:
             served.retire()

@@ -15,6 +15,7 @@ import msgspec
 from lab import __version__
 from lab.build.images import ImageSet
 from lab.campaign.night.database import NAME, explain, transaction
+from lab.campaign.night.share import find_root
 from lab.campaign.night.spec import CampaignSpec
 from lab.campaign.night.sums import add_places, sum_buckets, sum_coverage, sum_outcomes
 from lab.campaign.night.trial import TrialDone
@@ -42,24 +43,27 @@ class CampaignStore:
     """The one writer of a store that holds one campaign.
 
     :param connection: of :func:`lab.campaign.night.database.open_writer`
+    :ivar evidence: the folder that evidence's names are relative to: ``folder``, or the campaign's on a shared path
     """
 
     def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
         self.folder = folder
+        self.evidence = folder
         self._path = folder / NAME
         self._connection = connection
         self._campaign = 0
         self._sitting = 0
 
-    def create(self, spec: CampaignSpec, images: Mapping[str, ImageSet]) -> None:
+    def create(self, spec: CampaignSpec, images: Mapping[str, ImageSet], evidence_dir: str = "") -> None:
         """Begin a campaign.
 
+        :param evidence_dir: a path that all hosts share, for evidence; empty for the campaign's own folder
         :raise HostError: no space, or not writable
         """
         with transaction(self._connection, self._path):
             cursor = self._connection.execute(
-                "INSERT INTO campaigns (uid, summary, seed, spec, started, lab_version, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, 'running')",
+                "INSERT INTO campaigns (uid, summary, seed, spec, started, lab_version, evidence_dir, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 'running')",
                 (
                     uuid.uuid4().hex,
                     spec.summary,
@@ -67,6 +71,7 @@ class CampaignStore:
                     msgspec.json.encode(spec).decode(),
                     now(),
                     __version__,
+                    evidence_dir,
                 ),
             )
             self._campaign = _row_id(cursor)
@@ -86,11 +91,12 @@ class CampaignStore:
         :raise EvidenceError: it was described by another lab in another way
         """
         with explain(self._path):
-            rows = self._connection.execute("SELECT id, uid, spec FROM campaigns LIMIT 2").fetchall()
+            rows = self._connection.execute("SELECT id, uid, spec, evidence_dir FROM campaigns LIMIT 2").fetchall()
         if len(rows) != 1:
             held = "none" if not rows else "several: they were merged, and are not run any more"
             raise UsageError(f"'{self.folder}' should hold one campaign, and holds {held}")
         self._campaign = rows[0][0]
+        self.evidence = find_root(rows[0][3], rows[0][1], self.folder)
         return rows[0][1], read_spec(rows[0][2], self._path)
 
     def check_images(self, images: Mapping[str, ImageSet]) -> None:
@@ -169,6 +175,12 @@ class CampaignStore:
                     expected = number + 1
         yield from (number for number in gaps if number <= last)
         yield from range(top + 1, last + 1)
+
+    def has(self, number: int) -> bool:
+        """Say whether a trial is stored already."""
+        there = "SELECT 1 FROM trials WHERE campaign = ? AND number = ?"
+        with explain(self._path):
+            return self._connection.execute(there, (self._campaign, number)).fetchone() is not None
 
     def count_failures(self) -> int:
         """Return how many trials have ended in FAIL."""

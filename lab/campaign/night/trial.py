@@ -24,12 +24,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     :param campaign: the campaign's uid, by which workers tell guests of one from those of another
     :param images: by base; a worker takes them from there, or from its host's cache, by their hashes
+    :param evidence: the campaign's folder on a path that all hosts share, to which evidence goes; empty where it comes
+        back with the record
     """
 
     campaign: str
     spec: CampaignSpec
     number: int
     images: Mapping[str, ImageSet]
+    evidence: str = ""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +63,7 @@ class TrialDone(msgspec.Struct, frozen=True, kw_only=True):
     :param worker: which process ran it
     :param guests: how many guests that process keeps now
     :param booted: False when no guest was to be had
+    :param staged: the word by which evidence was written to the shared path, empty where it was not
     """
 
     number: int
@@ -76,6 +80,7 @@ class TrialDone(msgspec.Struct, frozen=True, kw_only=True):
     worker: str = ""
     guests: int = 0
     booted: bool = True
+    staged: str = ""
 
     @property
     def failed(self) -> int:
