@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
 import dask
+import msgspec
 from distributed import Client, Future, LocalCluster
 from distributed.security import Security
 
@@ -27,6 +28,7 @@ from lab.campaign.night.images import ImageSource, receive_images
 from lab.campaign.night.spec import choose_trial
 from lab.campaign.night.trial import Broken, Job, Missing, TrialDone
 from lab.errors import HostError, LabError, UsageError
+from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
 
 RESOURCE: Final = "vcpus"
@@ -39,6 +41,8 @@ ABORT_S: Final = 20.0
 MAX_DEATHS: Final = 3
 #: How long what the scheduler says of its workers is believed.
 FRESH_S: Final = 1.0
+#: Some 100 MiB to a host at the other end of a slow line.
+SEND_S: Final = 900.0
 
 #: A trial that nobody heard of for so long, from a worker that does not answer, is run elsewhere.
 _CONFIG: Final = {
@@ -58,6 +62,19 @@ _KIND: Final = "trial"
 Workers = Mapping[str, Mapping[str, Any]]
 
 
+class _Sending(msgspec.Struct):
+    """Images on their way to one host's cache.
+
+    :param jobs: that wait for them, of whichever of the host's workers
+    """
+
+    future: Future
+    worker: str
+    digests: frozenset[str]
+    deadline: Deadline
+    jobs: list[Job]
+
+
 class DaskExecutor:
     """Runs trials on the workers of a scheduler. Made by :func:`start_workers` or :func:`join_scheduler`."""
 
@@ -66,6 +83,8 @@ class DaskExecutor:
         self._source = source
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._jobs: dict[object, tuple[Job, Future]] = {}
+        self._sending: dict[str, _Sending] = {}
+        self._sent: dict[str, frozenset[str]] = {}
         # Two campaigns may share a scheduler.
         self._tries = secrets.randbits(48)
         # As long as one task of a kind is known, Dask goes on with its account of that kind; else it begins another
@@ -120,6 +139,7 @@ class DaskExecutor:
         :raise HostError: the scheduler is gone, or a worker's host cannot run trials
         """
         found: list[Ended] = []
+        self._check_sending()
         with contextlib.suppress(queue.Empty):
             future = self._ended.get(timeout=seconds)
             while True:
@@ -141,6 +161,9 @@ class DaskExecutor:
             self._client.run(dask_worker.end_guests, on_error="ignore")
 
     def _collect(self, future: Future) -> list[Ended]:
+        if future.key not in self._jobs:
+            self._end_sending(future)
+            return []
         job, _ = self._jobs.pop(future.key)
         if future.status in ("cancelled", "lost"):
             raise self._lost()
@@ -148,8 +171,7 @@ class DaskExecutor:
             return [self._explain(job, future.exception())]
         result = future.result()
         if isinstance(result, Missing):
-            self._send_images(result)
-            self.submit(job)
+            self._send_images(result, job)
             return []
         assert isinstance(result, TrialDone | Broken), "a worker returns one of three"
         return [result]
@@ -162,14 +184,53 @@ class DaskExecutor:
             return Broken(number=job.number, reason=reason)
         raise HostError(f"trial {job.number} could not be run: {type(error).__name__}: {error}")
 
-    def _send_images(self, missing: Missing) -> None:
-        """Give a worker's host what it lacks, once: its other workers find it there."""
+    def _send_images(self, missing: Missing, job: Job) -> None:
+        """Give a worker's host what it lacks, once: its other workers wait, and find it there."""
+        if missing.cache in self._sending:
+            self._sending[missing.cache].jobs.append(job)
+            return
+        if set(missing.digests) <= self._sent.pop(missing.cache, frozenset()):
+            # It may have looked before they came.
+            self.submit(job)
+            return
         files = {digest: self._source.read(digest) for digest in missing.digests}
-        sent = self._client.submit(receive_images, files, workers=[missing.worker], pure=False)
-        try:
-            sent.result(timeout=START_S)
-        except (OSError, TimeoutError) as error:
-            raise HostError(f"images could not be sent to worker {missing.worker}: {error}") from error
+        future = self._client.submit(receive_images, files, workers=[missing.worker], pure=False)
+        self._sending[missing.cache] = _Sending(
+            future=future,
+            worker=missing.worker,
+            digests=frozenset(files),
+            deadline=Deadline.after(SEND_S),
+            jobs=[job],
+        )
+        future.add_done_callback(self._ended.put)
+
+    def _end_sending(self, future: Future) -> None:
+        """Run what waited for images, which were sent, or were not since the worker died."""
+        for cache, sending in tuple(self._sending.items()):
+            if sending.future.key != future.key:
+                continue
+            del self._sending[cache]
+            if future.status in ("cancelled", "lost"):
+                raise self._lost()
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, LabError):
+                raise error
+            if future.status == "finished":
+                self._sent[cache] = sending.digests
+            for job in sending.jobs:
+                self.submit(job)
+
+    def _check_sending(self) -> None:
+        """Give up on workers that are gone: what only they may do is never done.
+
+        :raise HostError: one that is there does not take them
+        """
+        for cache, sending in tuple(self._sending.items()):
+            if sending.worker not in self.find_workers():
+                self._end_sending(sending.future)
+                self._client.cancel([sending.future])
+            elif sending.deadline.expired:
+                raise HostError(f"images could not be sent to {cache} by worker {sending.worker} in {SEND_S:.0f} s")
 
     def _lost(self) -> HostError:
         return HostError("the Dask scheduler is gone; 'lab campaign resume' runs what is left")

@@ -22,6 +22,7 @@ from lab.campaign.night.share import Staging
 from lab.campaign.night.spec import Chosen, choose_trial, count_retries, keeps_pass
 from lab.campaign.night.trial import Attempt, Broken, Job, Missing, TrialDone, pack_evidence
 from lab.errors import HostError, UsageError
+from lab.host.paths import find_cache
 from lab.judge import judge
 from lab.spec.boot import Boot
 from lab.spec.evidence import Ending, Evidence
@@ -114,7 +115,7 @@ class Station:
                         staging.drop()
                 return missing or done
             except ImagesMissing as error:
-                return Missing(number=job.number, worker=name_worker(), digests=error.digests)
+                return _tell_missing(job, error)
             except HostError:
                 missing = self._find_missing(job)
                 if missing is None:
@@ -153,7 +154,7 @@ class Station:
         try:
             find_images(job.images[boot.base])
         except ImagesMissing as error:
-            return Missing(number=job.number, worker=name_worker(), digests=error.digests)
+            return _tell_missing(job, error)
         return None
 
     def _drop_all(self) -> None:
@@ -264,6 +265,11 @@ def spoils(evidence: Evidence, verdict: Verdict) -> bool:
 def name_worker() -> str:
     """Return what tells this process from all others of a campaign."""
     return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def _tell_missing(job: Job, error: ImagesMissing) -> Missing:
+    cache = f"{socket.gethostname()}:{find_cache()}"
+    return Missing(number=job.number, worker=name_worker(), cache=cache, digests=error.digests)
 
 
 def _key(images: ImageSet) -> tuple[str, str]:

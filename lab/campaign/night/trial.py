@@ -91,11 +91,14 @@ class TrialDone(msgspec.Struct, frozen=True, kw_only=True):
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
     """In place of a trial: the worker's host lacks files.
 
+    :param worker: that can be sent them
+    :param cache: where they would be kept, told from those of all other hosts
     :param digests: SHA-256 of each
     """
 
     number: int
     worker: str
+    cache: str
     digests: tuple[str, ...]
 
 
