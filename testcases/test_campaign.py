@@ -106,8 +106,11 @@ def count(folder: Path) -> int:
     return 0
 
 
-def check_store(folder: Path, numbers: list[int]) -> None:
-    """Assert that exactly these trials are there, once and whole, each the one that its number means."""
+def check_store(folder: Path, numbers: list[int], evidence: Path | None = None) -> None:
+    """Assert that exactly these trials are there, once and whole, each the one that its number means.
+
+    :param evidence: what the names of evidence are relative to, in place of the folder
+    """
     records = list(read_records(folder))
     assert [record.trial for record in records] == numbers
     spec = read_spec(folder)
@@ -121,7 +124,7 @@ def check_store(folder: Path, numbers: list[int]) -> None:
         wanted = connection.execute("SELECT number, attempts FROM trials ORDER BY number").fetchall()
         kept = {name for (name,) in connection.execute("SELECT evidence FROM trials WHERE evidence <> ''")}
     assert tried == wanted
-    assert {f"trials/{path.name}" for path in (folder / "trials").glob("*")} == kept
+    assert {f"trials/{path.name}" for path in ((evidence or folder) / "trials").glob("*")} == kept
 
 
 def read_spec(folder: Path) -> CampaignSpec:

@@ -57,6 +57,9 @@ _CONFIG: Final = {
     "distributed.worker.http.routes": [],
 }
 
+#: Dask warns its user of tasks that carry files; those of one kernel have some 24 MiB.
+_LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1 GiB"}
+
 _KIND: Final = "trial"
 
 Workers = Mapping[str, Mapping[str, Any]]
@@ -194,7 +197,8 @@ class DaskExecutor:
             self.submit(job)
             return
         files = {digest: self._source.read(digest) for digest in missing.digests}
-        future = self._client.submit(receive_images, files, workers=[missing.worker], pure=False)
+        with dask.config.set(_LARGE):
+            future = self._client.submit(receive_images, files, workers=[missing.worker], pure=False)
         self._sending[missing.cache] = _Sending(
             future=future,
             worker=missing.worker,
