@@ -20,8 +20,9 @@ from lab.errors import HostError, UsageError
 from lab.host.deadline import Deadline
 from lab.host.paths import NAME
 
-#: flock() can wait for a lock or give up at once, but not wait until a deadline: hence the asking again.
-POLL_S = 0.02
+#: flock() can wait for a lock or give up at once, but not wait until a deadline: hence the asking again. Half of this
+#: is lost each time that one guest's vCPUs go to the next, beside a trial of a few tenths of a second.
+POLL_S = 0.005
 #: A wait that is longer than this is worth a word.
 TELL_AFTER_S = 1.0
 

@@ -113,6 +113,25 @@ def test_one_guest_serves_many_trials_and_is_replaced_after_its_number(
     assert guests.boots == 3
 
 
+@pytest.mark.parametrize(("most", "spare", "boots"), [(8, 0, 2), (1, 0, 6), (8, 2**63, 6)])
+def test_guests_of_several_machines_are_kept_as_long_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet, most: int, spare: int, boots: int
+) -> None:
+    """Two machines take turns: both are kept, or each has to go for the other."""
+    monkeypatch.setattr(station, "MAX_GUESTS", most)
+    monkeypatch.setattr(station, "SPARE_BYTES", spare)
+    other = msgspec.structs.replace(PARTS[0], scenario=msgspec.structs.replace(PARTS[0].scenario, fsgsbase=False))
+    guests = Guests("")
+    monkeypatch.setattr(pool, "open_session", guests.open_session)
+    with Station() as here:
+        for number in range(1, 7):
+            spec = make_spec((PARTS[0] if number % 2 else other,))
+            assert isinstance(
+                here.run(Job(campaign="u", spec=spec, number=number, images={"linux-6.1": images})), TrialDone
+            )
+    assert (guests.boots, guests.alive) == (boots, 0)
+
+
 def test_a_failing_trial_is_tried_again_on_fresh_guests(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
     done, guests = serve(monkeypatch, images, "pfpfp", 3, make_spec(PARTS[:1]))
     assert [[each.outcome.value for each in one.attempts] for one in done] == [

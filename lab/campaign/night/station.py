@@ -32,8 +32,11 @@ from lab.trial.record import make_record
 from lab.trial.session import Kept
 from lab.witness.kernel import Kernel, read_kernel
 
-#: A process keeps so many guests at most, the least recently used going first: each takes some 250 MiB.
-MAX_GUESTS: Final = 3
+#: A process keeps so many guests at most, the least recently used going first: each takes some 250 MiB. A campaign
+#: over all mechanisms has four machines; with room for three, one trial in 25 would wait for a boot of some seconds.
+MAX_GUESTS: Final = 8
+#: What the host has to have left, beside the guest that is to boot, for one more to be kept.
+SPARE_BYTES: Final = 1_024 * 1_024 * 1_024
 #: What a guest's next trials cannot be trusted with, once it was broken.
 _DIRTY: Final = ("dmesg-clean", "witnesses-agree")
 
@@ -216,7 +219,7 @@ class Station:
             # What it would have booted from is elsewhere on this host by now.
             self._guests.pop(key)
         if key not in self._guests:
-            while len(self._guests) >= MAX_GUESTS:
+            while self._guests and not self._has_room():
                 _, oldest = self._guests.popitem(last=False)
                 oldest.retire()
             self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell), found)
@@ -224,6 +227,10 @@ class Station:
         # A sitting may have another limit than the one before.
         self._guests[key].guest.dump_mib = job.spec.limits.dump_memory_mib
         return self._guests[key]
+
+    def _has_room(self) -> bool:
+        """Say whether one more guest may be kept."""
+        return len(self._guests) < MAX_GUESTS and psutil.virtual_memory().available >= SPARE_BYTES
 
     def _read(self, images: ImageSet) -> tuple[ImageSet, Kernel]:
         known = self._kernels.get(_key(images))
