@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Evidence on a path that all hosts share: written by workers, named and counted by the campaign, never half."""
 
+import errno
 import shutil
 import signal
 import socket
@@ -162,6 +163,21 @@ def test_a_host_that_is_not_on_the_share_says_which_and_where(store: CampaignSto
     said = str(refused.value)
     assert said.startswith(f"host {socket.gethostname()} cannot write evidence in '{root}': ")
     assert "\n" not in said
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(
+    store: CampaignStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self), None, str(len(data)))
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(HostError) as refused:
+        write(store, 1, Outcome.FAIL)
+    said = str(refused.value)
+    assert said.startswith(f"host {socket.gethostname()}: evidence folder '{store.evidence}/{INCOMING}/")
+    assert said.endswith("could not be written: No space left on device")
+    assert names(store.evidence / INCOMING) == []
 
 
 def test_evidence_that_only_its_worker_sees_ends_the_campaign(store: CampaignStore) -> None:

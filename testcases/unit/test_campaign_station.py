@@ -223,6 +223,26 @@ def test_evidence_goes_to_a_shared_path_where_there_is_one(
     assert {path.name for path in (root / "incoming").iterdir()} == {failed.staged, booted_none.staged}
 
 
+@pytest.mark.parametrize("error", [GuestGone("QEMU ended with status 1"), HostError("kernel could not be read")])
+def test_images_that_another_worker_was_sent_meanwhile_are_taken(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet, error: Exception
+) -> None:
+    """The cache is cleared as a guest boots, and filled before this worker looks: nothing is missing then."""
+    guests = Guests("")
+
+    def lose_images(*_: object) -> contextlib.AbstractContextManager[Guests]:
+        receive_images({images.kernel_sha256: b"kernel"})
+        images.kernel.unlink()
+        monkeypatch.setattr(pool, "open_session", guests.open_session)
+        raise error
+
+    monkeypatch.setattr(pool, "open_session", lose_images)
+    with Station() as here:
+        done = here.run(Job(campaign="u", spec=make_spec(PARTS[:1]), number=1, images={"linux-6.1": images}))
+    assert isinstance(done, TrialDone)
+    assert (done.booted, done.record.outcome, guests.boots) == (True, Outcome.PASS, 1)
+
+
 def test_a_guest_that_does_not_boot_is_told_from_one_that_failed(
     monkeypatch: pytest.MonkeyPatch, images: ImageSet
 ) -> None:

@@ -37,6 +37,8 @@ from lab.witness.kernel import Kernel, read_kernel
 MAX_GUESTS: Final = 8
 #: What the host has to have left, beside the guest that is to boot, for one more to be kept.
 SPARE_BYTES: Final = 1_024 * 1_024 * 1_024
+#: A cache is cleared, and filled by another worker, while a guest boots: hardly ever once.
+MAX_MOVES: Final = 3
 #: What a guest's next trials cannot be trusted with, once it was broken.
 _DIRTY: Final = ("dmesg-clean", "witnesses-agree")
 
@@ -110,24 +112,40 @@ class Station:
         """
         with self._lock:
             try:
-                with self._open_staging(job) as staging:
-                    done = self._run(job, staging)
-                    # A guest that did not boot, since its images went just then, says nothing of them.
-                    missing = None if done.booted else self._find_missing(job)
-                    if missing is not None and staging is not None:
-                        staging.drop()
-                return missing or done
-            except ImagesMissing as error:
-                return _tell_missing(job, error)
-            except HostError:
-                missing = self._find_missing(job)
-                if missing is None:
-                    raise
-                return missing
+                for _ in range(MAX_MOVES):
+                    ended = self._run_once(job)
+                    if ended is not None:
+                        return ended
+                raise HostError(f"images of this host were removed {MAX_MOVES} times in a row")
             except UsageError as error:
                 return Broken(number=job.number, reason=str(error))
             finally:
                 self._used_at = time.monotonic()
+
+    def _run_once(self, job: Job) -> TrialDone | Missing | None:
+        """Run a trial, or say why it could not be: images are missing, or None when they went and are back elsewhere.
+
+        :raise HostError: this host cannot run trials
+        """
+        try:
+            with self._open_staging(job) as staging:
+                done = self._run(job, staging)
+                if done.booted:
+                    return done
+                # A guest that did not boot, since its images went just then, says nothing of them.
+                missing = self._find_missing(job)
+                if missing is None and not self._have_moved(job):
+                    return done
+                if staging is not None:
+                    staging.drop()
+                return missing
+        except ImagesMissing as error:
+            return _tell_missing(job, error)
+        except HostError:
+            missing = self._find_missing(job)
+            if missing is None and not self._have_moved(job):
+                raise
+            return missing
 
     def close(self) -> None:
         """End all guests, after the trial that runs."""
@@ -159,6 +177,12 @@ class Station:
         except ImagesMissing as error:
             return _tell_missing(job, error)
         return None
+
+    def _have_moved(self, job: Job) -> bool:
+        """Say whether a trial's images are not where they were taken from any more: another worker was sent them."""
+        boot = choose_trial(job.spec, job.number).part.scenario.boot
+        known = self._kernels.get(_key(job.images[boot.base]))
+        return known is not None and not _are_there(known[0])
 
     def _drop_all(self) -> None:
         for served in self._guests.values():
@@ -234,7 +258,7 @@ class Station:
 
     def _read(self, images: ImageSet) -> tuple[ImageSet, Kernel]:
         known = self._kernels.get(_key(images))
-        if known is not None and all(_is_there(getattr(known[0], name)) for name in ("kernel", "initramfs", "oracle")):
+        if known is not None and _are_there(known[0]):
             return known
         found = find_images(images)
         kernel = known[1] if known is not None else read_kernel(found.vmlinux)
@@ -283,5 +307,6 @@ def _key(images: ImageSet) -> tuple[str, str]:
     return images.kernel_sha256, images.vmlinux_sha256
 
 
-def _is_there(path: Path) -> bool:
-    return path.is_file()
+def _are_there(images: ImageSet) -> bool:
+    """Say whether what a guest boots from is where it was."""
+    return all(path.is_file() for path in (images.kernel, images.initramfs, images.oracle))
