@@ -179,7 +179,7 @@ def _show(folder: Path, details: Details, campaigns: int) -> Shown:
         sittings=tuple(_list_sittings(summary, details.sittings))[-MAX_SITTINGS:],
         sittings_more=max(0, len(details.sittings) - MAX_SITTINGS),
         example=linked.number if linked else 1,
-        evidence=linked.evidence if linked else "",
+        evidence=_name_evidence(folder, Path(summary.evidence_dir), linked.evidence) if linked else "",
     )
 
 
@@ -213,24 +213,31 @@ def _list_buckets(folder: Path, details: Details, expected: dict[str, bool], roo
     controls = {
         bucket.title: all(expected.get(part, False) for part in bucket.parts) for bucket in details.summary.buckets
     }
+    root = Path(details.summary.evidence_dir)
     for bucket in sorted(details.summary.buckets, key=lambda bucket: controls[bucket.title]):
         failures = details.list_failures(bucket.title, min(MAX_FAILURES_A_BUCKET, room))
         room -= len(failures)
         yield BucketShown(
             bucket=bucket,
             control=controls[bucket.title],
-            listed=tuple(_list_failure(folder, failure) for failure in failures),
+            listed=tuple(_list_failure(folder, root, failure) for failure in failures),
             more=bucket.trials - len(failures),
         )
 
 
-def _list_failure(folder: Path, failure: Failure) -> Listed:
+def _list_failure(folder: Path, root: Path, failure: Failure) -> Listed:
     try:
-        find_evidence(folder, failure.evidence)
+        found = find_evidence(root, failure.evidence)
     except EvidenceError as error:
         dropped = failure.evidence_state == "dropped"
         return Listed(failure=failure, link="", problem="dropped for want of room" if dropped else str(error))
-    return Listed(failure=failure, link=link_evidence(failure.evidence), problem="")
+    # On a path that hosts share, it is not below the page.
+    link = link_evidence(failure.evidence) if root == folder else found.as_uri()
+    return Listed(failure=failure, link=link, problem="")
+
+
+def _name_evidence(folder: Path, root: Path, evidence: str) -> str:
+    return evidence if root == folder else str(root / evidence)
 
 
 def _add_all(landed: Sequence[Landed]) -> tuple[CoverageRow, ...]:

@@ -93,6 +93,7 @@ def kept(tmp_path: Path) -> Path:
             ("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--dump-memory", "321"),
             "'--dump-memory': Input should be less than or equal to 320",
         ),
+        (
             ("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--trials", "1", "--evidence-dir", "{tmp}/good.toml"),
             "good.toml' is not a folder: one is needed that all hosts share",
         ),
