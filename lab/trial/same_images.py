@@ -54,9 +54,7 @@ def find_same(
     _compare("the kernel", images.kernel_sha256, mine.kernel_sha256, _advise(images))
     _compare("vmlinux", images.vmlinux_sha256, mine.vmlinux_sha256, _advise(images))
     _compare("the initramfs", images.initramfs_sha256, mine.initramfs_sha256)
-    _compare(
-        "the oracle", images.oracle_sha256, mine.oracle_sha256, "; the version of the lab that made the trial has it"
-    )
+    _compare("the oracle", images.oracle_sha256, mine.oracle_sha256, _ASK_THAT_LAB)
     return built, found or read_kernel(built.vmlinux)
 
 
