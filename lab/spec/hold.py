@@ -30,6 +30,9 @@ class Landmark(enum.Enum):
 
 LANDMARKS: Final = {each.value: each for each in Landmark}
 
+#: Whichever block the vCPU begins.
+ANY_BLOCK: Final = "any-block"
+
 #: What images/oracle/oracle_shm.h has room for.
 MAX_HOLDS: Final = 16
 #: A tenth of a second is a hundred times what an NMI takes to be sent and acknowledged.
@@ -45,7 +48,8 @@ _SYMBOL: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_.]*(\+0x[0-9a-f]{1,8})?")
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """One hold of a plan.
 
-    :param at: a landmark's name, ``function+0x10``, or an address as ``0x...``: that of a block's first instruction
+    :param at: a landmark's name, ``function+0x10``, or an address as ``0x...``: that of a block's first instruction;
+        or ANY_BLOCK
     :param vcpu: who is held
     :param phase: its arrivals count in this phase of its core only, None for all
     :param arrival: at which it is held, 1 for the first
@@ -69,9 +73,10 @@ def check_place(at: str) -> None:
 
     :raise UsageError: it has none that is allowed
     """
-    if at not in LANDMARKS and _ADDRESS.fullmatch(at) is None and _SYMBOL.fullmatch(at) is None:
+    if at not in LANDMARKS and at != ANY_BLOCK and _ADDRESS.fullmatch(at) is None and _SYMBOL.fullmatch(at) is None:
         raise UsageError(
-            f"place {at[:80]!r} is neither a landmark ({', '.join(LANDMARKS)}), nor function+0x.., nor 0x.."
+            f"place {at[:80]!r} is neither a landmark ({', '.join(LANDMARKS)}), nor {ANY_BLOCK}, nor function+0x..,"
+            " nor 0x.."
         )
 
 

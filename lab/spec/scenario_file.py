@@ -9,7 +9,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.spec.boot import Granularity
-from lab.spec.hold import LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
+from lab.spec.hold import ANY_BLOCK, LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
 from lab.spec.mechanisms import MECHANISMS
 from lab.spec.phase import Phase, Role
 from lab.spec.placed import Placed, Target
@@ -28,7 +28,7 @@ def _names(values: type[Aim | Siblings | Parking | Phase | Role | Target | Granu
 
 #: What each key of a placed NMI may be.
 PLACED_KEYS: Mapping[str, str] = {
-    "at": f"a landmark ({', '.join(LANDMARKS)}), function+0x.. or 0x..",
+    "at": f"a landmark ({', '.join(LANDMARKS)}), {ANY_BLOCK}, function+0x.. or 0x..",
     "role": _names(Role),
     "core": "the number of a core",
     "phase": _names(Phase),

@@ -8,7 +8,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.spec.boot import Granularity
-from lab.spec.hold import DEFAULT_BOUND_US, Landmark
+from lab.spec.hold import ANY_BLOCK, DEFAULT_BOUND_US, Landmark
 from lab.spec.phase import PHASES, Phase, Role
 from lab.spec.placed import Placed, Target, find_thread
 from lab.spec.scenario import Scenario, Siblings
@@ -121,11 +121,13 @@ class Visit(msgspec.Struct, frozen=True):
     """A point as a trial tries it, by arrival.
 
     :param early: the arrival counts from the load's begin, and the thread may have to wait there for the phase
+    :param pinned: the other thread is kept from ending the phase meanwhile
     """
 
     block: Block
     arrival: int
     early: bool = False
+    pinned: bool = False
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -135,27 +137,29 @@ class Way(msgspec.Struct, frozen=True):
     comes there *early* is kept until the phase begins: then it comes there in that phase whatever the others do.
 
     :param lead: as in the load that showed the block, by its NMIs before; without, it may come there by itself
-    :param early: as of :class:`Visit`
+    :param early: and ``pinned`` as of :class:`Visit`
     :param last: which thread is made the last of its core to call in; None leaves that to the load, or the lead
     """
 
     lead: bool = True
     early: bool = False
+    pinned: bool = False
     last: Role | None = None
 
 
-#: In order: what costs least first. A spin loop runs a different number of times in every load: where a thread is not
-#: early, an arrival that does not come is halved for the next attempt.
+#: In order: what costs least first. A spin loop runs a different number of times in every load: of one, an arrival that
+#: does not come is halved for the next attempt, and where a thread is early, it is stopped half as far into the loop.
 WAYS: Final = (
     Way(),
-    Way(early=True),
-    Way(lead=False, early=True),
-    Way(last=Role.PRIMARY),
-    Way(early=True, last=Role.SIBLING),
-    Way(early=True, last=Role.PRIMARY),
-    Way(lead=False, last=Role.SIBLING),
-    Way(lead=False, early=True, last=Role.PRIMARY),
-    Way(last=Role.SIBLING),
+    Way(pinned=True),
+    Way(early=True, pinned=True),
+    Way(lead=False, early=True, pinned=True),
+    Way(pinned=True, last=Role.PRIMARY),
+    Way(early=True, pinned=True, last=Role.SIBLING),
+    Way(early=True, pinned=True, last=Role.PRIMARY),
+    Way(lead=False, pinned=True, last=Role.SIBLING),
+    Way(lead=False, early=True, pinned=True, last=Role.PRIMARY),
+    Way(pinned=True, last=Role.SIBLING),
     Way(lead=False),
 )
 
@@ -175,24 +179,31 @@ def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
     )
 
 
+#: The window needs nothing: it lasts until its sibling was seen.
 _PINS: Final = {
-    (Role.SIBLING, Phase.ARMED): (Landmark.WINDOW_OPEN, Role.PRIMARY),
-    (Role.SIBLING, Phase.CLOSING): (Landmark.WINDOW_CLOSE, Role.PRIMARY),
-    (Role.PRIMARY, Phase.RELEASE): (Landmark.RELEASE, Role.SIBLING),
+    (Role.SIBLING, Phase.ARMED): (Landmark.WINDOW_OPEN.value, Role.PRIMARY, None),
+    (Role.SIBLING, Phase.CLOSING): (Landmark.WINDOW_CLOSE.value, Role.PRIMARY, None),
+    (Role.PRIMARY, Phase.CLOSING): (ANY_BLOCK, Role.SIBLING, Phase.CLOSING),
+    (Role.PRIMARY, Phase.RELEASE): (Landmark.RELEASE.value, Role.SIBLING, None),
 }
 
 
-def pin_phases(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
-    """Return what keeps a core in the phase of each visit that may be early, until that one's hold is over.
+def can_pin(block: Block) -> bool:
+    """Say whether there is a thread that could end the phase of a block, and a place to keep it at."""
+    return (block.role, block.phase) in _PINS
 
-    Where a thread waits for a phase that another begins and soon ends, it would still be on its way out of its sleep
-    when the phase is over. The window needs nothing: it lasts until its sibling was seen.
+
+def pin_phases(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
+    """Return what keeps a core in the phase of each visit that is pinned, until that one's hold is over.
+
+    A thread that waits for a phase which another begins and soon ends would still be on its way out of its sleep when
+    the phase is over; and one that loops in a phase would not come to a late arrival in it.
     """
     pins = []
     for index, visit in enumerate(visits):
-        at, role = _PINS.get((visit.block.role, visit.block.phase), (None, visit.block.role))
-        if visit.early and at is not None:
-            pins.append(Placed(at=at.value, role=role, core=core, nmi=Target.NONE, until=index))
+        if visit.pinned and can_pin(visit.block):
+            at, role, phase = _PINS[visit.block.role, visit.block.phase]
+            pins.append(Placed(at=at, role=role, core=core, phase=phase, nmi=Target.NONE, until=index))
     return tuple(pins)
 
 

@@ -5,7 +5,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.spec.evidence import EventKind
-from lab.spec.hold import LANDMARKS, Hold
+from lab.spec.hold import ANY_BLOCK, LANDMARKS, Hold
 from lab.spec.mechanism import Mechanism
 from lab.witness.kernel import Kernel
 
@@ -14,7 +14,7 @@ class FoundHold(msgspec.Struct, frozen=True):
     """A hold as the oracle takes it.
 
     :param kind: of the landmark, None for a block
-    :param address: of the block's first instruction, 0 for any place of the landmark's kind
+    :param address: of the block's first instruction, 0 for any place of the landmark's kind, and any block
     """
 
     hold: Hold
@@ -37,6 +37,8 @@ def _find(kernel: Kernel, mechanism: Mechanism, hold: Hold) -> FoundHold:
         if not _has(mechanism, kind):
             raise UsageError(f"place '{hold.at}': mechanism '{mechanism.name}' has no such landmark")
         return FoundHold(hold, kind, 0)
+    if hold.at == ANY_BLOCK:
+        return FoundHold(hold, None, 0)
     if hold.at.startswith("0x"):
         address = int(hold.at, 16)
     else:

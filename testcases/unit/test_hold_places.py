@@ -43,6 +43,7 @@ def test_a_block_is_found_by_symbol_or_address(at: str, address: int) -> None:
 
 def test_a_landmark_is_any_place_of_its_kind() -> None:
     assert find("window-open") == FoundHold(Hold(at="window-open", vcpu=1), EventKind.WINDOW_OPEN, 0)
+    assert find("any-block") == FoundHold(Hold(at="any-block", vcpu=1), None, 0)
 
 
 @pytest.mark.parametrize(

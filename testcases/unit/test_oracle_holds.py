@@ -186,6 +186,17 @@ def test_who_is_early_for_a_phase_that_does_not_come_is_let_go_and_said_to_have_
     assert [kind for kind, _, _ in list_edges(evidence)] == [EventKind.HOLD_OVERRUN, EventKind.RESUMED]
 
 
+def test_any_block_is_the_first_that_a_vcpu_begins_in_a_phase(plugin: Path, tmp_path: Path) -> None:
+    hold = Hold(at="any-block", vcpu=SIBLING, phase=Phase.CLOSING, bound_us=BOUND_US)
+    with start_bench(tmp_path, plugin, call_in="set_up") as bench:
+        evidence = run_held(bench, FoundHold(hold, None, 0), cover=True)
+    (held,) = events_of(evidence, EventKind.HELD)
+    (window,) = evidence.windows
+    assert held.vcpu == SIBLING
+    assert held.seq > window.close_seq
+    assert evidence.arrivals[0] > 1
+
+
 @pytest.mark.parametrize(
     ("kind", "vcpu", "phase"),
     [

@@ -51,6 +51,7 @@ class FakeGuests:
     :param comes: whether a trial's last hold is reached, by its hold's address and arrival
     :param after: what is begun as well once an NMI was sent at an address
     :param breaks: the addresses at which an NMI breaks ``quiet``
+    :param before: how often each block is come to before the phase
     :param lost: how many blocks more each load has than its cover
     :param waits: those that are reached in their phase only by a thread that comes there before it, and waits
     """
@@ -65,6 +66,7 @@ class FakeGuests:
         breaks: tuple[int, ...] = (),
         waits: tuple[int, ...] = (),
         lost: int = 0,
+        before: int = 0,
     ) -> None:
         self._blocks = blocks
         self._comes = comes
@@ -72,6 +74,7 @@ class FakeGuests:
         self._breaks = breaks
         self._waits = waits
         self._lost = lost
+        self._before = before
         self.placed: list[tuple[Placed, ...]] = []
         self.tried: list[tuple[tuple[int, int], ...]] = []
         self.dies_at = -1
@@ -114,6 +117,8 @@ class FakeGuests:
         built = Load(topology=Topology(1, 1, 2)).build()
         assert built.oracle is not None
         blocks = tuple(covered(pc, count) for pc, count in seen.items())
+        if self._before:
+            blocks = (*blocks, *(covered(pc, self._before, Phase.GATHER) for pc in seen))
         oracle = msgspec.structs.replace(
             built.oracle,
             events=tuple(events),
@@ -193,8 +198,8 @@ def test_an_arrival_is_no_later_than_the_load_that_missed_it_had(tmp_path: Path)
 def test_what_never_comes_again_is_counted_with_the_reason_and_incomplete_is_3(tmp_path: Path) -> None:
     guests = FakeGuests({16: 1, 32: 1}, lambda pc, _: pc != 16)
     swept = run(tmp_path, guests)
-    # By itself and early, each also with one thread or the other the last to call in, and all of that twice.
-    assert guests.tried.count(((16, 1),)) == 12
+    # By itself, pinned, and early; the last two also with one thread or the other the last to call in; and all twice.
+    assert guests.tried.count(((16, 1),)) == 14
     assert swept.untried == {"the thread did not come there again in .. loads": 1}
     assert (swept.known, swept.tried, swept.exit_status) == (2, 1, 3)
 
@@ -210,11 +215,9 @@ def test_a_thread_waits_for_its_phase_where_it_came_there_before_it_and_its_core
     guests = FakeGuests({16: 1}, after={16: {32: 1}}, waits=(32,))
     swept = run(tmp_path, guests)
     assert (swept.known, swept.tried, swept.exit_status) == (2, 2, 0)
-    assert guests.tried[3:] == [((16, 1),), ((16, 1), (32, 1)), ((16, 1), (32, 1))]
-    visits = (
-        Visit(Block(Role.SIBLING, Phase.ARMED, 16), 1),
-        Visit(Block(Role.SIBLING, Phase.ARMED, 32), 1, early=True),
-    )
+    assert guests.tried[3:] == [((16, 1),), *[((16, 1), (32, 1))] * 3]
+    block = Block(Role.SIBLING, Phase.ARMED, 32)
+    visits = (Visit(Block(Role.SIBLING, Phase.ARMED, 16), 1), Visit(block, 1, early=True, pinned=True))
     pin = Placed(at="window-open", role=Role.PRIMARY, nmi=Target.NONE, until=1)
     assert guests.placed[-1] == (*place_nmis(visits, 0), pin)
     assert [each.placed for each in list_tried(tmp_path)] == [place_nmis(visits[:1], 0), guests.placed[-1]]
@@ -235,6 +238,14 @@ def test_arrivals_that_an_nmi_of_ours_adds_are_no_points_of_their_own() -> None:
     assert find(known, 2, lead) == [2]
     assert find(known, 2, Lead(lead.visits * 2)) == []
     assert find(known, 2, Lead()) == [2]
+
+
+def test_one_that_spins_before_its_phase_is_stopped_ever_further_from_the_end_of_that(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 1}, lambda _, arrival: 1 < arrival < 100, before=1_000)
+    swept = run(tmp_path, guests)
+    assert (swept.known, swept.tried) == (1, 1)
+    early = [arrival for ((_, arrival),) in guests.tried[3:] if arrival > 1]
+    assert early == [500, 250, 125, 62]
 
 
 def test_an_early_arrival_counts_those_of_the_phases_before() -> None:

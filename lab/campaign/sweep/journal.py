@@ -27,7 +27,7 @@ JOURNAL: Final = "sweep.jsonl"
 #: A journal's line has a few hundred bytes, its first one a few more.
 MAX_LINE_BYTES: Final = 64 * 1024
 #: Of another form, the lines mean something else.
-JOURNAL_VERSION: Final = 1
+JOURNAL_VERSION: Final = 2
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):

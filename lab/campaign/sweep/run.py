@@ -31,6 +31,7 @@ from lab.spec.sweep import (
     Visit,
     Way,
     arrival_of,
+    can_pin,
     delay_call_in,
     pin_phases,
     place_nmis,
@@ -132,13 +133,15 @@ class _Sweep:
         asked = arrival = arrival_of(point.rank, count)
         spins = count > FEW_ARRIVALS
         found: list[Found | Uncovered] = []
+        early = 0
         ways = self._list_ways(point)
         # Twice each: what differs from load to load may be in favour the next time.
         for attempt, way in enumerate(ways * 2, start=1):
             again = attempt >= len(ways)
             lead = self.known.leads[point] if way.lead else Lead()
             last = way.last or lead.last
-            visits = (*lead.visits[-MAX_LEAD:], self._visit(point, arrival, way))
+            early += way.early
+            visits = (*lead.visits[-MAX_LEAD:], self._visit(point, arrival, way, early))
             placed = (*place_nmis(visits, self._ask.core), *self._help(visits, last))
             tried = _explain(point, asked, arrival, visits, placed, attempt)
             scenario = msgspec.structs.replace(self._ask.scenario, placed=placed)
@@ -175,19 +178,31 @@ class _Sweep:
             and find_mechanism(self._ask.mechanism).landmarks.call_in
             and point.block.phase is not Phase.GATHER
         )
+        may_pin = self._ask.siblings is Siblings.ONLINE and can_pin(point.block)
         ways = (
-            msgspec.structs.replace(way, lead=way.lead and has_lead, last=way.last if may_wait else None)
+            msgspec.structs.replace(
+                way, lead=way.lead and has_lead, pinned=way.pinned and may_pin, last=way.last if may_wait else None
+            )
             for way in WAYS
         )
         return tuple(dict.fromkeys(ways))
 
-    def _visit(self, point: Point, arrival: int, way: Way) -> Visit:
-        before = self.known.found[point.block].before if way.early else 0
-        return Visit(point.block, before + arrival, way.early)
+    def _visit(self, point: Point, arrival: int, way: Way, early: int) -> Visit:
+        """Return the visit that an attempt is to make.
+
+        :param early: which attempt it is of those where the thread is early: one that spins before the phase is stopped
+            ever further from its end, as no two loads spin as often
+        """
+        before = self.known.found[point.block].before
+        if not way.early:
+            return Visit(point.block, arrival, pinned=way.pinned)
+        total = before + arrival
+        total = max(1, total >> early) if before > FEW_ARRIVALS else total
+        return Visit(point.block, total, early=True, pinned=way.pinned)
 
     def _help(self, visits: tuple[Visit, ...], last: Role | None) -> tuple[Placed, ...]:
         """Return holds without an NMI that let the visits happen."""
-        pins = pin_phases(visits, self._ask.core) if self._ask.siblings is Siblings.ONLINE else ()
+        pins = pin_phases(visits, self._ask.core)
         delays = (delay_call_in(last, self._ask.core),) if last is not None else ()
         return (*pins, *delays)
 
