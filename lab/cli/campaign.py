@@ -2,7 +2,6 @@
 """``lab campaign``: start, watch, stop, go on with, list and join campaigns, and run one of their trials alone."""
 
 import contextlib
-import re
 import secrets
 import shlex
 import signal
@@ -48,6 +47,7 @@ from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.report.campaign_page import write_campaign_report
 from lab.report.page import PAGE
+from lab.spec.duration import read_seconds
 from lab.trial.folder import claim_trial_output
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
@@ -55,8 +55,7 @@ from lab.trial.record import keep_trial
 #: Seeds that nobody chose are short enough to be typed.
 _DRAWN_SEEDS: Final = 2**32
 MAX_WORKERS: Final = 256
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd])", re.ASCII)
-_HOURS: Final = {"s": 1 / 3_600, "m": 1 / 60, "h": 1.0, "d": 24.0}
+_S_PER_HOUR: Final = 3_600
 
 campaign = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 
@@ -238,18 +237,11 @@ def trial(
 def _limit(
     spec: CampaignSpec, time: str | None, trials: int | None, until_failure: int | None, dump_memory: int | None
 ) -> CampaignSpec:
-    hours = None if time is None else _read_hours(time)
+    hours = None if time is None else read_seconds("--for", time) / _S_PER_HOUR
     limits = change_limits(
         spec.limits, hours=hours, trials=trials, until_failure=until_failure, dump_memory_mib=dump_memory
     )
     return msgspec.structs.replace(spec, limits=limits)
-
-
-def _read_hours(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"--for is '{text}': allowed is a number above 0 with s, m, h or d, such as 30m or 8h")
-    return float(match[1]) * _HOURS[match[2]]
 
 
 def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None) -> Where:
