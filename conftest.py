@@ -4,7 +4,8 @@
 ``images`` are built once and shared by all workers and checkouts, ``guest`` is a warm guest of the worker's own (and
 ``guests`` gives one of each machine),
 ``trial`` runs one late load in it, judges it and keeps the evidence. Workers may be many: guests run only as the host's
-vCPU budget admits them (lab.host.admission).
+vCPU budget admits them (lab.host.admission). How many trials a case runs is up to ``--lab-trials`` and ``--lab-for``
+where it draws its seeds from ``seeds``, or leaves all to ``storm`` (lab.campaign.push).
 """
 
 import contextlib
@@ -19,12 +20,19 @@ import pytest
 
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import DEFAULT_BASE, build_recipe, find_recipe
+from lab.campaign.expectation import INVALID_ONE_IN, weigh_mechanism
+from lab.campaign.push import SEED, TIME, TRIALS, Push, read_push
+from lab.campaign.told import CaseTrial, list_properties, tell_trials
+from lab.errors import UsageError
+from lab.guest.text import clean_text
 from lab.spec.boot import Boot
 from lab.spec.evidence import Evidence
+from lab.spec.expected import expect
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
 from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, TrialRecord, Verdict
+from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
+from lab.trial.folder import read_evidence, read_verdict
 from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
@@ -33,7 +41,50 @@ from lab.witness.kernel import Kernel, read_kernel
 #: Whose source shows what a kernel that users bring may be.
 UNPATCHED = {"stock-before-6.7": "linux-6.1", "stock-since-6.7": "linux-6.12"}
 
-_EVIDENCE = pytest.StashKey[list[Path]]()
+#: One in ten of few trials is less than one: so many that show nothing may be an accident.
+FEW_INVALID = 2
+#: Raw files of the machine are some MiB for each trial: thousands would fill a disk, and the evidence says the same.
+MAX_WHOLE = 100
+
+_TRIALS = pytest.StashKey[list[CaseTrial]]()
+_PUSH = pytest.StashKey[Push]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the command line say how hard the suite pushes."""
+    group = parser.getgroup("lab", "how hard cases push that draw their seeds (fixtures seeds and storm)")
+    group.addoption(SEED, metavar="N", help="draw the seeds from N; without it they are 0, 1, 2 and so on")
+    group.addoption(TRIALS, metavar="N", help="run so many trials in each case; with --lab-for, at most")
+    group.addoption(TIME, metavar="TIME", help="run trials for so long, all cases together: 90s, 10m, 8h, 2d")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse what cannot be done before anything is."""
+    try:
+        config.stash[_PUSH] = read_push(*(config.getoption(name) for name in (SEED, TRIALS, TIME)))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Divide the time among the cases that are there, and let none of them run into its timeout for it."""
+    config = session.config
+    cases = [item for item in session.items if "seeds" in getattr(item, "fixturenames", ())]
+    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    push = config.stash[_PUSH] = config.stash[_PUSH].share(len(cases), workers)
+    for item in cases:
+        allowed_s = _find_timeout_s(item)
+        if allowed_s and push.longer_s:
+            item.add_marker(pytest.mark.timeout(allowed_s + push.longer_s), append=False)
+
+
+def _find_timeout_s(item: pytest.Item) -> float:
+    """Return after how long a case that does what it does by itself has hung, 0 for never."""
+    marker = item.get_closest_marker("timeout")
+    if marker is not None and marker.args:
+        return float(marker.args[0])
+    given = item.config.getoption("timeout")
+    return float((item.config.getini("timeout") if given is None else given) or 0)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -95,12 +146,20 @@ def guest(guests: Callable[[Boot], WarmGuest]) -> WarmGuest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """One trial that a case has run."""
+    """One trial that a case has run. All but its record is read from its folder: a case may run thousands."""
 
-    evidence: Evidence
-    verdict: Verdict
     record: TrialRecord
     folder: Path
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the witnesses saw."""
+        return read_evidence(self.folder)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the judge said of it."""
+        return read_verdict(self.folder)
 
     def finding(self, name: str) -> Finding:
         """What was found of one invariant."""
@@ -108,22 +167,53 @@ class Tried:
 
 
 Trial = Callable[..., Tried]
+Seeds = Callable[[int], Iterator[int]]
+Storm = Callable[..., list[Tried]]
 
 
 @pytest.fixture
 def trial(guests: Callable[[Boot], WarmGuest], tmp_path: Path, request: pytest.FixtureRequest) -> Trial:
     """Run one trial: ``trial("nmi-self", seed=3, nmis=8)``; further names are fields of lab.spec.scenario.Scenario."""
-    folders: list[Path] = []
-    request.node.stash[_EVIDENCE] = folders
+    trials: list[CaseTrial] = []
+    request.node.stash[_TRIALS] = trials
 
     def run(mechanism: str, *, seed: int = 1, **fields: Any) -> Tried:
         scenario = Scenario(mechanism=mechanism, **fields)
         scenario.check()
-        kept = guests(scenario.boot).run_trial(scenario, draw_plan(scenario, seed), keep_files=True)
-        folder = tmp_path / f"trial-{len(folders):03}"
-        folders.append(folder)
-        verdict, record = keep_trial(folder, kept, len(folders), str(folder))
-        return Tried(evidence=kept.evidence, verdict=verdict, record=record, folder=folder)
+        plan = draw_plan(scenario, seed)
+        folder = tmp_path / f"trial-{len(trials):03}"
+        trials.append(CaseTrial(scenario=scenario, seed=seed, folder=folder))
+        whole = len(trials) <= MAX_WHOLE
+        kept = guests(scenario.boot).run_trial(scenario, plan, keep_files=whole)
+        _, record = keep_trial(folder, kept, len(trials), str(folder))
+        trials[-1] = CaseTrial(scenario=scenario, seed=seed, folder=folder, record=record)
+        return Tried(record=record, folder=folder)
+
+    return run
+
+
+@pytest.fixture
+def seeds(request: pytest.FixtureRequest) -> Seeds:
+    """Give a case's trials their seeds: 20 where it says ``seeds(20)``, or as many as the command line asks for."""
+    return request.config.stash[_PUSH].draw
+
+
+@pytest.fixture
+def storm(trial: Trial, seeds: Seeds) -> Storm:
+    """Run a case's trials and assert that they show what is expected of the mechanism in its scenario.
+
+    ``storm("nmi-self", trials=20, nmis=8)`` runs 20, or as many as the command line asks for, and returns them.
+    """
+
+    def run(mechanism: str, *, trials: int, **fields: Any) -> list[Tried]:
+        tries = [trial(mechanism, seed=seed, **fields) for seed in seeds(trials)]
+        shown = [each.record for each in tries if each.record.outcome is not Outcome.INVALID]
+        invalid = [each.record.reason for each in tries if each.record.outcome is Outcome.INVALID]
+        assert len(invalid) <= max(FEW_INVALID, len(tries) // INVALID_ONE_IN), invalid
+        expected = expect(Scenario(mechanism=mechanism, **fields))
+        result = weigh_mechanism(mechanism, expected, shown)
+        assert result.met, (result.reason, [each.reason for each in shown if each.outcome is not Outcome.PASS])
+        return tries
 
     return run
 
@@ -132,9 +222,20 @@ def trial(guests: Callable[[Boot], WarmGuest], tmp_path: Path, request: pytest.F
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Name the evidence of a case that failed; what a guest said must not reach the terminal unclean."""
+    """Say which trials a case ran; nothing that a guest said reaches the terminal or a file unclean."""
     report = yield
-    folders = item.stash.get(_EVIDENCE, [])
-    if call.when == "call" and report.failed and folders:
-        report.sections.append(("evidence", "\n".join(f"lab judge {folder}" for folder in folders)))
+    trials = item.stash.get(_TRIALS, [])
+    if not trials:
+        return report
+    if call.when == "call":
+        properties = [*list_properties(trials)]
+        item.user_properties += properties
+        report.user_properties += properties
+        if report.failed:
+            report.sections.append(("trials", tell_trials(trials)))
+    report.sections = [(name, clean_text(text)) for name, text in report.sections]
+    if report.failed:
+        said = f"{report.longrepr}\n{getattr(getattr(report.longrepr, 'reprcrash', None), 'message', '')}"
+        if clean_text(said) != said:
+            report.longrepr = clean_text(str(report.longrepr))
     return report

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What each mechanism must show under randomised NMIs. A pattern for cases of your own."""
+"""What each mechanism must show under randomised NMIs. A pattern for cases of your own.
+
+``--lab-trials`` and ``--lab-for`` have them run more trials. Shares are then what counts: of five trials, four.
+"""
 
 import pytest
 
-from conftest import Trial
+from conftest import Seeds, Storm, Trial, Tried
 from lab.spec.scenario import Aim
 from lab.spec.verdict import Finding, Outcome
 from lab.witness.oracle.link import OracleLink
 
 pytestmark = pytest.mark.e2e
 
-#: More INVALID trials than one in this many say that the host was not fit to run them.
-INVALID_ONE_IN = 10
+
+def share(some: list[Tried], of: list[Tried]) -> float:
+    return len(some) / len(of)
 
 
 @pytest.mark.parametrize("mechanism", ["stop-machine", "nmi-spin-as-posted"])
-def test_a_control_is_caught_by_the_nmi_entry_and_the_iret_of_a_sibling(trial: Trial, mechanism: str) -> None:
-    tries = [trial(mechanism, seed=seed) for seed in range(5)]
+def test_a_control_is_caught_by_the_nmi_entry_and_the_iret_of_a_sibling(storm: Storm, mechanism: str) -> None:
+    tries = storm(mechanism, trials=5)
     caught = [each for each in tries if each.record.outcome is Outcome.FAIL]
-    assert len(caught) >= 4
+    assert share(caught, tries) >= 0.8
     left = 0
     for each in caught:
         assert each.finding("quiet") is Finding.BROKEN
@@ -39,13 +43,8 @@ def test_a_control_breaks_nothing_but_what_it_lacks(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("aim", list(Aim))
-def test_the_rendezvous_in_the_nmi_handler_is_never_accused(trial: Trial, aim: Aim) -> None:
-    tries = [trial("nmi-self", seed=seed, aim=aim) for seed in range(20)]
-    outcomes = [each.record.outcome for each in tries]
-    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
-    assert outcomes.count(Outcome.FAIL) == outcomes.count(Outcome.ERROR) == 0, reasons
-    assert outcomes.count(Outcome.INVALID) * INVALID_ONE_IN <= len(outcomes), reasons
-    for each in tries:
+def test_the_rendezvous_in_the_nmi_handler_is_never_accused(storm: Storm, aim: Aim) -> None:
+    for each in storm("nmi-self", trials=20, aim=aim):
         if each.record.outcome is Outcome.PASS:
             assert each.record.nmis.proven_in_window >= 1
 
@@ -67,45 +66,42 @@ def test_the_window_of_each_core_lasts_as_long_as_asked(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["nmi-siblings", "nmi-broadcast", "park-hlt", "park-mwait", "init-sipi", "smi"])
-def test_other_ways_to_keep_siblings_quiet_are_not_accused(trial: Trial, mechanism: str) -> None:
-    tries = [trial(mechanism, seed=seed) for seed in range(10)]
-    outcomes = [each.record.outcome for each in tries]
-    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
-    assert outcomes.count(Outcome.FAIL) == outcomes.count(Outcome.ERROR) == 0, reasons
-    assert outcomes.count(Outcome.PASS) >= 8, reasons
+def test_other_ways_to_keep_siblings_quiet_are_not_accused(storm: Storm, mechanism: str) -> None:
+    storm(mechanism, trials=10)
 
 
-def test_spinning_in_the_handler_keeps_the_iret_out_of_most_windows(trial: Trial) -> None:
+def test_spinning_in_the_handler_keeps_the_iret_out_of_most_windows(storm: Storm) -> None:
     """Not of all: a sibling whose NMI came before its primary asked it to stay is on its way out by then."""
-    tries = [trial("nmi-spin", seed=seed) for seed in range(10)]
+    tries = storm("nmi-spin", trials=10)
     seen = [each for each in tries if each.record.nmis.proven_in_window]
-    assert len(seen) >= 8
+    assert share(seen, tries) >= 0.8
     assert any(each.finding("quiet") is Finding.BROKEN for each in seen)
-    assert sum(each.finding("harmless") is Finding.HELD for each in seen) >= 5
-    assert all(each.record.outcome is not Outcome.FAIL for each in tries), [each.verdict.reason for each in tries]
+    assert share([each for each in seen if each.finding("harmless") is Finding.HELD], tries) >= 0.5
 
 
 @pytest.mark.parametrize("mechanism", ["park-hlt", "park-mwait"])
-def test_an_aimed_nmi_gets_past_the_masked_vectors_of_a_parked_sibling(trial: Trial, mechanism: str) -> None:
-    tries = [trial(mechanism, seed=seed, aim=Aim.SIBLING) for seed in range(5)]
+def test_an_aimed_nmi_gets_past_the_masked_vectors_of_a_parked_sibling(
+    trial: Trial, seeds: Seeds, mechanism: str
+) -> None:
+    tries = [trial(mechanism, seed=seed, aim=Aim.SIBLING) for seed in seeds(5)]
     woken = [each for each in tries if each.finding("no-nmi-entry-in-window") is Finding.BROKEN]
-    assert len(woken) >= 3
+    assert share(woken, tries) >= 0.6
     assert all(each.record.outcome is Outcome.FAIL for each in woken)
 
 
-def test_the_mwait_that_parks_a_sibling_is_unseen_and_nothing_else_is(trial: Trial) -> None:
-    tries = [trial("park-mwait", seed=seed) for seed in range(3)]
+def test_the_mwait_that_parks_a_sibling_is_unseen_and_nothing_else_is(trial: Trial, seeds: Seeds) -> None:
+    tries = [trial("park-mwait", seed=seed) for seed in seeds(3)]
     passed = [each for each in tries if each.record.outcome is Outcome.PASS]
-    assert len(passed) >= 2, [each.verdict.reason for each in tries]
+    assert share(passed, tries) >= 2 / 3, [each.verdict.reason for each in tries]
     for each in passed:
         unseen = {name for name, finding in each.record.invariants.items() if finding is Finding.UNSEEN}
         assert unseen == {"harmless", "offline-siblings-return"}
 
 
-def test_a_sibling_that_was_reset_is_halted_all_through_the_window(trial: Trial) -> None:
-    tries = [trial("init-sipi", seed=seed) for seed in range(3)]
+def test_a_sibling_that_was_reset_is_halted_all_through_the_window(trial: Trial, seeds: Seeds) -> None:
+    tries = [trial("init-sipi", seed=seed) for seed in seeds(3)]
     passed = [each for each in tries if each.record.outcome is Outcome.PASS]
-    assert len(passed) >= 2, [each.verdict.reason for each in tries]
+    assert share(passed, tries) >= 2 / 3, [each.verdict.reason for each in tries]
     for each in passed:
         assert each.evidence.oracle is not None
         views = [view for window in each.evidence.oracle.windows for view in window.siblings]
@@ -126,15 +122,11 @@ def test_siblings_that_a_load_took_offline_are_back_after_it(trial: Trial) -> No
 
 
 @pytest.mark.parametrize("aim", [Aim.BROADCAST, Aim.SIBLING])
-def test_an_update_that_holds_the_sibling_itself_is_not_accused(trial: Trial, aim: Aim) -> None:
-    tries = [trial("uniform", seed=seed, aim=aim) for seed in range(10)]
-    outcomes = [each.record.outcome for each in tries]
-    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
-    assert outcomes.count(Outcome.FAIL) == outcomes.count(Outcome.ERROR) == 0, reasons
-    assert outcomes.count(Outcome.PASS) >= 8, reasons
-    for each in tries:
-        assert each.evidence.oracle is not None
-        for window in each.evidence.oracle.windows:
+def test_an_update_that_holds_the_sibling_itself_is_not_accused(storm: Storm, aim: Aim) -> None:
+    for each in storm("uniform", trials=10, aim=aim):
+        oracle = each.evidence.oracle
+        assert oracle is not None
+        for window in oracle.windows:
             assert window.stalled
             assert all(sibling.stall_overrun or not sibling.blocks for sibling in window.siblings)
         if each.record.outcome is Outcome.PASS:
@@ -142,15 +134,14 @@ def test_an_update_that_holds_the_sibling_itself_is_not_accused(trial: Trial, ai
             assert each.finding("all-waiting-before-update") is Finding.UNSEEN
 
 
-def test_a_sibling_is_held_also_where_no_nmi_comes(trial: Trial) -> None:
-    tries = [trial("uniform", seed=seed, nmis=0) for seed in range(5)]
-    outcomes = [each.record.outcome for each in tries]
-    assert Outcome.FAIL not in outcomes
-    assert outcomes.count(Outcome.PASS) >= 4, [each.verdict.reason for each in tries]
+def test_a_sibling_is_held_also_where_no_nmi_comes(storm: Storm) -> None:
+    tries = storm("uniform", trials=5, nmis=0)
+    passed = [each for each in tries if each.record.outcome is Outcome.PASS]
+    assert share(passed, tries) >= 0.8, [each.record.reason for each in tries]
 
 
 def test_the_same_kernel_is_caught_where_nothing_holds_the_sibling(
-    trial: Trial, monkeypatch: pytest.MonkeyPatch
+    trial: Trial, seeds: Seeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel leaves all to the update: one that does not hold the sibling lets every NMI through."""
     real = OracleLink.arm
@@ -161,21 +152,18 @@ def test_the_same_kernel_is_caught_where_nothing_holds_the_sibling(
         real(self, trial, mechanism_bit, stretch_us)
 
     monkeypatch.setattr(OracleLink, "arm", arm_running)
-    tries = [trial("uniform", seed=seed) for seed in range(5)]
+    tries = [trial("uniform", seed=seed) for seed in seeds(5)]
     assert all(each.record.outcome is not Outcome.PASS for each in tries)
     caught = [each for each in tries if each.record.outcome is Outcome.FAIL]
-    assert len(caught) >= 4, [each.verdict.reason for each in tries]
+    assert share(caught, tries) >= 0.8, [each.verdict.reason for each in tries]
     for each in caught:
         assert each.verdict.reason.startswith("quiet broken")
         assert each.finding("no-nmi-entry-in-window") is Finding.BROKEN
 
 
 @pytest.mark.parametrize("aim", [Aim.SIBLING, Aim.PRIMARY])
-def test_system_management_mode_holds_back_nmis_that_are_sent_straight_to_a_thread(trial: Trial, aim: Aim) -> None:
-    tries = [trial("smi", seed=seed, aim=aim) for seed in range(10)]
-    reasons = [each.verdict.reason for each in tries if each.record.outcome is not Outcome.PASS]
-    assert not any(each.record.outcome in (Outcome.FAIL, Outcome.ERROR) for each in tries), reasons
-    assert sum(each.record.outcome is Outcome.PASS for each in tries) >= 8, reasons
+def test_system_management_mode_holds_back_nmis_that_are_sent_straight_to_a_thread(storm: Storm, aim: Aim) -> None:
+    storm("smi", trials=10, aim=aim)
 
 
 def test_a_core_is_updated_in_smm_but_for_that_of_the_boot_cpu(trial: Trial) -> None:

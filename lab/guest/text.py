@@ -23,6 +23,15 @@ def clean_lines(raw: bytes) -> tuple[str, ...]:
     return tuple(line for line in map(clean_line, raw.split(b"\n")) if line)
 
 
+def clean_text(text: str) -> str:
+    """Return text of several lines, each without what :func:`clean_line` takes out; nothing is cut.
+
+    What is left is legal in XML, too.
+    """
+    lines = (_ESCAPES.sub("", line.replace("\t", " ")) for line in text.split("\n"))
+    return "\n".join("".join(char for char in line if char.isprintable()) for line in lines)
+
+
 def quote_tail(title: str, lines: Iterable[str], count: int) -> str:
     """Return the last lines as a block below a title, for the text of an error; empty when there are none."""
     last = tuple(lines)[-count:]
