@@ -48,6 +48,11 @@ class Leftovers:
         """What to start a lab with."""
         return {**os.environ, MARK: self._value}
 
+    @property
+    def seen(self) -> frozenset[int]:
+        """The ids of all processes that were marked."""
+        return frozenset(self._seen)
+
     def find_processes(self, name: str = "") -> list[psutil.Process]:
         """Return the marked processes that run now, of those whose command line has a name in it."""
         found = []
