@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import pytest
 
-from lab.guest.text import MAX_LINE_CHARS, clean_line, clean_lines, quote_tail
+from lab.guest.text import MAX_LINE_CHARS, clean_line, clean_lines, clean_text, quote_tail
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,11 @@ from lab.guest.text import MAX_LINE_CHARS, clean_line, clean_lines, quote_tail
 )
 def test_what_a_terminal_would_obey_is_taken_out(raw: bytes, cleaned: str) -> None:
     assert clean_line(raw) == cleaned
+
+
+def test_text_keeps_its_lines_and_all_that_may_be_shown() -> None:
+    text = "\n".join(("  one\ttwo", "\x1b[31mred\x1b[0m\x00\x85", "", "\u202eback\ud800\ufffe", "x" * 10_000, ""))
+    assert clean_text(text).split("\n") == ["  one two", "red", "", "back", "x" * 10_000, ""]
 
 
 def test_lines_are_bounded() -> None:

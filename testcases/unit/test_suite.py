@@ -52,6 +52,7 @@ UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 class Case:
     """What JUnit says of one case."""
 
+    took_s: float
     properties: dict[str, str]
     failed: bool
 
@@ -96,7 +97,8 @@ def read_cases(text: str) -> dict[str, Case]:
     for case in ElementTree.fromstring(text).iter("testcase"):
         properties = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
         assert len(properties) == len(list(case.iter("property"))), "each is told once"
-        found[case.attrib["name"]] = Case(properties=properties, failed=case.find("failure") is not None)
+        failed, took_s = case.find("failure") is not None, float(case.attrib["time"])
+        found[case.attrib["name"]] = Case(took_s=took_s, properties=properties, failed=failed)
     return found
 
 
@@ -121,15 +123,16 @@ def test_cases_run_as_many_trials_as_the_command_line_says_with_the_same_seeds_o
     assert list_seeds(alone) == list_seeds(beside) == dict.fromkeys(names, wanted)
 
 
-def test_time_is_for_all_cases_together_and_no_case_runs_into_its_timeout_for_it(run: Run) -> None:
-    ran = run(STORMS, "--lab-for", "6s", "--timeout", "1")
+@pytest.mark.parametrize(("workers", "each_s"), [(0, 3), (3, 9)])
+def test_time_is_for_all_cases_together_and_no_case_runs_into_its_timeout_for_it(
+    run: Run, workers: int, each_s: int
+) -> None:
+    ran = run(STORMS, "--lab-for", "9s", "--timeout", "2", "-n", str(workers))
     assert ran.status == 0, ran.said
-    counts = [len(seeds.split()) for seeds in list_seeds(ran).values()]
-    assert len(counts) == 3
-    assert min(counts) > 4
-    took = re.search(r"passed in ([0-9.]+)s", ran.said)
-    assert took is not None
-    assert 6 <= float(took[1]) < 12
+    assert len(ran.cases) == 3
+    for case in ran.cases.values():
+        assert len(case.properties["seeds"].split()) > 4
+        assert each_s <= case.took_s < each_s + 5
 
 
 def test_each_trial_is_told_with_its_evidence(run: Run) -> None:
