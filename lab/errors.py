@@ -12,6 +12,7 @@ Split by what a caller can do about it::
     |   +-- GuestGone       QEMU ended, or the guest panicked or reset
     |   +-- DeadlineError   a wait reached its deadline
     +-- EvidenceError   an evidence folder is foreign, truncated or of another schema
+    +-- Withdrawn       what was being waited for is no longer wanted
 """
 
 
@@ -65,3 +66,7 @@ class DeadlineError(GuestError):
 
 class EvidenceError(LabError):
     """An evidence folder cannot be read as one; the text names what is missing or foreign."""
+
+
+class Withdrawn(LabError):
+    """A wait was given up, since nobody wants what it was for any more; nothing has begun."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from lab.errors import HostError, UsageError
+from lab.errors import HostError, UsageError, Withdrawn
 from lab.host.deadline import Deadline
 from lab.host.paths import NAME
 
@@ -31,22 +31,28 @@ _GATE = "gate"
 
 @contextlib.contextmanager
 def admit(
-    vcpus: int, deadline: Deadline, budget: int | None = None, tell: Callable[[str], None] | None = None
+    vcpus: int,
+    deadline: Deadline,
+    budget: int | None = None,
+    tell: Callable[[str], None] | None = None,
+    unwanted: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
     """Hold a share of the host's vCPU budget; yields how large it is.
 
     :param vcpus: how many the guest has; one larger than the budget takes all of it and so runs alone
     :param budget: of this host, the number of its CPUs by default; all who share a host should give the same
     :param tell: told, once, when it takes longer than a moment
+    :param unwanted: asked again and again while it waits
     :raise UsageError: vcpus or budget is less than one
     :raise HostError: the folder of locks is not this user's own
     :raise DeadlineError: the deadline came first
+    :raise Withdrawn: the share is no longer wanted
     """
     whole = max(os.cpu_count() or 1, 1) if budget is None else budget
     if vcpus < 1 or whole < 1:
         raise UsageError(f"vcpus is {vcpus} and the vCPU budget {whole}: allowed are numbers from 1")
     share = min(vcpus, whole)
-    wait = _Wait(deadline, share, whole, tell)
+    wait = _Wait(deadline, share, whole, tell, unwanted)
     with contextlib.ExitStack() as held:
         folder = held.enter_context(_open_folder(find_folder()))
         with contextlib.ExitStack() as gate:
@@ -168,18 +174,29 @@ def _try_lock(lock: int) -> bool:
 class _Wait:
     """One wait for a share, over both of its steps."""
 
-    def __init__(self, deadline: Deadline, share: int, whole: int, tell: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        deadline: Deadline,
+        share: int,
+        whole: int,
+        tell: Callable[[str], None] | None,
+        unwanted: Callable[[], bool],
+    ) -> None:
         self._deadline = deadline
         self._share = share
         self._whole = whole
         self._tell = tell
+        self._unwanted = unwanted
         self._tell_at = Deadline.after(TELL_AFTER_S)
 
     def pause(self) -> None:
         """Sleep for a moment.
 
         :raise DeadlineError: there is no time left
+        :raise Withdrawn: it is no longer wanted
         """
+        if self._unwanted():
+            raise Withdrawn(f"the wait for {self._share} vCPUs of this host was given up")
         self._deadline.check(f"{self._share} of the host's {self._whole} vCPUs to be free")
         if self._tell is not None and self._tell_at.expired:
             self._tell(f"waiting for {self._share} vCPUs of this host")

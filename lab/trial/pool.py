@@ -36,6 +36,7 @@ class WarmGuest:
     :param images: of the machine's base
     :param progress: told, in a few words, what is being waited for
     :param prepare: changes each guest once it has booted
+    :param unwanted: whether a trial that still waits for the host's vCPUs is to be given up
     :ivar failed_boots: how many trials in a row, the last one included, got no guest
     :ivar dump_mib: how many MiB of memory are kept of a guest that stops answering; 0 for none
     """
@@ -47,12 +48,14 @@ class WarmGuest:
         boot: Boot,
         progress: Callable[[str], None],
         prepare: Prepare | None = None,
+        unwanted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._images = images
         self._kernel = kernel
         self._boot = boot
         self._progress = progress
         self._prepare = prepare
+        self._unwanted = unwanted
         self._stack = contextlib.ExitStack()
         self._session: Session | None = None
         self._turns: Turns | None = None
@@ -120,6 +123,7 @@ class WarmGuest:
         :param keep_files: and ``cover`` as :meth:`lab.trial.session.Session.run_trial`
         :raise UsageError: as it does
         :raise HostError: the host could not start a guest
+        :raise Withdrawn: it is no longer wanted, and has not begun
         """
         with contextlib.ExitStack() as share:
             try:
@@ -127,7 +131,8 @@ class WarmGuest:
                 if self._turns is not None:
                     share.enter_context(self._turns.use(deadline))
                 else:
-                    share.enter_context(admit(self._boot.topology.vcpus, deadline, tell=self._progress))
+                    vcpus = self._boot.topology.vcpus
+                    share.enter_context(admit(vcpus, deadline, tell=self._progress, unwanted=self._unwanted))
                 session = self._find_session()
             except GuestError as error:
                 self.failed_boots += 1

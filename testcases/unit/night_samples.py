@@ -98,5 +98,8 @@ class FakeExecutor:
         assert seconds > 0
         return [self._end(self._waiting.pop())] if self._waiting else []
 
+    def withdraw(self) -> None:
+        """Let what waits be; only some tests have more than one trial wait."""
+
     def abort(self) -> None:
         self._waiting.clear()

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
@@ -26,7 +27,7 @@ from lab.campaign.night.dask_worker import StationPlugin
 from lab.campaign.night.executor import Ended
 from lab.campaign.night.images import ImageSource, receive_images
 from lab.campaign.night.spec import choose_trial
-from lab.campaign.night.trial import Broken, Job, Missing, TrialDone
+from lab.campaign.night.trial import Broken, Job, Missing, TrialDone, Unstarted
 from lab.errors import HostError, LabError, UsageError
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
@@ -95,6 +96,7 @@ class DaskExecutor:
         self._anchor = client.submit(dask_worker.tell_version, key=(_KIND, 0, self._tries), pure=False)
         self._workers: Workers = {}
         self._asked_at = 0.0
+        self._withdrawing: threading.Thread | None = None
 
     @property
     def capacity(self) -> int:
@@ -152,6 +154,18 @@ class DaskExecutor:
             raise self._lost()
         return found
 
+    def withdraw(self) -> None:
+        """Have trials end that wait for vCPUs, without waiting for workers to answer: one may be stuck."""
+        if self._withdrawing is None or not self._withdrawing.is_alive():
+            campaigns = {job.campaign for job, _ in self._jobs.values()}
+            self._withdrawing = threading.Thread(target=self._withdraw, args=(campaigns,), name="withdraw", daemon=True)
+            self._withdrawing.start()
+
+    def _withdraw(self, campaigns: set[str]) -> None:
+        with contextlib.suppress(Exception):
+            for campaign in campaigns:
+                self._client.run(dask_worker.withdraw_trial, campaign, on_error="ignore")
+
     def abort(self) -> None:
         """End what runs, on all workers."""
         with contextlib.suppress(Exception):
@@ -176,7 +190,7 @@ class DaskExecutor:
         if isinstance(result, Missing):
             self._send_images(result, job)
             return []
-        assert isinstance(result, TrialDone | Broken), "a worker returns one of three"
+        assert isinstance(result, TrialDone | Broken | Unstarted), "a worker returns one of four"
         return [result]
 
     def _explain(self, job: Job, error: BaseException | None) -> Ended:

@@ -10,7 +10,7 @@ from distributed import WorkerPlugin, get_worker
 
 from lab import __version__
 from lab.campaign.night.station import Station
-from lab.campaign.night.trial import Broken, Job, Missing, TrialDone
+from lab.campaign.night.trial import Broken, Job, Missing, TrialDone, Unstarted
 
 PLUGIN: Final = "microcode-nmi-lab"
 #: A campaign that is alive gives its workers trials without a pause; one that was killed never ends its guests.
@@ -57,11 +57,16 @@ class StationPlugin(WorkerPlugin):  # type: ignore[misc]  # of a library without
             station.close_idle(IDLE_S)
 
 
-def run_job(job: Job) -> TrialDone | Missing | Broken:
+def run_job(job: Job) -> TrialDone | Missing | Broken | Unstarted:
     """Run a trial on the worker's station."""
     worker = get_worker()
     done = _find_station(worker).run(job)
     return msgspec.structs.replace(done, worker=worker.address) if isinstance(done, Missing) else done
+
+
+def withdraw_trial(campaign: str, dask_worker: Any) -> None:
+    """End the worker's trial if it is a campaign's and waits for vCPUs; Dask calls it as it does the next one."""
+    _find_station(dask_worker).withdraw(campaign)
 
 
 def abort_trial(dask_worker: Any) -> None:

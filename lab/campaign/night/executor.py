@@ -3,13 +3,14 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from lab.campaign.night.station import Station, Tell
-from lab.campaign.night.trial import Broken, Job, Missing, TrialDone
+from lab.campaign.night.trial import Broken, Job, Missing, TrialDone, Unstarted
 from lab.errors import HostError
 
-Ended = TrialDone | Broken
+Ended = TrialDone | Broken | Unstarted
 
 
 class Executor(Protocol):
@@ -28,15 +29,21 @@ class Executor(Protocol):
         :raise HostError: nothing can run any more
         """
 
+    def withdraw(self) -> None:
+        """Have those trials end that still wait for a host's vCPUs; to be asked again as long as some are left."""
+
     def abort(self) -> None:
         """Have the trials under way end now, with nothing to show."""
 
 
 class InlineExecutor:
-    """Runs one trial after another in this process."""
+    """Runs one trial after another in this process.
 
-    def __init__(self, tell: Tell) -> None:
-        self._station = Station(tell)
+    :param unwanted: asked while a trial waits for the host's vCPUs, when nobody can call :meth:`withdraw`
+    """
+
+    def __init__(self, tell: Tell, unwanted: Callable[[], bool] = lambda: False) -> None:
+        self._station = Station(tell, unwanted)
         self._jobs: deque[Job] = deque()
 
     def __enter__(self) -> "InlineExecutor":
@@ -63,6 +70,9 @@ class InlineExecutor:
         if isinstance(done, Missing):
             raise HostError("the campaign's images are gone from the cache: 'lab campaign resume' builds them again")
         return [done]
+
+    def withdraw(self) -> None:
+        """Do nothing: a trial is only taken to be run at once."""
 
     def abort(self) -> None:
         """End what runs, from another thread."""

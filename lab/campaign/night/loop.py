@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs a campaign: hands out the trials that are left, stores each that ends, and stops when it should."""
 
+import itertools
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from lab.campaign.night.retention import Retention
 from lab.campaign.night.spec import MAX_TRIAL, CampaignSpec, Chosen, choose_trial, narrow
 from lab.campaign.night.store import CampaignStore, now
 from lab.campaign.night.sums import is_failure
-from lab.campaign.night.trial import Attempt, Broken, Job, TrialDone
+from lab.campaign.night.trial import Attempt, Broken, Job, TrialDone, Unstarted
 from lab.spec.boot import Boot
 from lab.spec.verdict import Durations, NmiCount, Outcome, TrialRecord
 
@@ -93,7 +94,7 @@ class Campaign:
         self._tell = tell
         self._retention = Retention(store, spec.limits.evidence_mib)
         self._planned = spec.limits.trials
-        self._left = store.numbers_left(MAX_TRIAL if self._planned is None else self._planned)
+        self._left: Iterator[int] = store.numbers_left(MAX_TRIAL if self._planned is None else self._planned)
         self._failures = store.count_failures()
         self._outcomes = {part: Counter(counts) for part, counts in store.count_outcomes().items()}
         self._running: dict[int, Chosen] = {}
@@ -110,6 +111,8 @@ class Campaign:
     def run(self, executor: Executor) -> Result:
         """Run what is left, until it is done or something ends the campaign; running trials are waited for.
 
+        One that still waits for a host's vCPUs has not begun, and is left to whoever resumes.
+
         :raise HostError: the host, or where the trials run, failed; what has been stored stays
         """
         try:
@@ -117,11 +120,9 @@ class Campaign:
                 why = self._refill(executor)
                 if not self._running and (why or self._exhausted):
                     break
-                taken = [
-                    (self._running.pop(each.number), each)
-                    for each in executor.wait(TICK_S)
-                    if each.number in self._running
-                ]
+                if why:
+                    executor.withdraw()
+                taken = self._receive(executor)
                 for chosen, each in taken:
                     self._note(chosen, each)
                 try:
@@ -143,6 +144,10 @@ class Campaign:
     def ran_s(self) -> float:
         """How long the campaign has run, over all sittings; a clock that is set does not change it."""
         return self._ran_before_s + time.monotonic() - self._began
+
+    def is_ending(self) -> bool:
+        """Say whether no further trial may begin."""
+        return bool(self._find_end())
 
     def _is_over(self) -> bool:
         """Say whether the campaign's own limits leave nothing to do."""
@@ -193,6 +198,20 @@ class Campaign:
                 break
             self._submit_next(executor)
         return why
+
+    def _receive(self, executor: Executor) -> list[tuple[Chosen, TrialDone | Broken]]:
+        """Return those of the trials under way that have ended; what was withdrawn is left to be run."""
+        taken: list[tuple[Chosen, TrialDone | Broken]] = []
+        for each in executor.wait(TICK_S):
+            chosen = self._running.pop(each.number, None)
+            if chosen is None:
+                continue
+            if isinstance(each, Unstarted):
+                self._left = itertools.chain((each.number,), self._left)
+                self._exhausted = False
+            else:
+                taken.append((chosen, each))
+        return taken
 
     def _note(self, chosen: Chosen, ended: TrialDone | Broken) -> None:
         """Let what a trial came to decide which may begin."""

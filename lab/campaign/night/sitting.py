@@ -160,7 +160,7 @@ def _sit(
     )
     store.begin_sitting(where.count(spec), where.scheduler)
     try:
-        with _open_executor(spec, images, where, watch) as executor:
+        with _open_executor(campaign, spec, images, where, watch) as executor:
             result = campaign.run(executor)
     except BaseException as error:
         why = str(error) if isinstance(error, LabError) else "it was ended at once"
@@ -179,12 +179,12 @@ def _sit(
 
 @contextlib.contextmanager
 def _open_executor(
-    spec: CampaignSpec, images: Mapping[str, ImageSet], where: Where, watch: Watch
+    campaign: Campaign, spec: CampaignSpec, images: Mapping[str, ImageSet], where: Where, watch: Watch
 ) -> Iterator[Executor]:
     with contextlib.ExitStack() as stack:
         source: ImageSource = stack.enter_context(open_images(images))
         if where.workers == INLINE and not where.scheduler:
-            yield stack.enter_context(InlineExecutor(watch.say))
+            yield stack.enter_context(InlineExecutor(watch.say, campaign.is_ending))
             return
         # It takes a second to import, which no other command should wait for.
         from lab.campaign.night import dask_pool

@@ -20,8 +20,8 @@ from lab.build.images import ImageSet
 from lab.campaign.night.images import ImagesMissing, find_images
 from lab.campaign.night.share import Staging
 from lab.campaign.night.spec import Chosen, choose_trial, count_retries, keeps_pass
-from lab.campaign.night.trial import Attempt, Broken, Job, Missing, TrialDone, pack_evidence
-from lab.errors import HostError, UsageError
+from lab.campaign.night.trial import Attempt, Broken, Job, Missing, TrialDone, Unstarted, pack_evidence
+from lab.errors import HostError, UsageError, Withdrawn
 from lab.host.paths import find_cache
 from lab.judge import judge
 from lab.spec.boot import Boot
@@ -87,10 +87,14 @@ class Station:
     """Runs one trial at a time, whichever thread asks. A context manager.
 
     :param tell: told, in a few words, what is being waited for
+    :param unwanted: whether a trial that waits for the host's vCPUs is to be given up
     """
 
-    def __init__(self, tell: Tell = lambda _: None) -> None:
+    def __init__(self, tell: Tell = lambda _: None, unwanted: Callable[[], bool] = lambda: False) -> None:
         self._tell = tell
+        self._unwanted = unwanted
+        self._campaign = ""
+        self._withdrawn = False
         self._lock = threading.Lock()
         self._guests: OrderedDict[tuple[str, Boot], _Served] = OrderedDict()
         self._kernels: dict[tuple[str, str], tuple[ImageSet, Kernel]] = {}
@@ -103,7 +107,7 @@ class Station:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, job: Job) -> TrialDone | Missing | Broken:
+    def run(self, job: Job) -> TrialDone | Missing | Broken | Unstarted:
         """Run a trial, and again on fresh guests if it fails.
 
         What its kernel does not have, such as the place of a hold, breaks that trial and not the campaign.
@@ -111,12 +115,15 @@ class Station:
         :raise HostError: this host cannot run trials
         """
         with self._lock:
+            self._campaign, self._withdrawn = job.campaign, False
             try:
                 for _ in range(MAX_MOVES):
                     ended = self._run_once(job)
                     if ended is not None:
                         return ended
                 raise HostError(f"images of this host were removed {MAX_MOVES} times in a row")
+            except Withdrawn:
+                return Unstarted(number=job.number)
             except UsageError as error:
                 return Broken(number=job.number, reason=str(error))
             finally:
@@ -160,6 +167,11 @@ class Station:
                     self._drop_all()
             finally:
                 self._lock.release()
+
+    def withdraw(self, campaign: str) -> None:
+        """Have the trial that runs end if it is this campaign's and waits for the host's vCPUs, from another thread."""
+        if self._campaign == campaign:
+            self._withdrawn = True
 
     def abort(self) -> None:
         """Have the trial that runs end now, by killing all guests of this process."""
@@ -214,7 +226,11 @@ class Station:
         ):
             served.retire()
             keep = _Keep(index=len(attempts) + 1, passes=False, staging=staging)
-            again, _, _ = self._try(job, chosen, served, keep)
+            try:
+                again, _, _ = self._try(job, chosen, served, keep)
+            except Withdrawn:
+                # The trial has ended; only how often it fails is known of fewer tries.
+                break
             attempts.append(again)
         timings = evidence.timings
         return TrialDone(
@@ -246,7 +262,9 @@ class Station:
             while self._guests and not self._has_room():
                 _, oldest = self._guests.popitem(last=False)
                 oldest.retire()
-            self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell), found)
+            self._guests[key] = _Served(
+                WarmGuest(found, kernel, boot, self._tell, unwanted=self._is_unwanted), found
+            )
         self._guests.move_to_end(key)
         # A sitting may have another limit than the one before.
         self._guests[key].guest.dump_mib = job.spec.limits.dump_memory_mib
@@ -255,6 +273,9 @@ class Station:
     def _has_room(self) -> bool:
         """Say whether one more guest may be kept."""
         return len(self._guests) < MAX_GUESTS and psutil.virtual_memory().available >= SPARE_BYTES
+
+    def _is_unwanted(self) -> bool:
+        return self._withdrawn or self._unwanted()
 
     def _read(self, images: ImageSet) -> tuple[ImageSet, Kernel]:
         known = self._kernels.get(_key(images))

@@ -112,6 +112,12 @@ class Broken(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Unstarted(msgspec.Struct, frozen=True, kw_only=True):
+    """In place of a trial: it still waited for the host's vCPUs, and was withdrawn."""
+
+    number: int
+
+
 class _Packed(msgspec.Struct, frozen=True):
     kept: Kept
     verdict: Verdict
