@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ctrl-C while a lab waits for vCPUs that another one holds: it ends at once, and nothing has begun that could be lost."""
+"""Ctrl-C while a lab waits for vCPUs that another one holds: it ends at once, and has begun nothing."""
 
 import contextlib
 import os
@@ -44,7 +44,7 @@ def is_waiting(process: subprocess.Popen[str]) -> bool:
     """Say whether a lab, or a worker of its, waits for vCPUs: it has the file open by which they queue up."""
     for each in (process.pid, *child_pids(process.pid)):
         with contextlib.suppress(OSError):
-            if any(os.readlink(entry).endswith("/gate") for entry in Path(f"/proc/{each}/fd").iterdir()):
+            if any(entry.readlink().name == "gate" for entry in Path(f"/proc/{each}/fd").iterdir()):
                 return True
     return False
 
@@ -59,9 +59,7 @@ def child_pids(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("workers", "ask"), [("0", "Ctrl-C"), ("1", "Ctrl-C"), ("1", "stop")])
-def test_a_campaign_that_waits_for_vcpus_ends_at_once(
-    tmp_path: Path, left: Leftovers, workers: str, ask: str
-) -> None:
+def test_a_campaign_that_waits_for_vcpus_ends_at_once(tmp_path: Path, left: Leftovers, workers: str, ask: str) -> None:
     folder = tmp_path / "out"
     file = write_campaign(tmp_path, trials=200)
     with start_lab(left, "start", file, "--out", folder, "--workers", workers) as lab:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A shell in the guest that stays open, so that a command costs a message and not a login."""
+"""A shell in the guest that stays open, so that a command costs a message and not a login.
+
+paramiko measures its timeouts by the wall clock: one that is set by a day while a command runs would make it late, and
+its trial one of a guest that does not answer. So paramiko is given none; all waits are bounded here.
+"""
 
 import base64
 import contextlib
@@ -27,6 +31,8 @@ MAX_SCRIPT_BYTES = 4 << 20
 _ENDS_SHELL = re.compile(r"\b(?:cd|exec|exit|return|set|trap|ulimit|umask)\b")
 
 _CHUNK_BYTES = 1 << 16
+#: In place of a timeout where None stands for paramiko's own.
+NEVER_S = float("inf")
 #: Room for the line end, the nonce, a blank, three digits and a line end.
 _MARKER_BYTES = 64
 
@@ -86,6 +92,7 @@ class GuestShell:
         self._transport = transport
         self._ending = ending
         self._channel: paramiko.Channel | None = None
+        self._readable = threading.Event()
 
     def run(self, script: str, deadline: Deadline) -> ShellResult:
         """Run a script and wait for its end; its standard input is empty.
@@ -109,11 +116,14 @@ class GuestShell:
         output = _Output(nonce)
         try:
             channel = self.open(deadline)
-            with self._cutting(deadline) if len(line) > _CHUNK_BYTES // 4 else contextlib.nullcontext():
-                channel.settimeout(deadline.remaining_s)
+            # What fits is sent without a wait.
+            fits = len(line) <= min(_CHUNK_BYTES // 4, channel.out_window_size)
+            with contextlib.nullcontext() if fits else self._cutting(deadline):
+                channel.settimeout(None)
                 channel.sendall(line)
             while True:
-                channel.settimeout(deadline.remaining_s)
+                if not self._readable.wait(deadline.remaining_s):
+                    raise TimeoutError
                 data = channel.recv(_CHUNK_BYTES)
                 if not data:
                     raise EOFError("the shell closed its output")
@@ -144,8 +154,10 @@ class GuestShell:
         """Open the channel unless it is open, and return it; raises what paramiko does."""
         if self._channel is None or self._channel.closed:
             with self._cutting(deadline):
-                channel = self._transport.open_session(timeout=deadline.remaining_s)
+                channel = self._transport.open_session(timeout=NEVER_S)
                 channel.set_combine_stderr(True)
+                self._readable = threading.Event()
+                channel.in_buffer.set_event(self._readable)
                 channel.exec_command("exec sh")
             self._channel = channel
         return self._channel

@@ -13,7 +13,7 @@ from lab.errors import GuestError, LabError
 from lab.guest.command import GUEST_SSH_PORT
 from lab.guest.ending import EndLatch
 from lab.guest.qmp import QmpChannel
-from lab.guest.shell import GuestShell, cut, cutting, explain
+from lab.guest.shell import NEVER_S, GuestShell, cut, cutting, explain
 from lab.guest.spec import GuestKeys
 from lab.host.deadline import Deadline
 
@@ -88,7 +88,8 @@ def _log_in(
     transport.set_log_channel(_PARAMIKO_LOG)
     transport.daemon = True
     transport.banner_timeout = BANNER_S
-    transport.handshake_timeout = transport.auth_timeout = HANDSHAKE_S
+    transport.handshake_timeout = HANDSHAKE_S
+    transport.auth_timeout = NEVER_S
     stack.callback(transport.close)
     stack.callback(cut, transport)  # first, so that close() has nothing to wait for
     stack.enter_context(ending.calling(lambda: cut(transport)))

@@ -64,7 +64,8 @@ def sweep() -> None:
     for path in PARENT.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             status = path.lstat()
-            young = time.time() - status.st_mtime < _YOUNG_S and not _is_orphan(path.name)
+            # A clock that was put back makes it come from the future.
+            young = abs(time.time() - status.st_mtime) < _YOUNG_S and not _is_orphan(path.name)
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or young:
                 continue
             descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

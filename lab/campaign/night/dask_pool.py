@@ -19,7 +19,6 @@ from typing import Any, Final, cast
 import dask
 import msgspec
 from distributed import Client, Future, LocalCluster
-from distributed.security import Security
 
 from lab import __version__
 from lab.campaign.night import dask_worker
@@ -27,6 +26,7 @@ from lab.campaign.night.dask_worker import StationPlugin
 from lab.campaign.night.executor import Ended
 from lab.campaign.night.images import ImageSource, receive_images
 from lab.campaign.night.spec import choose_trial
+from lab.campaign.night.steady import make_security, steady_dask
 from lab.campaign.night.trial import Broken, Job, Missing, TrialDone, Unstarted
 from lab.errors import HostError, LabError, UsageError
 from lab.host.deadline import Deadline
@@ -264,6 +264,7 @@ def start_workers(count: int, vcpus: int, source: ImageSource) -> Iterator[DaskE
     :param vcpus: of the host, for guests
     :raise HostError: they did not start
     """
+    steady_dask()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(make_run_dir())
         stack.enter_context(dask.config.set({**_CONFIG, "temporary-directory": os.fspath(folder)}))
@@ -274,7 +275,7 @@ def start_workers(count: int, vcpus: int, source: ImageSource) -> Iterator[DaskE
                 processes=True,
                 host="127.0.0.1",
                 protocol="tls://",
-                security=Security.temporary(),
+                security=make_security(),
                 resources={RESOURCE: vcpus},
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
@@ -302,6 +303,7 @@ def join_scheduler(address: str, source: ImageSource) -> Iterator[DaskExecutor]:
 
     :raise UsageError: there is none, or its workers are not fit
     """
+    steady_dask()
     with contextlib.ExitStack() as stack:
         try:
             client = Client(address, set_as_default=False, timeout=CONNECT_S)

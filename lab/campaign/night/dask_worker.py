@@ -10,6 +10,7 @@ from distributed import WorkerPlugin, get_worker
 
 from lab import __version__
 from lab.campaign.night.station import Station
+from lab.campaign.night.steady import steady_dask
 from lab.campaign.night.trial import Broken, Job, Missing, TrialDone, Unstarted
 
 PLUGIN: Final = "microcode-nmi-lab"
@@ -40,6 +41,7 @@ class StationPlugin(WorkerPlugin):  # type: ignore[misc]  # of a library without
         """Make the station; Dask calls it in each worker, also in those that come later."""
         if self._own and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        steady_dask()
         self._station = Station()
         self._ended = threading.Event()
         threading.Thread(target=self._watch, args=(self._station, self._ended), name="idle", daemon=True).start()

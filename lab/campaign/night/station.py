@@ -262,9 +262,7 @@ class Station:
             while self._guests and not self._has_room():
                 _, oldest = self._guests.popitem(last=False)
                 oldest.retire()
-            self._guests[key] = _Served(
-                WarmGuest(found, kernel, boot, self._tell, unwanted=self._is_unwanted), found
-            )
+            self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell, unwanted=self._is_unwanted), found)
         self._guests.move_to_end(key)
         # A sitting may have another limit than the one before.
         self._guests[key].guest.dump_mib = job.spec.limits.dump_memory_mib
