@@ -64,19 +64,10 @@ def make_faulty_cache(images: ImageSet, cache: Path) -> None:
     _replace(initramfs, pad(initramfs.read_bytes()) + write_archive(files))
 
 
-def make_dead_cache(images: ImageSet, cache: Path) -> None:
-    """Make a cache whose kernel is a bzImage with a proper header, and noise in place of most of what is packed."""
-    kernel = _copy(images.kernel, cache)
-    _copy(images.oracle, cache)
-    _copy(images.initramfs, cache)
-    _replace(kernel, spoil_payload(kernel.read_bytes()))
-
-
 def spoil_payload(image: bytes) -> bytes:
     """Return a bzImage that unpacks to nothing."""
-    start, length = find_payload(image)
-    at = start + length // 2
-    return image[:at] + bytes(byte ^ 0xA5 for byte in image[at : at + 4_096]) + image[at + 4_096 :]
+    start, _ = find_payload(image)
+    return image[:start] + bytes(byte ^ 0xA5 for byte in image[start : start + 4_096]) + image[start + 4_096 :]
 
 
 def _copy(path: Path, cache: Path) -> Path:

@@ -1,24 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Campaigns whose guests panic, hang, reboot, lose their SSH server or flood their consoles: each trial counts once."""
 
+import hashlib
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psutil
 import pytest
-from faulty_guest import FLOODS, HANGS, HUNG, LOSES_SSH, PANICS, REBOOTS, SOUND, make_faulty_cache
+from faulty_guest import FLOODS, HANGS, HUNG, LOSES_SSH, PANICS, REBOOTS, SOUND, make_faulty_cache, spoil_payload
 from leftovers import Leftovers
 from test_campaign import check_store, count, finish, read_spec, run_lab, start_lab, wait_until
 
+from conftest import find_images, find_kernel
 from lab.build.images import ImageSet
 from lab.campaign.night.database import open_reader
+from lab.campaign.night.loop import MAX_FAILED_BOOTS, Result
 from lab.campaign.night.reader import read_records, summarise
+from lab.campaign.night.sitting import INLINE, Watch, Where, start_campaign
 from lab.campaign.night.spec import CampaignSpec, Limits, Part, choose_trial
+from lab.errors import GuestGone
+from lab.host.admission import admit
+from lab.host.deadline import Deadline
+from lab.spec.boot import Boot
 from lab.spec.scenario import Scenario
+from lab.spec.topology import Topology
 from lab.spec.verdict import Outcome, TrialRecord
+from lab.trial.opening import BOOT_S, open_session
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 
@@ -127,7 +140,7 @@ def check_outcomes(folder: Path) -> None:
         assert record.outcome in (Outcome.PASS, Outcome.INVALID), record
         assert record.bucket == "", record
     for name, bucket in (
-        (PANICS, "sysrq triggered crash"),
+        (PANICS, "kernel panic: sysrq triggered crash"),
         (REBOOTS, "unexpected reboot"),
         (HANGS, f"stall in {HUNG}"),
     ):
@@ -149,9 +162,73 @@ def check_clean(folder: Path, status: str) -> None:
                 assert all(is_clean(cell) for cell in row if isinstance(cell, str)), (table, row)
     trials = list((folder / "trials").iterdir())
     assert len(trials) == TRIALS
+    # What is no text is told by its code.
+    assert any("\\x" in path.read_text() for path in folder.glob("trials/*/**/console.log")), "no guest wrote garbage"
     for trial in trials:
         files = [path for path in trial.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < EVIDENCE_MIB << 20
         for path in files:
             if path.suffix == ".json" or path.name == "console.log":
                 assert is_clean(path.read_text()), path
+
+
+def empty_initramfs(images: ImageSet, folder: Path) -> ImageSet:
+    """Boot without any user space: the kernel panics."""
+    path = folder / "initramfs"
+    path.write_bytes(b"")
+    return msgspec.structs.replace(images, initramfs=path, initramfs_sha256=hashlib.sha256(b"").hexdigest())
+
+
+def noise_in_kernel(images: ImageSet, folder: Path) -> ImageSet:
+    """Boot a bzImage that does not unpack: it halts, and has nothing to say it with."""
+    path = folder / "bzImage"
+    path.write_bytes(spoil_payload(images.kernel.read_bytes()))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return msgspec.structs.replace(images, kernel=path, kernel_sha256=digest)
+
+
+NEVER_BOOTS = pytest.mark.parametrize(
+    ("spoil", "told"), [(empty_initramfs, "Kernel panic"), (noise_in_kernel, "halted all of its 2 vCPUs")]
+)
+
+
+@NEVER_BOOTS
+def test_a_guest_that_never_boots_is_known_long_before_its_deadline(
+    tmp_path: Path, images: ImageSet, spoil: Callable[[ImageSet, Path], ImageSet], told: str
+) -> None:
+    shape = Topology(1, 1, 2)
+    with admit(shape.vcpus, Deadline.after(600)):
+        begun = time.monotonic()
+        spoiled, kernel = spoil(images, tmp_path), find_kernel("linux-6.1")
+        with (
+            pytest.raises(GuestGone, match=told),
+            open_session(spoiled, kernel, Boot(base="linux-6.1", topology=shape)),
+        ):
+            pytest.fail("it booted")
+        assert time.monotonic() - begun < BOOT_S / 3
+
+
+@NEVER_BOOTS
+def test_a_kernel_that_never_boots_is_an_error_with_its_last_words_and_others_go_on(
+    tmp_path: Path, images: ImageSet, spoil: Callable[[ImageSet, Path], ImageSet], told: str
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    short: dict[str, Any] = {"topology": Topology(1, 1, 2), "stretch_us": (2_000, 4_000)}
+    parts = tuple(Part(name=name, scenario=Scenario(mechanism=name, **short)) for name in ("upstream", SOUND))
+    spec = CampaignSpec(summary="a test", seed=5, parts=parts, limits=Limits(trials=10, retries=0))
+    planned = [choose_trial(spec, number).part.name for number in range(1, 11)]
+    assert planned.count("upstream") > MAX_FAILED_BOOTS
+    images_of = {"linux-6.1": images, "linux-6.12": spoil(find_images("linux-6.12"), tmp_path)}
+    result = start_campaign(folder, spec, images_of, Where(workers=INLINE), Watch())
+    assert result == Result(finished=True, why="all 10 trials are done")
+    check_store(folder, list(range(1, 11)))
+    records = {record.trial: record for record in read_records(folder)}
+    dead = [records[number] for number, name in enumerate(planned, 1) if name == "upstream"]
+    assert {record.outcome for record in dead} == {Outcome.ERROR}
+    assert all(told in record.reason for record in dead[:MAX_FAILED_BOOTS]), dead
+    assert all("not tried again" in record.reason for record in dead[MAX_FAILED_BOOTS:]), dead
+    assert {records[number].outcome for number, name in enumerate(planned, 1) if name == SOUND} <= {
+        Outcome.PASS,
+        Outcome.INVALID,
+    }

@@ -19,6 +19,7 @@ from lab.guest.handing import HandedFiles, choose_user
 from lab.guest.memory import GuestMemory
 from lab.guest.nmi import AimedInjector, BroadcastInjector, Injector
 from lab.guest.qmp import QmpChannel
+from lab.guest.registers import is_halted
 from lab.guest.shell import GuestShell
 from lab.guest.spec import GuestKeys, GuestSpec
 from lab.guest.ssh import find_port, open_shell
@@ -37,6 +38,8 @@ INITRD = "initrd"
 READY = r"mclab: ready"
 #: An initramfs of another making may not say so; from then on the lab knocks.
 READY_S = 20.0
+#: How often it is asked meanwhile whether it can boot at all.
+LOOK_S = 2.0
 
 #: How many lines of console and of QEMU's messages an error quotes.
 QUOTED_LINES = 12
@@ -158,8 +161,7 @@ def start_guest(
         try:
             qmp.connect(deadline)
             broadcast.connect(deadline)
-            with contextlib.suppress(DeadlineError):
-                console.wait_for(READY, deadline.within(READY_S))
+            _wait_ready(console, qmp, spec.topology.vcpus, deadline.within(READY_S))
             shell = stack.enter_context(open_shell(find_port(qmp, deadline), keys, latch, deadline))
         except GuestError as error:
             if latch.seen is not None:
@@ -175,6 +177,20 @@ def start_guest(
             latch=latch,
             run_dir=run_dir,
         )
+
+
+def _wait_ready(console: Console, qmp: QmpChannel, vcpus: int, bound: Deadline) -> None:
+    """Wait until the guest says that it is ready, or the bound.
+
+    :raise GuestGone: it ended, or has halted for good
+    """
+    while not bound.expired:
+        with contextlib.suppress(DeadlineError):
+            console.wait_for(READY, bound.within(LOOK_S))
+            return
+        with contextlib.suppress(DeadlineError):
+            if is_halted(qmp, vcpus, bound):
+                raise GuestGone(f"the guest halted all of its {vcpus} vCPUs with interrupts off while it booted")
 
 
 def _make_channels(stack: contextlib.ExitStack) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:

@@ -16,9 +16,12 @@ MAX_TEXT_CHARS: Final = 256 << 10
 #: RFLAGS.IF, SDM 1 3.4.3.
 _INTERRUPTS: Final = 1 << 9
 
-#: ``CPU#1``, then among others ``RIP=ffffffff81357cc3 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1``.
+#: ``CPU#1``, then among others ``RIP=ffffffff81357cc3 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1``,
+#: and ``EIP=000fd09a EFL=00000002`` of one that is not in 64-bit mode.
 _HEAD: Final = re.compile(r"^CPU#(\d{1,4})\s*$", re.ASCII | re.MULTILINE)
-_RIP: Final = re.compile(r"^RIP=([0-9a-f]{1,16}) RFL=([0-9a-f]{1,16}) .{0,100}?\bHLT=([01])", re.ASCII | re.MULTILINE)
+_RIP: Final = re.compile(
+    r"^[RE]IP=([0-9a-f]{1,16}) (?:RFL|EFL)=([0-9a-f]{1,16}) .{0,100}?\bHLT=([01])", re.ASCII | re.MULTILINE
+)
 
 
 class VcpuRegisters(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +49,21 @@ def read_registers(qmp: QmpChannel, deadline: Deadline) -> str:
     qmp.execute("stop", deadline=deadline)
     text = qmp.execute("human-monitor-command", {"command-line": "info registers -a"}, deadline=deadline)
     return str(text)[:MAX_TEXT_CHARS]
+
+
+def is_halted(qmp: QmpChannel, vcpus: int, deadline: Deadline) -> bool:
+    """Say whether no vCPU will ever run again but for an NMI: all are halted, and would take no interrupt.
+
+    So ends a kernel that cannot be unpacked, without a word on its console. The guest is not stopped for it; registers
+    of a vCPU that is halted are up to date.
+
+    :raise GuestGone: the guest ended
+    :raise DeadlineError: QEMU did not answer
+    :raise GuestError: QEMU refused
+    """
+    text = qmp.execute("human-monitor-command", {"command-line": "info registers -a"}, deadline=deadline)
+    found = parse_registers(str(text)[:MAX_TEXT_CHARS])
+    return len(found) == vcpus and all(each.halted and not each.interrupts for each in found)
 
 
 def parse_registers(text: str) -> tuple[VcpuRegisters, ...]:

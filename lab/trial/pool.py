@@ -197,6 +197,8 @@ class WarmGuests:
 
 def _explain_no_guest(scenario: Scenario, plan: Plan, reason: str) -> Evidence:
     lines = tuple(reason.splitlines())
+    # What console and QEMU said last tells more than that there is no guest.
+    last = f"; the last words were '{lines[-1].strip()}'" if len(lines) > 1 else ""
     return Evidence(
         schema_version=SCHEMA_VERSION,
         lab_version=__version__,
@@ -204,7 +206,7 @@ def _explain_no_guest(scenario: Scenario, plan: Plan, reason: str) -> Evidence:
         plan=plan,
         images=None,
         ending=Ending.LAB,
-        reason=lines[0] if lines else "no guest",
+        reason=lines[0] + last if lines else "no guest",
         oracle=None,
         injections=None,
         guest=None,
