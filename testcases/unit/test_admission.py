@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.errors import DeadlineError, HostError, UsageError
+from lab.errors import DeadlineError, HostError, UsageError, Withdrawn
 from lab.host.admission import Turns, admit, find_folder
 from lab.host.deadline import Deadline
 
@@ -70,6 +70,17 @@ def test_a_refused_guest_keeps_nothing() -> None:
     with admit(1, Deadline.after(5), 3):
         assert refused(3, 3)
         assert not refused(2, 3)
+
+
+def test_a_wait_that_nobody_wants_any_more_is_given_up_and_keeps_nothing() -> None:
+    with (
+        admit(1, Deadline.after(5), 2),
+        pytest.raises(Withdrawn, match="2 vCPUs"),
+        admit(2, Deadline.after(30), 2, unwanted=lambda: True),
+    ):
+        pytest.fail("there was none to be had")
+    with admit(2, Deadline.after(5), 2, unwanted=lambda: True) as share:
+        assert share == 2
 
 
 def test_another_process_counts_and_gives_back_when_killed() -> None:

@@ -14,7 +14,7 @@ from lab.campaign.night.loop import MAX_FAILED_BOOTS, STOP, Campaign, Result, St
 from lab.campaign.night.reader import read_records, summarise
 from lab.campaign.night.spec import CampaignSpec, choose_trial
 from lab.campaign.night.store import Kept
-from lab.campaign.night.trial import Broken
+from lab.campaign.night.trial import Broken, Unstarted
 from lab.errors import HostError
 from lab.spec.verdict import Outcome
 
@@ -119,6 +119,30 @@ def test_an_interrupt_ends_it_after_the_running_trials(tmp_path: Path) -> None:
     result, _ = run(tmp_path, spec, executor, asked_to_stop=lambda: len(executor.submitted) >= 4)
     assert result == Result(finished=False, why="it was interrupted")
     assert len(stored(tmp_path)) == len(executor.submitted) <= 5
+
+
+def test_what_is_withdrawn_has_no_record_and_is_left_to_resume(tmp_path: Path) -> None:
+    """All trials have been handed out: those that ran are stored, and those that waited for vCPUs were not begun."""
+    spec = make_spec(trials=4)
+
+    class Withdrawing(FakeExecutor):
+        withdrawn = False
+
+        def withdraw(self) -> None:
+            self.withdrawn = True
+
+        def wait(self, seconds: float) -> list[Ended]:  # noqa: ARG002
+            number = self._waiting.pop(0)
+            return [Unstarted(number=number) if self.withdrawn else self._end(number)]
+
+    executor = Withdrawing(lambda number: of_spec(spec, number), capacity=4)
+    result, _ = run(tmp_path, spec, executor, asked_to_stop=lambda: len(executor.submitted) == 4)
+    assert result == Result(finished=False, why="it was interrupted")
+    assert executor.submitted == [1, 2, 3, 4]
+    assert stored(tmp_path) == []
+    again = FakeExecutor(lambda number: of_spec(spec, number))
+    assert run(tmp_path, spec, again, new=False)[0].finished
+    assert stored(tmp_path) == [1, 2, 3, 4]
 
 
 def test_its_time_counts_over_all_sittings(tmp_path: Path) -> None:

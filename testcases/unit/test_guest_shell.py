@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import socket
 import subprocess
@@ -139,6 +140,13 @@ def test_status_and_both_streams_in_order() -> None:
         result = shell.run("echo out; echo err >&2; printf last; exit 7", soon())
         assert (result.status, result.stdout, result.dropped_bytes) == (7, b"out\nerr\nlast", 0)
         assert shell.run(":", soon()).stdout == b""
+
+
+def test_a_clock_that_is_set_makes_no_command_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened() as (shell, _, _):
+        asked = itertools.count()
+        monkeypatch.setattr(time, "time", lambda: next(asked) * 86_400.0)
+        assert shell.run("sleep 0.3; echo done", soon()).stdout == b"done\n"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,12 @@ def test_each_vcpu_is_read() -> None:
     )
 
 
+def test_a_vcpu_that_was_never_started_is_read() -> None:
+    line = "EIP=000fd09a EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1"
+    (seen,) = parse_registers(f"CPU#0\nEAX=00000000 EBX=00000000\n{line}\n")
+    assert seen == VcpuRegisters(vcpu=0, rip=0xFD09A, halted=True, interrupts=False)
+
+
 @pytest.mark.parametrize("cut", range(0, 6_000, 97))
 def test_text_that_was_cut_gives_whole_vcpus_only(cut: int) -> None:
     assert parse_registers(TEXT[:cut]) in (parse_registers(TEXT)[:count] for count in range(3))
