@@ -145,6 +145,29 @@ def test_what_is_withdrawn_has_no_record_and_is_left_to_resume(tmp_path: Path) -
     assert stored(tmp_path) == [1, 2, 3, 4]
 
 
+def test_what_was_withdrawn_is_run_where_the_campaign_goes_on_after_all(tmp_path: Path) -> None:
+    spec = make_spec(trials=4)
+
+    class Once(FakeExecutor):
+        withdrawn = False
+
+        def withdraw(self) -> None:
+            self.withdrawn = True
+
+        def wait(self, seconds: float) -> list[Ended]:
+            if self.withdrawn and len(self.submitted) == 2:
+                return [Unstarted(number=self._waiting.pop(0))]
+            return super().wait(seconds)
+
+    executor = Once(lambda number: of_spec(spec, number))
+    result, _ = run(
+        tmp_path, spec, executor, asked_to_stop=lambda: len(executor.submitted) == 2 and not executor.withdrawn
+    )
+    assert result.finished
+    assert sorted(executor.submitted) == [1, 1, 2, 3, 4]
+    assert stored(tmp_path) == [1, 2, 3, 4]
+
+
 def test_its_time_counts_over_all_sittings(tmp_path: Path) -> None:
     spec = make_spec(hours=1.0)
     executor = FakeExecutor(lambda number: of_spec(spec, number), capacity=1)
