@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Dask without the wall clock. In processes of their own, since all of Dask in one is changed."""
+
+import subprocess
+import sys
+
+from cryptography import x509
+
+from lab.campaign.night.steady import make_security
+
+#: Whether what measures intervals, in the campaign's process and in a worker's, asks the steady clock.
+PROGRAM = """
+import time
+import distributed.batched, distributed.nanny, distributed.scheduler, distributed.worker
+from tornado.ioloop import IOLoop
+from lab.campaign.night import steady
+
+{change}
+steady._begun_s += 86_400
+modules = (distributed.batched, distributed.nanny, distributed.scheduler, distributed.worker)
+print(*(round((ask() - time.time()) / 86_400) for ask in (*(each.time for each in modules), lambda: IOLoop.time(None))))
+"""
+
+
+def ask(change: str) -> str:
+    words = (sys.executable, "-c", PROGRAM.format(change=change))
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def test_all_of_dask_measures_by_the_steady_clock() -> None:
+    assert ask("steady.steady_dask(); steady.steady_dask()") == "1 1 1 1 1"
+    assert ask("") == "0 0 0 0 0"
+
+
+def test_certificates_are_valid_whatever_the_clock_says() -> None:
+    security = make_security()
+    certificate = x509.load_pem_x509_certificate(security.tls_ca_file.encode())
+    assert certificate.not_valid_before_utc.year == 1970
+    assert certificate.not_valid_after_utc.year == 9999
+    assert security.require_encryption
+    assert make_security().tls_worker_key != security.tls_worker_key
