@@ -185,6 +185,7 @@ _PINS: Final = {
     (Role.SIBLING, Phase.CLOSING): (Landmark.WINDOW_CLOSE.value, Role.PRIMARY, None),
     (Role.PRIMARY, Phase.CLOSING): (ANY_BLOCK, Role.SIBLING, Phase.CLOSING),
     (Role.PRIMARY, Phase.RELEASE): (Landmark.RELEASE.value, Role.SIBLING, None),
+    (Role.SIBLING, Phase.RELEASE): (ANY_BLOCK, Role.PRIMARY, Phase.RELEASE),
 }
 
 
