@@ -126,6 +126,18 @@ def describe_sweep(ask: SweepAsk, swept: Swept, lines: dict[int, str], folder: P
             for tried in swept.broken
         ],
         "broken_without_nmi": swept.dry_broken,
+        "broken_before": [
+            {
+                "role": each.role,
+                "phase": each.phase,
+                "address": f"{each.pc:#x}",
+                "symbol": swept.symbols.get(each.pc, ""),
+                "invariants": each.broken,
+                "reason": each.reason,
+                "evidence": str(folder / each.evidence),
+            }
+            for each in swept.broke
+        ],
         "stopped": swept.stopped,
         "uncovered": swept.uncovered,
         "complete": swept.is_complete,
@@ -143,6 +155,11 @@ def make_sweep_view(swept: Swept, lines: dict[int, str], folder: Path) -> Render
         if len(swept.broken) > SHOWN_POINTS:
             parts.append(Text(f"and {len(swept.broken) - SHOWN_POINTS} more"))
     parts += [Text(f"a load without an NMI broke {', '.join(dry.broken)}: {dry.evidence}") for dry in swept.dry_broken]
+    for each in swept.broke[:SHOWN_POINTS]:
+        where = clean(swept.symbols.get(each.pc, "") or f"{each.pc:#x}")
+        parts.append(Text(f"on the way to {where}, a load broke {', '.join(each.broken)}: {each.evidence}"))
+    if len(swept.broke) > SHOWN_POINTS:
+        parts.append(Text(f"and {len(swept.broke) - SHOWN_POINTS} more loads broke something on the way"))
     parts += [Text(f"not tried: {count}: {clean(reason)}") for reason, count in swept.untried.items()]
     if swept.earlier:
         parts.append(Text(f"tried at an earlier arrival than meant, which did not come: {swept.earlier}"))

@@ -262,6 +262,52 @@ def test_points_that_nobody_knows_of_are_no_complete_sweep(tmp_path: Path) -> No
     assert (swept.known, swept.tried, swept.uncovered, swept.exit_status) == (1, 1, 3 * 4, 3)
 
 
+def test_what_breaks_on_the_way_is_kept_whatever_comes_of_the_point(tmp_path: Path) -> None:
+    """The lead's NMI breaks it, and the thread comes to the point only without."""
+
+    class Leads(FakeGuests):
+        def run_trial(self, scenario: Scenario, plan: Plan, *, cover: bool) -> Kept:
+            alone = [hold.at for hold in plan.holds if hold.at.startswith("0x")] == ["0x20"]
+            self._blocks = {16: 1, 32: 1} if alone else {16: 1}
+            self._breaks = (32,) if not alone else ()
+            kept = super().run_trial(scenario, plan, cover=cover)
+            if len(self.tried[-1]) < 2:
+                return kept
+            oracle = kept.evidence.oracle
+            assert oracle is not None
+            first = tuple(event for event in oracle.events if event.detail == 0)
+            oracle = msgspec.structs.replace(oracle, events=first)
+            return Kept(msgspec.structs.replace(kept.evidence, oracle=oracle), {})
+
+    swept = run(tmp_path, Leads({16: 1}, after={16: {32: 1}}))
+    assert (swept.known, swept.tried, swept.broken) == (2, 2, ())
+    assert [(each.pc, each.broken, each.evidence) for each in swept.broke] == [(32, ("quiet",), "broken/before-00002")]
+    assert (tmp_path / "broken/before-00002/verdict.json").is_file()
+    assert swept.exit_status == 1
+    assert run(tmp_path, FakeGuests({}), resume=True).exit_status == 1
+
+
+def test_what_one_load_shows_is_kept_also_if_its_point_was_not_done(tmp_path: Path) -> None:
+    class Chance(FakeGuests):
+        def run_trial(self, scenario: Scenario, plan: Plan, *, cover: bool) -> Kept:
+            first = len(self.tried) == 3
+            self._blocks, self._lost = ({16: 1, 48: 1}, 7) if first else ({16: 1}, 0)
+            return super().run_trial(scenario, plan, cover=cover)
+
+    guests = Chance({16: 1}, lambda _, arrival: arrival > 1)
+    guests.dies_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, guests)
+    swept = run(tmp_path, FakeGuests({16: 1}), resume=True)
+    assert (swept.known, swept.tried, swept.uncovered, swept.exit_status) == (2, 1, 7, 3)
+
+
+def test_who_is_stopped_in_a_loop_before_the_phase_is_at_no_later_arrival_than_its_first(tmp_path: Path) -> None:
+    swept = run(tmp_path, FakeGuests({16: 3}, waits=(16,), before=1_000))
+    assert (swept.known, swept.tried, swept.earlier) == (3, 3, 2)
+    assert [each.arrival for each in list_tried(tmp_path)] == [1, 1, 1]
+
+
 def test_a_point_that_breaks_keeps_its_evidence_and_is_1(tmp_path: Path) -> None:
     swept = run(tmp_path, FakeGuests({16: 1, 32: 1}, breaks=(32,)))
     assert [(each.pc, each.broken, each.evidence) for each in swept.broken] == [(32, ("quiet",), "broken/00002")]

@@ -83,7 +83,8 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
 
     :param outcome: PASS or FAIL where it was tried, else that of the last attempt
     :param asked: which arrival the point was when it was first tried
-    :param arrival: at which it was tried in the end
+    :param arrival: at which it was tried in the end; 1 also where it was stopped somewhere in a loop that it spins in
+        before the phase, to be there as that begins
     :param attempts: how many trials it took
     :param lead: where NMIs were sent before, in the same load
     :param placed: all holds of its last attempt: what a scenario needs to try it again
@@ -118,6 +119,24 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
         return self.outcome in (Outcome.PASS, Outcome.FAIL)
 
 
+class Broke(msgspec.Struct, frozen=True, kw_only=True, tag="broke"):
+    """A load that broke something though its thread did not come to the point that it was to try: one for each point.
+
+    :param placed: its holds, of which some were reached, or none
+    :param broken: required invariants that were broken
+    :param evidence: its folder, relative to that of the sweep
+    """
+
+    role: Role
+    phase: Phase
+    pc: int
+    rank: Rank
+    reason: str
+    placed: tuple[Placed, ...]
+    broken: tuple[str, ...]
+    evidence: str
+
+
 class Uncovered(msgspec.Struct, frozen=True, kw_only=True, tag="uncovered"):
     """What a load's cover has not: there may be points that nobody knows of.
 
@@ -127,7 +146,7 @@ class Uncovered(msgspec.Struct, frozen=True, kw_only=True, tag="uncovered"):
     blocks: int
 
 
-Line = Begun | Found | Dry | Tried | Uncovered
+Line = Begun | Found | Dry | Tried | Broke | Uncovered
 
 
 class Journal:

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from lab.campaign.sweep.journal import Dry, Found, Line, Tried, Uncovered
+from lab.campaign.sweep.journal import Broke, Dry, Found, Line, Tried, Uncovered
 from lab.spec.evidence import Covered, OracleEvidence
 from lab.spec.phase import PHASES, Role
 from lab.spec.sweep import Block, Point, SweepAsk, Visit, ranks_of
@@ -29,6 +29,7 @@ class Known:
     tried: dict[Point, Tried] = field(default_factory=dict)
     leads: dict[Point, Lead] = field(default_factory=dict)
     dry: list[Dry] = field(default_factory=list)
+    broke: list[Broke] = field(default_factory=list)
     uncovered: int = 0
 
     def take(self, line: Line) -> None:
@@ -42,6 +43,8 @@ class Known:
                 self.tried[line.point] = line
             case Dry():
                 self.dry.append(line)
+            case Broke():
+                self.broke.append(line)
             case Uncovered():
                 self.uncovered += line.blocks
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from lab.campaign.sweep.journal import Dry, Tried
+from lab.campaign.sweep.journal import Broke, Dry, Tried
 from lab.campaign.sweep.known import Known
 from lab.spec.verdict import Outcome
 
@@ -28,6 +28,7 @@ class Swept:
     :param broken: points with a FAIL
     :param symbols: of blocks by address
     :param dry_broken: loads without an NMI that broke something
+    :param broke: loads that broke something though their point was not reached
     :param stopped: why the rest was not tried, empty when all was
     :param uncovered: blocks of its loads that the oracle had no place for: not all points are known
     """
@@ -40,6 +41,7 @@ class Swept:
     broken: tuple[Tried, ...]
     symbols: dict[int, str]
     dry_broken: tuple[Dry, ...]
+    broke: tuple[Broke, ...]
     stopped: str
     uncovered: int
 
@@ -51,7 +53,7 @@ class Swept:
     @property
     def exit_status(self) -> int:
         """0 when all was tried and nothing broke, 1 when something broke, 3 when some could not be tried."""
-        if self.broken or self.dry_broken:
+        if self.broken or self.dry_broken or self.broke:
             return SOMETHING_BROKE
         return COMPLETE_AND_CLEAN if self.is_complete else INCOMPLETE
 
@@ -74,6 +76,7 @@ def sum_up(known: Known, stopped: str = "") -> Swept:
         broken=tuple(tried for tried in good if tried.outcome is Outcome.FAIL),
         symbols={found.pc: found.symbol for found in known.found.values()},
         dry_broken=tuple(dry for dry in known.dry if dry.outcome is Outcome.FAIL),
+        broke=tuple(known.broke),
         stopped=stopped,
         uncovered=known.uncovered,
     )

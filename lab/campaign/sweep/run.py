@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from lab.campaign.sweep.journal import Dry, Found, Journal, Line, Tried, Uncovered
+from lab.campaign.sweep.journal import Broke, Dry, Found, Journal, Line, Tried, Uncovered
 from lab.campaign.sweep.known import Known, Lead
 from lab.campaign.sweep.result import Swept, sum_up
 from lab.errors import UsageError
@@ -100,7 +100,7 @@ class _Sweep:
             return stopped
 
     def _look_at_broken(self) -> str:
-        broken = sum(tried.outcome is Outcome.FAIL for tried in self.known.tried.values())
+        broken = sum(tried.outcome is Outcome.FAIL for tried in self.known.tried.values()) + len(self.known.broke)
         enough = self._until_broken is not None and broken >= self._until_broken
         return f"{broken} points were broken, as many as asked for" if enough else ""
 
@@ -132,8 +132,7 @@ class _Sweep:
         count = self.known.found[point.block].count
         asked = arrival = arrival_of(point.rank, count)
         spins = count > FEW_ARRIVALS
-        found: list[Found | Uncovered] = []
-        early = 0
+        early, broke = 0, False
         ways = self._list_ways(point)
         # Twice each: what differs from load to load may be in favour the next time.
         for attempt, way in enumerate(ways * 2, start=1):
@@ -143,7 +142,9 @@ class _Sweep:
             early += way.early
             visits = (*lead.visits[-MAX_LEAD:], self._visit(point, arrival, way, early))
             placed = (*place_nmis(visits, self._ask.core), *self._help(visits, last))
-            tried = _explain(point, asked, arrival, visits, placed, attempt)
+            # One that is stopped somewhere in its loop before the phase is there as that begins: its first arrival.
+            meant = 1 if way.early and self.known.found[point.block].before > FEW_ARRIVALS else arrival
+            tried = _explain(point, asked, meant, visits, placed, attempt)
             scenario = msgspec.structs.replace(self._ask.scenario, placed=placed)
             try:
                 kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
@@ -151,11 +152,13 @@ class _Sweep:
                 tried = msgspec.structs.replace(tried, reason=str(error))
                 break
             verdict = judge(kept.evidence)
-            found += self._learn(kept.evidence, Lead(visits, last))
+            self._journal.append(*self._learn(kept.evidence, Lead(visits, last)))
             come = _has_come(kept.evidence, len(visits) - 1)
-            without_nmi = verdict.outcome is Outcome.FAIL and len(visits) == 1
-            if come or without_nmi or verdict.outcome is Outcome.ERROR:
+            if come or verdict.outcome is Outcome.ERROR:
                 tried = _weigh(tried, verdict, kept.evidence)
+            elif verdict.outcome is Outcome.FAIL and not broke:
+                broke = True
+                self._note_broke(tried, kept, verdict)
             if tried.outcome is Outcome.FAIL:
                 tried = msgspec.structs.replace(tried, evidence=self._keep(kept, f"{len(self.known.tried) + 1:05}"))
             if tried.was_tried:
@@ -164,7 +167,7 @@ class _Sweep:
                 return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
             if not come and (spins or again) and not way.early:
                 arrival = _find_earlier(point.rank, arrival, _count_arrivals(kept.evidence, len(visits) - 1))
-        self._journal.append(*found, tried)
+        self._journal.append(tried)
         self.known.take(tried)
         broken = sum(bool(each.broken) for each in self.known.tried.values())
         self._advance(len(self.known.tried), len(self.known.points), broken)
@@ -219,6 +222,20 @@ class _Sweep:
         self._journal.append(*self._learn(evidence, Lead()), line)
         self.known.take(line)
         self._advance(len(self.known.tried), len(self.known.points), 0)
+
+    def _note_broke(self, tried: Tried, kept: Kept, verdict: Verdict) -> None:
+        line = Broke(
+            role=tried.role,
+            phase=tried.phase,
+            pc=tried.pc,
+            rank=tried.rank,
+            reason=verdict.reason,
+            placed=tried.placed,
+            broken=_list_broken(verdict),
+            evidence=self._keep(kept, f"before-{len(self.known.tried) + 1:05}"),
+        )
+        self._journal.append(line)
+        self.known.take(line)
 
     def _keep(self, kept: Kept, name: str) -> str:
         place = f"{BROKEN}/{name}"
