@@ -103,6 +103,8 @@ class Turns:
 
         :raise DeadlineError: and others, as :func:`admit` does
         """
+        if self._turn.expired:
+            self._give_back()
         if not self._holds:
             self._held.enter_context(admit(self._vcpus, deadline, tell=self._tell))
             self._holds = True

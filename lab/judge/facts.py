@@ -11,6 +11,7 @@ from lab.judge.finding import clean
 from lab.spec.base import Base, Witness, find_base
 from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
 from lab.spec.mechanism import Mechanism, Threads, is_play_dead
+from lab.spec.scenario import Siblings
 from lab.spec.topology import Topology
 
 NS_PER_US = 1_000
@@ -198,7 +199,12 @@ class Facts:
         )
 
     def backtraces_to(self, vcpu: int) -> tuple[OracleEvent, ...]:
-        """Return the records of NMIs that the kernel sent from another vCPU for backtraces: this one's may be among."""
+        """Return the records of NMIs that the kernel sent from another vCPU for backtraces: this one's may be among.
+
+        They go to CPUs that are online (``nmi_trigger_cpumask_backtrace()`` is given ``cpu_online_mask``).
+        """
+        if vcpu in self.offline and self.evidence.scenario.siblings is not Siblings.RETURNING:
+            return ()
         return tuple(event for event in self.every_of_kind(EventKind.BACKTRACE) if event.vcpu != vcpu)
 
     def _first_ipis(self) -> tuple[OracleEvent, ...]:

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.errors import DeadlineError, HostError, UsageError, Withdrawn
+from lab.host import admission
 from lab.host.admission import Turns, admit, find_folder
 from lab.host.deadline import Deadline
 
@@ -197,3 +199,21 @@ def test_a_turn_is_kept_between_uses_and_over_by_time() -> None:
         with turns.use(Deadline.after(5)):
             pass
     assert not refused(1, whole)
+
+
+def test_a_use_that_begins_behind_its_turn_waits_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    @contextlib.contextmanager
+    def count(*given: Any, **named: Any) -> Iterator[int]:
+        with admit(*given, **named) as share:
+            taken.append(share)
+            yield share
+
+    monkeypatch.setattr(admission, "admit", count)
+    with Turns(1, 0.1) as turns:
+        for pause_s in (0, 0, 0.1, 0):
+            time.sleep(pause_s)
+            with turns.use(Deadline.after(5)):
+                pass
+    assert taken == [1, 1]

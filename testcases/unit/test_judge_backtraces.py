@@ -96,6 +96,12 @@ def test_it_explains_one_entry_of_each_other_vcpu_behind_it_and_nothing_else() -
     assert spurious(ask(Load(), LATE_NS, 2, 1).add(LATE_NS + MS, EventKind.NMI_ENTRY, 1).build()) == [accused(1)]
 
 
+def test_it_goes_to_no_cpu_that_is_offline() -> None:
+    offline = Load(mechanism="upstream", siblings=Siblings.OFFLINE)
+    assert delivered(ask(offline, LATE_NS, 0).build()).finding is Finding.HELD
+    assert delivered(ask(offline, LATE_NS, 0, 1).build()).finding is not Finding.HELD
+
+
 def test_as_many_as_were_asked_for_are_explained() -> None:
     twice = ask(ask(Load(topology=ONE_CORE), LATE_NS, 0, 1), LATE_NS + MS, 0, 1)
     verdict = judge(twice.build())
