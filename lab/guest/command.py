@@ -13,7 +13,17 @@ QEMU = "qemu-system-x86_64"
 #: nokaslr: the oracle's landmarks are link-time addresses. apic_extnmi=all: without it inject-nmi reaches CPU 0 only.
 #: tsc=reliable: without the hypervisor bit the clocksource watchdog would distrust an emulated TSC. panic=-1: a panic
 #: resets at once, which -no-reboot turns into an end.
-KERNEL_ARGS = ("console=ttyS0", "nokaslr", "apic_extnmi=all", "tsc=reliable", "panic=-1", "printk.time=1")
+#: log_buf_len: for thousands of loads. Once the log is full, how far a printk() has to push its tail differs from
+#: load to load.
+KERNEL_ARGS = (
+    "console=ttyS0",
+    "nokaslr",
+    "apic_extnmi=all",
+    "tsc=reliable",
+    "panic=-1",
+    "printk.time=1",
+    "log_buf_len=4M",
+)
 
 #: Where QEMU's user network puts a guest that nobody configured otherwise, which images/initramfs/init relies on.
 GUEST_SSH_PORT = 22

@@ -40,7 +40,7 @@ def test_every_word_of_the_default_machine() -> None:
         "-device", "pvpanic-pci",
         "-kernel", "/k/bzImage",
         "-initrd", "/i/initrd",
-        "-append", "console=ttyS0 nokaslr apic_extnmi=all tsc=reliable panic=-1 printk.time=1",
+        "-append", "console=ttyS0 nokaslr apic_extnmi=all tsc=reliable panic=-1 printk.time=1 log_buf_len=4M",
     )
     # fmt: on
 
@@ -61,6 +61,6 @@ def test_what_a_spec_changes() -> None:
         "-plugin",
         "/o/oracle.so,landmarks=/o/marks",
         "kvm",
-        "console=ttyS0 nokaslr apic_extnmi=all tsc=reliable panic=-1 printk.time=1 nosmt lpj=4000",
+        "console=ttyS0 nokaslr apic_extnmi=all tsc=reliable panic=-1 printk.time=1 log_buf_len=4M nosmt lpj=4000",
     }
     assert words[words.index("-plugin") + 1] == "/o/oracle.so,landmarks=/o/marks"
