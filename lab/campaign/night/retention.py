@@ -2,7 +2,8 @@
 """Which evidence a campaign keeps, and for how much room, in its own folder or on a path that all hosts share.
 
 Evidence is written before its trial is stored, and evicted evidence removed after: a campaign that is killed leaves at
-worst folders that the store does not name, which the next sitting removes.
+worst folders that the store does not name, which the next sitting removes. So evidence that loses its dump is written
+again, under another name, which the store takes over with the trial that needs the room.
 """
 
 import shutil
@@ -13,15 +14,39 @@ from typing import Final
 import msgspec
 
 from lab.campaign.night.share import clear_incoming, drop_staged, take_staged
-from lab.campaign.night.store import CampaignStore, Kept
+from lab.campaign.night.store import CampaignStore, Kept, Slimmed
 from lab.campaign.night.trial import TrialDone, unpack_evidence
+from lab.errors import EvidenceError
 from lab.guest.dump import DUMPS
+from lab.judge.stall import describe_stall
 from lab.spec.verdict import Outcome
-from lab.trial.folder import is_raw_name, read_evidence, read_verdict, write_evidence, write_verdict
+from lab.trial.folder import (
+    holds_only_evidence,
+    is_raw_name,
+    read_evidence,
+    read_verdict,
+    write_evidence,
+    write_verdict,
+)
 from lab.trial.stall import drop_dump
 
 TRIALS: Final = "trials"
+#: Ends the name of evidence that has lost its dump.
+_SLIM: Final = "-without-dump"
+#: What is said of a dump in its place.
+_NO_ROOM: Final = "there was no room for it"
 _BYTES_PER_MIB: Final = 1_024 * 1_024
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """A trial's evidence that may have to go, or part of it.
+
+    :param dumps: how many bytes of it are dumps
+    """
+
+    name: str
+    size: int
+    dumps: int = 0
 
 
 class Retention:
@@ -34,13 +59,14 @@ class Retention:
         self._store = store
         self._folder = store.evidence
         self._limit = limit_mib * _BYTES_PER_MIB
-        self._passes: OrderedDict[int, tuple[str, int]] = OrderedDict()
+        self._passes: OrderedDict[int, _Held] = OrderedDict()
+        self._dumps: OrderedDict[int, _Held] = OrderedDict()
         self._size = 0
         kept = store.list_evidence()
         for number, name, size, passed in kept:
-            self._size += size
-            if passed:
-                self._passes[number] = (name, size)
+            # A trial that passed has no guest that stopped answering.
+            dumps = 0 if passed else _measure_dumps(self._folder / name)
+            self._note(number, _Held(name, size, dumps), passed)
         self._sweep({name for _, name, _, _ in kept})
         if self._folder != store.folder:
             clear_incoming(self._folder)
@@ -48,7 +74,8 @@ class Retention:
     def keep(self, done: TrialDone, ran_s: float) -> bool:
         """Write a trial's evidence if there is room, and store the trial; False when it was there already.
 
-        What is not a PASS takes the room of passes, the oldest first.
+        Its own dump is the first to go where there is no room. What is not a PASS then takes the room of earlier
+        dumps, and after them of passes, the oldest first.
 
         :raise HostError: no space, or not writable
         :raise EvidenceError: what a worker sent is no evidence
@@ -66,25 +93,25 @@ class Retention:
             take_staged(self._folder, done.staged, folder, done.host)
         else:
             self._write(folder, archives)
-        size = _measure(folder)
-        evicted = self._find_room(size, done.record.outcome is Outcome.PASS)
-        if evicted is None:
+        passed = done.record.outcome is Outcome.PASS
+        held = _Held(name, _measure(folder), _measure_dumps(folder))
+        if held.dumps and self._size + held.size > self._limit:
             # A guest's memory is the largest part, and the rest says more than nothing.
-            _drop_dumps(folder)
-            size = _measure(folder)
-            evicted = self._find_room(size, done.record.outcome is Outcome.PASS)
-        if evicted is None:
+            _copy_without_dumps(folder, folder)
+            held = _Held(name, _measure(folder))
+        room = self._make_room(held.size, passed)
+        if room is None:
             shutil.rmtree(folder, ignore_errors=True)
             return self._store.add(done, Kept(state="dropped"), ran_s)
-        if not self._store.add(done, Kept(folder=name, size=size, state="kept", evicted=evicted), ran_s):
+        slimmed, evicted = room
+        kept = Kept(folder=name, size=held.size, state="kept", slimmed=slimmed, evicted=evicted)
+        if not self._store.add(done, kept, ran_s):
             return False
-        self._size += size
-        for number in evicted:
-            gone, freed = self._passes.pop(number)
-            self._size -= freed
-            shutil.rmtree(self._folder / gone, ignore_errors=True)
-        if done.record.outcome is Outcome.PASS:
-            self._passes[done.number] = (name, size)
+        self._note(done.number, held, passed)
+        gone = [self._dumps.pop(each.number) for each in slimmed] + [self._passes.pop(number) for number in evicted]
+        self._size += sum(each.size for each in slimmed) - sum(each.size for each in gone)
+        for each in gone:
+            shutil.rmtree(self._folder / each.name, ignore_errors=True)
         return True
 
     @property
@@ -101,16 +128,57 @@ class Retention:
             write_evidence(attempt, kept.evidence, kept.raw)
             write_verdict(attempt, verdict)
 
-    def _find_room(self, size: int, passed: bool) -> tuple[int, ...] | None:
-        """Return whose evidence has to go for so many bytes, None when not even that would do."""
+    def _note(self, number: int, held: _Held, passed: bool) -> None:
+        self._size += held.size
+        if passed:
+            self._passes[number] = held
+        elif held.dumps:
+            self._dumps[number] = held
+
+    def _make_room(self, size: int, passed: bool) -> tuple[tuple[Slimmed, ...], tuple[int, ...]] | None:
+        """Return whose dumps and whose evidence have to go for so many bytes, None when not even that would do.
+
+        Evidence without its dump is written already.
+        """
         over = self._size + size - self._limit
-        evicted = []
-        for number, (_, freed) in self._passes.items():
-            if over <= 0 or passed:
+        spare = sum(held.dumps for held in self._dumps.values()) + sum(held.size for held in self._passes.values())
+        if over > (0 if passed else spare):
+            return None
+        slimmed, evicted = [], []
+        for number, held in tuple(self._dumps.items()):
+            if over <= 0:
+                break
+            slim = self._slim(number, held)
+            if slim is not None:
+                slimmed.append(slim)
+                over -= held.size - slim.size
+        for number, held in self._passes.items():
+            if over <= 0:
                 break
             evicted.append(number)
-            over -= freed
-        return tuple(evicted) if over <= 0 else None
+            over -= held.size
+        if over <= 0:
+            return tuple(slimmed), tuple(evicted)
+        for slim in slimmed:
+            shutil.rmtree(self._folder / slim.folder, ignore_errors=True)
+        return None
+
+    def _slim(self, number: int, held: _Held) -> Slimmed | None:
+        """Write a trial's evidence once more, without its dump; None when it is not as it was, and has to stay."""
+        folder = self._folder / held.name
+        name = f"{held.name}{_SLIM}"
+        target = self._folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            if not folder.is_dir() or not all(holds_only_evidence(each) for each in folder.iterdir()):
+                raise EvidenceError(f"'{folder}' holds something other than evidence")
+            _copy_without_dumps(folder, target)
+        except EvidenceError:
+            # Somebody has altered it since: one trial's evidence is no reason to end a campaign.
+            shutil.rmtree(target, ignore_errors=True)
+            del self._dumps[number]
+            return None
+        return Slimmed(number=number, folder=name, size=_measure(target))
 
     def _sweep(self, known: set[str]) -> None:
         trials = self._folder / TRIALS
@@ -125,12 +193,25 @@ def _measure(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _drop_dumps(folder: Path) -> None:
-    """Write each attempt's evidence again without the dump of a guest's memory that it may have."""
+def _measure_dumps(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.glob("attempt-*/*") if path.name in DUMPS and path.is_file())
+
+
+def _copy_without_dumps(folder: Path, target: Path) -> None:
+    """Write each attempt's evidence again, with the reason in place of the dump that it may have.
+
+    :param target: where to, which may be the same folder
+    :raise EvidenceError: it was altered
+    """
     for attempt in sorted(folder.glob("attempt-*")):
-        if any((attempt / name).is_file() for name in DUMPS):
-            evidence, verdict = read_evidence(attempt), read_verdict(attempt)
-            kept = {path.name: path.read_bytes() for path in attempt.iterdir() if is_raw_name(path.name)}
-            stall, raw = drop_dump(evidence.stall, kept, "there was no room for it")
-            write_evidence(attempt, msgspec.structs.replace(evidence, stall=stall), raw)
-            write_verdict(attempt, verdict)
+        evidence, verdict = read_evidence(attempt), read_verdict(attempt)
+        # A dump's name is all that is needed of it.
+        kept = {
+            path.name: b"" if path.name in DUMPS else path.read_bytes()
+            for path in attempt.iterdir()
+            if is_raw_name(path.name)
+        }
+        stall, raw = drop_dump(evidence.stall, kept, _NO_ROOM)
+        evidence = msgspec.structs.replace(evidence, stall=stall)
+        write_evidence(target / attempt.name, evidence, raw)
+        write_verdict(target / attempt.name, msgspec.structs.replace(verdict, stall=describe_stall(evidence)))

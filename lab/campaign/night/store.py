@@ -25,17 +25,30 @@ from lab.errors import EvidenceError, UsageError
 _FILES: Final = ("kernel", "vmlinux", "initramfs", "oracle")
 
 
+class Slimmed(msgspec.Struct, frozen=True, kw_only=True):
+    """An earlier trial whose evidence goes on without the dump of its guest's memory.
+
+    :param folder: where it is now, relative to the campaign's, and ``size`` is that of what is left
+    """
+
+    number: int
+    folder: str
+    size: int
+
+
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a trial's evidence.
 
     :param folder: relative to the campaign's, empty where none is kept
     :param state: ``kept``, ``sampled-out`` (a PASS that was not to be kept) or ``dropped`` (for want of room)
+    :param slimmed: trials whose dumps make room for it
     :param evicted: numbers of trials whose evidence makes room for it
     """
 
     folder: str = ""
     size: int = 0
     state: str = "sampled-out"
+    slimmed: tuple[Slimmed, ...] = ()
     evicted: tuple[int, ...] = ()
 
 
@@ -240,6 +253,10 @@ class CampaignStore:
                     (*key, index, each.outcome.value, each.reason, each.took_s, each.guest_trial)
                     for index, each in enumerate(done.attempts, 1)
                 ],
+            )
+            self._connection.executemany(
+                "UPDATE trials SET evidence = ?, evidence_bytes = ? WHERE campaign = ? AND number = ?",
+                [(each.folder, each.size, self._campaign, each.number) for each in kept.slimmed],
             )
             self._connection.executemany(
                 "UPDATE trials SET evidence = '', evidence_bytes = 0, evidence_state = 'dropped'"
