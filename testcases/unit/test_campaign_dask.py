@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Images go to each host once, and not at all to one that is gone, without a scheduler."""
+"""What a campaign makes of its workers' answers, without a scheduler: trials, errors, and images that a host lacks."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -144,4 +144,43 @@ def test_a_host_that_never_takes_images_ends_the_campaign(
     client.trials[0].end(lack(1, ONE, "one"))
     collect(executor)
     with pytest.raises(HostError, match="images could not be sent to one by worker tcp://one:1 in 0 s"):
+        collect(executor)
+
+
+def test_an_error_takes_no_trial_with_it_that_has_ended(client: FakeClient, executor: DaskExecutor) -> None:
+    client.trials[0].end(make_done(1))
+    client.trials[1].end(HostError("host two cannot write evidence"), "error")
+    client.trials[2].end(make_done(3))
+    assert [ended.number for ended in collect(executor)] == [1, 3]
+    # Nothing begins meanwhile, and the error comes, as often as somebody asks.
+    assert executor.capacity == 0
+    with pytest.raises(HostError, match="host two"):
+        executor.submit(Job(campaign="u", spec=make_spec(PARTS[:1]), number=4, images={}))
+    assert len(client.trials) == 3
+    for _ in range(2):
+        with pytest.raises(HostError, match="host two"):
+            collect(executor)
+
+
+def test_trials_that_end_while_others_are_stored_come_before_the_error(
+    client: FakeClient, executor: DaskExecutor
+) -> None:
+    client.trials[0].end(make_done(1))
+    client.trials[1].end(HostError("host two cannot write evidence"), "error")
+    assert [ended.number for ended in collect(executor)] == [1]
+    client.trials[2].end(make_done(3))
+    assert [ended.number for ended in collect(executor)] == [3]
+    with pytest.raises(HostError, match="host two"):
+        collect(executor)
+
+
+def test_images_that_do_not_go_out_take_no_trial_with_them(
+    client: FakeClient, executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask_pool, "SEND_S", 0.0)
+    client.trials[0].end(lack(1, ONE, "one"))
+    collect(executor)
+    client.trials[1].end(make_done(2))
+    assert [ended.number for ended in collect(executor)] == [2]
+    with pytest.raises(HostError, match="images could not be sent"):
         collect(executor)

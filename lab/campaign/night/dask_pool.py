@@ -97,14 +97,15 @@ class DaskExecutor:
         self._workers: Workers = {}
         self._asked_at = 0.0
         self._withdrawing: threading.Thread | None = None
+        self._error: Exception | None = None
 
     @property
     def capacity(self) -> int:
-        """As many trials as there are workers, which may come and go.
+        """As many trials as there are workers, which may come and go; none where :meth:`wait` has an error to raise.
 
         :raise HostError: the scheduler is gone
         """
-        return len(self.find_workers())
+        return len(self.find_workers()) if self._error is None else 0
 
     def find_workers(self) -> Workers:
         """Return what the scheduler says of each worker, by address.
@@ -120,7 +121,12 @@ class DaskExecutor:
         return self._workers
 
     def submit(self, job: Job) -> None:
-        """Have a trial run on any worker whose host is large enough for its guest."""
+        """Have a trial run on any worker whose host is large enough for its guest.
+
+        :raise HostError: the scheduler is gone, or as :meth:`wait`
+        """
+        if self._error is not None:
+            raise self._error
         vcpus = choose_trial(job.spec, job.number).part.scenario.topology.vcpus
         workers = self.find_workers()
         if workers:
@@ -139,20 +145,34 @@ class DaskExecutor:
         future.add_done_callback(self._ended.put)
 
     def wait(self, seconds: float) -> list[Ended]:
-        """Return what has ended.
+        """Return what has ended; an error is raised once there is nothing to return.
 
         :raise HostError: the scheduler is gone, or a worker's host cannot run trials
         """
         found: list[Ended] = []
-        self._check_sending()
+        with self._keep_error():
+            self._check_sending()
         with contextlib.suppress(queue.Empty):
-            future = self._ended.get(timeout=seconds)
+            future = self._ended.get(timeout=seconds if self._error is None else 0.0)
             while True:
-                found += self._collect(future)
+                with self._keep_error():
+                    found += self._collect(future)
                 future = self._ended.get_nowait()
-        if not found and self._client.status != "running":
+        if found:
+            return found
+        if self._error is not None:
+            raise self._error
+        if self._client.status != "running":
             raise self._lost()
-        return found
+        return []
+
+    @contextlib.contextmanager
+    def _keep_error(self) -> Iterator[None]:
+        """Have the first error wait, so that it takes no trial with it that has ended."""
+        try:
+            yield
+        except Exception as error:
+            self._error = self._error or error
 
     def withdraw(self) -> None:
         """Have trials end that wait for vCPUs, without waiting for workers to answer: one may be stuck."""
