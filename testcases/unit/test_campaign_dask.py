@@ -9,11 +9,11 @@ from distributed import Client
 from night_samples import PARTS, make_done, make_spec
 
 from lab.campaign.night import dask_pool
-from lab.campaign.night.dask_pool import DaskExecutor
+from lab.campaign.night.dask_pool import MAX_SENDS, DaskExecutor
 from lab.campaign.night.dask_worker import run_job
 from lab.campaign.night.executor import Ended
 from lab.campaign.night.images import ImageSource, receive_images
-from lab.campaign.night.trial import Job, Missing
+from lab.campaign.night.trial import Job, Missing, Unstarted
 from lab.errors import HostError
 
 ONE, TWO = "tcp://one:1", "tcp://two:1"
@@ -184,3 +184,68 @@ def test_images_that_do_not_go_out_take_no_trial_with_them(
     assert [ended.number for ended in collect(executor)] == [2]
     with pytest.raises(HostError, match="images could not be sent"):
         collect(executor)
+
+
+def fail_to_send(client: FakeClient, executor: DaskExecutor, *, gone: bool = False) -> None:
+    """Have a host lack images, and the next sending of them fail."""
+    sent = len(client.sends)
+    client.trials[-1].end(lack(3, ONE, "one"))
+    collect(executor)
+    assert len(client.sends) == sent + 1
+    if gone:
+        client.workers.remove(ONE)
+    else:
+        client.sends[-1][0].end(MemoryError(), "error")
+
+
+@pytest.mark.parametrize(("gone", "why"), [(False, "MemoryError"), (True, "it was gone")])
+def test_a_host_whose_workers_die_of_images_ends_the_campaign(
+    client: FakeClient, executor: DaskExecutor, gone: bool, why: str
+) -> None:
+    for _ in range(MAX_SENDS - 1):
+        fail_to_send(client, executor, gone=gone)
+        assert collect(executor) == []
+        client.workers = [ONE, TWO]
+    fail_to_send(client, executor, gone=gone)
+    with pytest.raises(HostError) as told:
+        collect(executor)
+    assert str(told.value) == (
+        f"images could not be sent to one 3 times in a row, the last time by worker tcp://one:1: {why}"
+    )
+
+
+def test_images_that_came_after_all_make_up_for_those_that_did_not(client: FakeClient, executor: DaskExecutor) -> None:
+    for _ in range(2):
+        for _ in range(MAX_SENDS - 1):
+            fail_to_send(client, executor)
+            assert collect(executor) == []
+        client.trials[-1].end(lack(3, ONE, "one"))
+        collect(executor)
+        client.sends[-1][0].end(None)
+        assert collect(executor) == []
+        # Sent, looked for too early, and gone again.
+        client.trials[-1].end(lack(3, ONE, "one"))
+        assert collect(executor) == []
+    client.trials[-1].end(make_done(3))
+    assert [ended.number for ended in collect(executor)] == [3]
+
+
+def test_what_waits_for_images_is_withdrawn(client: FakeClient, executor: DaskExecutor) -> None:
+    client.trials[0].end(lack(1, ONE, "one"))
+    client.trials[1].end(lack(2, ONE, "one"))
+    assert collect(executor) == []
+    executor.withdraw()
+    assert collect(executor) == [Unstarted(number=1), Unstarted(number=2)]
+    # The third still runs: that the images do not arrive is no reason to lose it.
+    client.sends[0][0].end(HostError("No space left on device"), "error")
+    assert collect(executor) == []
+    client.trials[2].end(make_done(3))
+    assert [ended.number for ended in collect(executor)] == [3]
+    # A campaign that goes on after all sends them again.
+    executor.submit(Job(campaign="u", spec=make_spec(PARTS[:1]), number=1, images={}))
+    client.trials[-1].end(lack(1, ONE, "one"))
+    collect(executor)
+    client.sends[1][0].end(None)
+    collect(executor)
+    client.trials[-1].end(make_done(1))
+    assert [ended.number for ended in collect(executor)] == [1]

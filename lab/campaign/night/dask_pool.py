@@ -13,6 +13,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
@@ -44,6 +45,8 @@ MAX_DEATHS: Final = 3
 FRESH_S: Final = 1.0
 #: Some 100 MiB to a host at the other end of a slow line.
 SEND_S: Final = 900.0
+#: A host that did not get its images so often in a row, as when workers die of them, never will.
+MAX_SENDS: Final = 3
 
 #: A trial that nobody heard of for so long, from a worker that does not answer, is run elsewhere.
 _CONFIG: Final = {
@@ -89,6 +92,8 @@ class DaskExecutor:
         self._jobs: dict[object, tuple[Job, Future]] = {}
         self._sending: dict[str, _Sending] = {}
         self._sent: dict[str, frozenset[str]] = {}
+        self._failed_sends: Counter[str] = Counter()
+        self._withdrawn: list[Ended] = []
         # Two campaigns may share a scheduler.
         self._tries = secrets.randbits(48)
         # As long as one task of a kind is known, Dask goes on with its account of that kind; else it begins another
@@ -149,11 +154,11 @@ class DaskExecutor:
 
         :raise HostError: the scheduler is gone, or a worker's host cannot run trials
         """
-        found: list[Ended] = []
+        found, self._withdrawn = self._withdrawn, []
         with self._keep_error():
             self._check_sending()
         with contextlib.suppress(queue.Empty):
-            future = self._ended.get(timeout=seconds if self._error is None else 0.0)
+            future = self._ended.get(timeout=0.0 if found or self._error is not None else seconds)
             while True:
                 with self._keep_error():
                     found += self._collect(future)
@@ -175,7 +180,11 @@ class DaskExecutor:
             self._error = self._error or error
 
     def withdraw(self) -> None:
-        """Have trials end that wait for vCPUs, without waiting for workers to answer: one may be stuck."""
+        """Have trials end that wait for vCPUs or images, without waiting for workers to answer: one may be stuck."""
+        for sending in self._sending.values():
+            self._withdrawn += [Unstarted(number=job.number) for job in sending.jobs]
+        # What becomes of images that nobody waits for must not end a campaign whose running trials are waited for.
+        self._sending.clear()
         if self._withdrawing is None or not self._withdrawing.is_alive():
             campaigns = {job.campaign for job, _ in self._jobs.values()}
             self._withdrawing = threading.Thread(target=self._withdraw, args=(campaigns,), name="withdraw", daemon=True)
@@ -243,7 +252,10 @@ class DaskExecutor:
         future.add_done_callback(self._ended.put)
 
     def _end_sending(self, future: Future) -> None:
-        """Run what waited for images, which were sent, or were not since the worker died."""
+        """Run what waited for images, which were sent, or were not since the worker died.
+
+        :raise HostError: the host cannot take them
+        """
         for cache, sending in tuple(self._sending.items()):
             if sending.future.key != future.key:
                 continue
@@ -255,8 +267,25 @@ class DaskExecutor:
                 raise error
             if future.status == "finished":
                 self._sent[cache] = sending.digests
+                del self._failed_sends[cache]
+            else:
+                self._count_failure(cache, sending.worker, error)
             for job in sending.jobs:
                 self.submit(job)
+
+    def _count_failure(self, cache: str, worker: str, error: BaseException | None) -> None:
+        """Note that a host did not get its images.
+
+        :param error: None where the worker was gone
+        :raise HostError: so often in a row that it never will
+        """
+        self._failed_sends[cache] += 1
+        if self._failed_sends[cache] >= MAX_SENDS:
+            why = "it was gone" if error is None else type(error).__name__
+            raise HostError(
+                f"images could not be sent to {cache} {MAX_SENDS} times in a row, the last time by worker {worker}:"
+                f" {why}"
+            )
 
     def _check_sending(self) -> None:
         """Give up on workers that are gone: what only they may do is never done.
