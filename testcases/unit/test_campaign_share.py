@@ -202,8 +202,22 @@ def test_a_copy_of_a_campaign_does_not_touch_the_evidence(store: CampaignStore, 
     claim_root(store.evidence, store.find()[0], tmp_path / "copy")
 
 
-@pytest.mark.parametrize(("given", "uid"), [("shared", "u"), ("/a/../etc", "u"), ("/a", "../u"), ("/a", "")])
+@pytest.mark.parametrize(
+    ("given", "uid"),
+    [
+        ("shared", "0" * 32),
+        ("/a/../etc", "0" * 32),
+        ("/a", "../u"),
+        ("/a", ""),
+        ("/a", "project"),
+        ("/a", "0" * 31),
+        ("/a", "0" * 33),
+        ("/a", "F" * 32),
+        ("/a", "0" * 32 + "\n"),
+    ],
+)
 def test_a_foreign_store_cannot_choose_any_place(tmp_path: Path, given: str, uid: str) -> None:
+    assert find_root("/a", "0" * 32, tmp_path) == Path("/a", "0" * 32)
     assert find_root("", uid, tmp_path) == tmp_path
     with pytest.raises(EvidenceError, match="no place of ours"):
         find_root(given, uid, tmp_path)
@@ -296,6 +310,91 @@ def test_a_sitting_uses_the_path_and_leaves_it_clean(
     go_on(Where(workers=1))
     assert len(names(root / "trials")) == 4
     assert share.find_root(str(shared), root.name, folder) == root
+
+
+def begin(folder: Path, shared: Path) -> Path:
+    """Store a campaign whose evidence is on a shared path, where nothing is made, and return its folder there."""
+    folder.mkdir()
+    with lock_campaign(folder), open_writer(folder) as connection:
+        store = CampaignStore(connection, folder)
+        store.create(make_spec(trials=2), {}, str(shared))
+        store.find()
+        return store.evidence
+
+
+def go_on(folder: Path, monkeypatch: pytest.MonkeyPatch, evidence_dir: Path | None = None) -> None:
+    executor = FakeExecutor(make_done)
+    monkeypatch.setattr(sitting, "_open_executor", lambda *_: _Given(executor))
+    where = Where(workers=1, evidence_dir="" if evidence_dir is None else str(evidence_dir))
+
+    def build(_: CampaignSpec) -> dict[str, ImageSet]:
+        return {}
+
+    def limit(spec: CampaignSpec) -> CampaignSpec:
+        return msgspec.structs.replace(spec, limits=msgspec.structs.replace(spec.limits, trials=2))
+
+    resume_campaign(folder, limit, build, where, Watch())
+
+
+def test_a_store_that_came_from_elsewhere_removes_nothing(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = begin(tmp_path / "mailed", shared)
+    for name in ("trials/precious", f"{INCOMING}/mail"):
+        (root / name).mkdir(parents=True)
+        (root / name / "x").touch()
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UsageError) as refused:
+        go_on(tmp_path / "mailed", monkeypatch)
+    assert str(refused.value) == (
+        f"'{root / OWNER}' is missing, and the campaign's evidence is in '{root}': mount that path; if it is the place"
+        f" and yours, give --evidence-dir {shared}"
+    )
+    (root / OWNER).write_bytes(b'{"uid":"' + root.name.encode() + b'","host":"there","folder":"/home/else"}')
+    for named in (None, shared):
+        with pytest.raises(UsageError, match="belongs to the campaign in '/home/else' of host there"):
+            go_on(tmp_path / "mailed", monkeypatch, named)
+    (root / OWNER).write_bytes(b"nothing of ours")
+    with pytest.raises(UsageError, match="is not what this lab writes"):
+        go_on(tmp_path / "mailed", monkeypatch)
+    (root / OWNER).unlink()
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_campaign_that_was_moved_goes_on_where_its_user_says(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = begin(tmp_path / "out", shared)
+    go_on(tmp_path / "out", monkeypatch, shared)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="if that one was moved here, and no copy of it is run any more, remove"):
+        go_on(tmp_path / "moved", monkeypatch)
+    (root / OWNER).unlink()
+    with pytest.raises(UsageError, match=r"owner\.json' is missing"):
+        go_on(tmp_path / "moved", monkeypatch)
+    go_on(tmp_path / "moved", monkeypatch, shared)
+    go_on(tmp_path / "moved", monkeypatch)
+
+
+def test_a_path_that_is_not_mounted_is_not_made_up_for(
+    store: CampaignStore, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Retention(store, 10).keep(write(store, 1, Outcome.FAIL), 1.0)
+    folder, root = store.folder, store.evidence
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shared.rename(tmp_path / "server")
+    with pytest.raises(UsageError, match=f"^'{root / OWNER}' is missing"):
+        go_on(copy, monkeypatch)
+    assert not shared.exists()
+    with pytest.raises(HostError, match=f"cannot write evidence in '{root}': No such file or directory"):
+        claim_root(root, root.name, folder)
+    shared.mkdir()  # as an empty mount point is
+    with pytest.raises(UsageError, match=f"^'{root / OWNER}' is missing"):
+        go_on(copy, monkeypatch)
+    with pytest.raises(UsageError, match=f"keeps evidence in '{root}', which does not exist here: mount that path"):
+        go_on(copy, monkeypatch, shared)
+    assert names(shared) == []
 
 
 class _Given:

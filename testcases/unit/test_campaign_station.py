@@ -191,6 +191,7 @@ def test_evidence_goes_to_a_shared_path_where_there_is_one(
 ) -> None:
     """Only the record comes back, with the word by which its evidence is found; that of what is not kept is none."""
     root = tmp_path / "shared" / "u"
+    root.parent.mkdir()
     claim_root(root, "u", tmp_path)
     guests = Guests("ffxp")
     monkeypatch.setattr(pool, "open_session", guests.open_session)

@@ -3,7 +3,8 @@
 
 Below the path that the user named, each campaign has a folder of its uid::
 
-    owner.json      whose it is; a worker that reads another one, or none, is not on the same share
+    owner.json      whose it is; a worker that reads another one, or none, is not on the same share, and a lead that
+                    was not told the path by its user touches nothing without it
     incoming/WORD   what a worker writes; it has no other name until the campaign takes it
     trials/...      what the campaign took, by names of its own, as in its own folder without such a path
 
@@ -15,6 +16,7 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -35,7 +37,8 @@ OWNER: Final = "owner.json"
 MAX_OWNER_BYTES: Final = 64 * 1024
 _WORD_BYTES: Final = 16
 _WORD: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_UID: Final = re.compile(r"[0-9a-z]{1,64}", re.ASCII)
+#: As :meth:`lab.campaign.night.store.CampaignStore.create` draws it.
+_UID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,26 +83,43 @@ def check_evidence_dir(path: Path) -> str:
 
 
 def claim_root(root: Path, uid: str, folder: Path) -> None:
-    """Make a campaign's folder on the shared path, or find it, for the one that leads the campaign.
+    """Make a campaign's folder on the path that its user named, or find it, for the one that leads the campaign.
 
     :raise UsageError: it is that of another copy of the campaign
     :raise HostError: it cannot be made or written
     """
-    owner = Owner(uid=uid, host=socket.gethostname(), folder=str(folder.resolve()))
+    owner = _make_owner(uid, folder)
     try:
-        (root / INCOMING).mkdir(parents=True, exist_ok=True)
-        found = _read_owner(root) if (root / OWNER).exists() else None
+        # Not its parents: what is not mounted is not made up for.
+        root.mkdir(exist_ok=True)
+        found = _find_owner(root)
+        if found is not None and found != owner:
+            raise _refuse_owner(root, found)
+        (root / INCOMING).mkdir(exist_ok=True)
     except OSError as error:
         raise _refuse(root, error) from error
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"'{root / OWNER}' is not what this lab writes: name another --evidence-dir") from error
     if found is None:
         write_whole(root / OWNER, msgspec.json.encode(owner))
-    elif found != owner:
-        raise UsageError(
-            f"evidence in '{root}' belongs to the campaign in '{found.folder}' of host {found.host}; if that one was"
-            f" moved here, and no copy of it is run any more, remove '{root / OWNER}'"
-        )
+
+
+def check_root(root: Path, uid: str, folder: Path) -> None:
+    """Refuse to go on with evidence in a place that a store alone says is the campaign's: nothing is made there.
+
+    :raise UsageError: it is not there, or not this campaign's
+    :raise HostError: it cannot be read or written
+    """
+    try:
+        found = _find_owner(root)
+        if found is None:
+            raise UsageError(
+                f"'{root / OWNER}' is missing, and the campaign's evidence is in '{root}': mount that path; if it is"
+                f" the place and yours, give --evidence-dir {shlex.quote(str(root.parent))}"
+            )
+        if found != _make_owner(uid, folder):
+            raise _refuse_owner(root, found)
+        (root / INCOMING).mkdir(exist_ok=True)
+    except OSError as error:
+        raise _refuse(root, error) from error
 
 
 def clear_incoming(root: Path) -> None:
@@ -205,6 +225,32 @@ def _find_staged(root: Path, word: str) -> Path:
     if _WORD.fullmatch(word) is None:
         raise EvidenceError(f"evidence is said to have come back as {word[:80]!r}, which is no name of ours")
     return root / INCOMING / word
+
+
+def _make_owner(uid: str, folder: Path) -> Owner:
+    return Owner(uid=uid, host=socket.gethostname(), folder=str(folder.resolve()))
+
+
+def _find_owner(root: Path) -> Owner | None:
+    """Return whose a folder is, None where nothing says so.
+
+    :raise UsageError: what says so is none of ours
+    :raise OSError: it cannot be read
+    """
+    try:
+        return _read_owner(root)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"'{root / OWNER}' is not what this lab writes: name another --evidence-dir") from error
+
+
+def _refuse_owner(root: Path, found: Owner) -> UsageError:
+    return UsageError(
+        f"evidence in '{root}' belongs to the campaign in '{found.folder}' of host {found.host}; if that one was moved"
+        f" here, and no copy of it is run any more, remove '{root / OWNER}' and give --evidence-dir"
+        f" {shlex.quote(str(root.parent))}"
+    )
 
 
 def _read_owner(root: Path) -> Owner:

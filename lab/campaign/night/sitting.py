@@ -14,7 +14,7 @@ from lab.campaign.night.database import NAME, is_running, lock_campaign, open_wr
 from lab.campaign.night.executor import Executor, InlineExecutor
 from lab.campaign.night.images import ImageSource, open_images
 from lab.campaign.night.loop import STOP, Campaign, Result, Standing
-from lab.campaign.night.share import claim_root, clear_incoming, find_root
+from lab.campaign.night.share import check_root, claim_root, clear_incoming, find_root
 from lab.campaign.night.spec import CampaignSpec
 from lab.campaign.night.store import CampaignStore
 from lab.errors import LabError, UsageError
@@ -32,7 +32,7 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     :param scheduler: a Dask scheduler's address instead, empty for none
     :param evidence_dir: a path that all hosts share, to which workers write evidence, as
         :func:`lab.campaign.night.share.check_evidence_dir` returns it; empty for the campaign's own folder, or, of one
-        that is resumed, for where it was
+        that is resumed, for where it was; the same path again is leave to make its folder there
     """
 
     workers: int | None = None
@@ -91,6 +91,8 @@ def start_campaign(
         store = CampaignStore(connection, folder)
         store.create(spec, images, where.evidence_dir)
         uid, spec = store.find()
+        if store.evidence != folder:
+            claim_root(store.evidence, uid, folder)
         return _sit(store, uid, spec, images, where, watch)
 
 
@@ -118,6 +120,8 @@ def resume_campaign(
                 f"--evidence-dir is '{where.evidence_dir}', and the campaign's evidence is in '{store.evidence}':"
                 " leave the option out"
             )
+        if store.evidence != folder:
+            _take_root(store, uid, named=bool(where.evidence_dir))
         spec = limits(before)
         images = build(spec)
         store.check_images(images)
@@ -138,6 +142,24 @@ def stop_campaign(folder: Path) -> None:
     (folder / STOP).touch()
 
 
+def _take_root(store: CampaignStore, uid: str, *, named: bool) -> None:
+    """Go on with evidence on a shared path, which a store may name that came from anywhere.
+
+    :param named: the user named the path, too
+    :raise UsageError: it is not the campaign's, or evidence that the store names cannot be there
+    :raise HostError: it cannot be read or written
+    """
+    if not named:
+        check_root(store.evidence, uid, store.folder)
+        return
+    if not store.evidence.is_dir() and store.list_evidence():
+        raise UsageError(
+            f"the campaign keeps evidence in '{store.evidence}', which does not exist here: mount that path, or make"
+            " the folder if its evidence is lost"
+        )
+    claim_root(store.evidence, uid, store.folder)
+
+
 def _sit(
     store: CampaignStore,
     uid: str,
@@ -147,9 +169,6 @@ def _sit(
     watch: Watch,
 ) -> Result:
     (store.folder / STOP).unlink(missing_ok=True)
-    shared = store.evidence != store.folder
-    if shared:
-        claim_root(store.evidence, uid, store.folder)
     campaign = Campaign(
         uid=uid,
         spec=spec,
@@ -170,7 +189,7 @@ def _sit(
         raise
     finally:
         (store.folder / STOP).unlink(missing_ok=True)
-        if shared:
+        if store.evidence != store.folder:
             clear_incoming(store.evidence)
         sweep()
     store.end_sitting(finished=result.finished, why=result.why, ran_s=campaign.ran_s)
