@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The store of a campaign: every trial that ended is there, once and whole, whatever happens to its writer."""
 
+import fcntl
 import itertools
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, KEPT, VERDICT, make_done, make_spec, open_store
 
-from lab.campaign.night.database import NAME, is_running, open_reader, open_writer
+from lab.campaign.night.database import NAME, is_running, lock_campaign, open_reader, open_writer
 from lab.campaign.night.merge import merge_campaigns
 from lab.campaign.night.reader import KILLED, read_records, summarise
 from lab.campaign.night.retention import Retention
@@ -197,6 +200,33 @@ def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
         # Readers come and go meanwhile.
         assert summarise(tmp_path)[0].state == "running"
     assert not is_running(tmp_path)
+
+
+def test_whoever_looks_is_no_writer_and_stops_none(tmp_path: Path) -> None:
+    """Several look at a time, and a writer waits for them, as long as they take."""
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # one that looks, and was stopped meanwhile
+    assert not is_running(tmp_path)
+    leave = threading.Timer(0.2, os.close, (descriptor,))
+    leave.start()
+    with lock_campaign(tmp_path):
+        assert is_running(tmp_path)
+    leave.join()
+
+
+def test_two_who_look_do_not_see_each_other_run(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def look() -> None:
+        seen.extend(is_running(tmp_path) for _ in range(2_000))
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(seen) == 4_000
+    assert not any(seen)
 
 
 def test_reading_leaves_nothing_beside_the_store(tmp_path: Path) -> None:

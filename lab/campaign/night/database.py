@@ -5,16 +5,21 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from lab.campaign.night.schema import VERSION, migrate, read_version
 from lab.errors import EvidenceError, HostError, UsageError
+from lab.host.deadline import Deadline
 
 NAME: Final = "campaign.sqlite"
 #: A reader holds no lock that a writer waits for; a checkpoint by another one takes moments.
 BUSY_S: Final = 30.0
+#: Whoever looks whether a campaign runs has its lock for less, and a writer waits so long.
+LOOK_S: Final = 1.0
+_POLL_S: Final = 0.01
 
 
 @contextlib.contextmanager
@@ -24,29 +29,22 @@ def lock_campaign(folder: Path) -> Iterator[None]:
     :raise UsageError: another process has it
     :raise HostError: the folder cannot be opened
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError(f"campaign folder '{folder}' cannot be opened: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another lab runs a campaign in '{folder}': name another folder, or stop that one"
-            ) from None
+    with _open_folder(folder) as descriptor:
+        deadline = Deadline.after(LOOK_S)
+        while not _take_lock(descriptor, fcntl.LOCK_EX):
+            if deadline.expired:
+                raise UsageError(f"another lab runs a campaign in '{folder}': name another folder, or stop that one")
+            time.sleep(_POLL_S)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def is_running(folder: Path) -> bool:
-    """Say whether a process runs a campaign in a folder now."""
-    try:
-        with lock_campaign(folder):
-            return False
-    except UsageError:
-        return True
+    """Say whether a process runs a campaign in a folder now; any number may ask at a time.
+
+    :raise HostError: the folder cannot be opened
+    """
+    with _open_folder(folder) as descriptor:
+        return not _take_lock(descriptor, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
@@ -139,6 +137,26 @@ def explain(path: Path) -> Iterator[None]:
         raise HostError(f"store '{path}' could not be written: {error}; what it holds stays whole") from error
     except sqlite3.DatabaseError as error:
         raise EvidenceError(f"store '{path}' is damaged, or is none: {error}") from error
+
+
+@contextlib.contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"campaign folder '{folder}' cannot be opened: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _defend(connection: sqlite3.Connection) -> None:
