@@ -19,12 +19,13 @@ from night_samples import ARCHIVE, KEPT, VERDICT, make_done, make_spec, open_sto
 
 from lab.campaign.night.database import NAME, is_running, lock_campaign, open_reader, open_writer
 from lab.campaign.night.merge import merge_campaigns
-from lab.campaign.night.reader import KILLED, read_records, summarise
+from lab.campaign.night.reader import KILLED, read_campaign_spec, read_records, summarise
 from lab.campaign.night.retention import Retention
 from lab.campaign.night.schema import APPLICATION_ID, MIGRATIONS, VERSION, migrate
 from lab.campaign.night.store import Kept
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.host.paths import ROOT
+from lab.report.campaign_page import write_campaign_report
 from lab.spec.verdict import Outcome
 from lab.trial.folder import read_evidence, read_verdict
 
@@ -130,29 +131,92 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
     assert [record.trial for record in read_records(tmp_path)] == list(range(1, last + 2))
 
 
-def test_a_store_of_the_first_schema_becomes_one_of_today(tmp_path: Path) -> None:
-    """What a lab of schema 1 wrote is kept, and what it did not know is told apart from zero."""
-    connection = sqlite3.connect(tmp_path / NAME, isolation_level=None)
-    migrate(connection, "old", target=1)
-    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
-    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(trials)")}
-    assert not columns & {"bucket", "load_1m", "steal_ppm"}
-    with open_store(tmp_path / "new", make_spec()) as store:
-        store.add(make_done(1, Outcome.FAIL), NOTHING, 1.0)
-    connection.execute("ATTACH ? AS new", (str(tmp_path / "new" / NAME),))
+def make_older(folder: Path, version: int, number: int = 1) -> bytes:
+    """Write a store as the lab of an older schema did, with a FAIL that has evidence, and return its file's bytes."""
+    today = folder.with_name(f"{folder.name}-today")
+    with open_store(today, make_spec()) as store:
+        Retention(store, 64).keep(make_done(number, Outcome.FAIL, archive=ARCHIVE), 1.0)
+    folder.mkdir(exist_ok=True)
+    shutil.copytree(today / "trials", folder / "trials")
+    connection = sqlite3.connect(folder / NAME, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    migrate(connection, "old", target=version)
+    assert connection.execute("PRAGMA user_version").fetchone() == (version,)
+    connection.execute("ATTACH ? AS new", (str(today / NAME),))
     for table in ("campaigns", "images", "sittings", "trials", "invariants", "coverage", "attempts"):
         names = ", ".join(name for _, name, *_ in connection.execute(f"PRAGMA main.table_info({table})"))
         connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM new.{table}")
     connection.close()
-    with pytest.raises(EvidenceError, match="schema version 1, and today's is"):
-        summarise(tmp_path)
-    with open_store(tmp_path) as store:
+    return (folder / NAME).read_bytes()
+
+
+def test_a_store_of_the_first_schema_becomes_one_of_today(tmp_path: Path) -> None:
+    """What a lab of schema 1 wrote is kept, and what it did not know is told apart from zero."""
+    folder = tmp_path / "old"
+    make_older(folder, 1)
+    connection = sqlite3.connect(folder / NAME)
+    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(trials)")}
+    assert not columns & {"bucket", "load_1m", "steal_ppm"}
+    connection.close()
+    with open_store(folder) as store:
         assert store.add(make_done(2), NOTHING, 2.0)
-    with open_reader(tmp_path) as reader:
-        assert reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    connection = sqlite3.connect(folder / NAME)
+    assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    connection.close()
+    with open_reader(folder) as reader:
         rows = reader.execute("SELECT number, load_1m, steal_ppm, bucket FROM trials ORDER BY number").fetchall()
     assert rows == [(1, None, None, ""), (2, 0.25, 1_000, "")]
-    assert [record.outcome for record in read_records(tmp_path)] == [Outcome.FAIL, Outcome.PASS]
+    assert [record.outcome for record in read_records(folder)] == [Outcome.FAIL, Outcome.PASS]
+
+
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_an_older_store_is_read_as_one_of_today_and_stays(tmp_path: Path, version: int) -> None:
+    folder = tmp_path / "old"
+    before = make_older(folder, version)
+    there = sorted(path.name for path in folder.iterdir())
+    (summary,) = summarise(folder)
+    assert (summary.done, summary.outcomes["FAIL"], summary.newest[0].evidence) == (1, 1, "trials/00001-sound")
+    assert summary.load_most == (0.0 if version == 1 else 0.25)
+    assert [record.trial for record in read_records(folder)] == [1]
+    assert read_campaign_spec(folder)[1] == make_spec()
+    with open_reader(folder) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.execute("DELETE FROM trials")
+    assert ((folder / NAME).read_bytes(), sorted(path.name for path in folder.iterdir())) == (before, there)
+    write_campaign_report(folder)
+    assert (folder / NAME).read_bytes() == before
+
+
+def test_an_older_store_is_merged_with_one_of_today_and_stays(tmp_path: Path) -> None:
+    before = make_older(tmp_path / "old", 1)
+    (tmp_path / "both").mkdir()
+    with open_store(tmp_path / "new", make_spec(seed=8)) as store:
+        store.add(make_done(1), NOTHING, 1.0)
+    merged = merge_campaigns([tmp_path / "old", tmp_path / "new"], tmp_path / "both", lambda _: None)
+    assert (merged.campaigns, merged.trials) == (2, 2)
+    old, new = read_records(tmp_path / "both")
+    assert (old.outcome, new.outcome) == (Outcome.FAIL, Outcome.PASS)
+    assert read_evidence(tmp_path / "both" / old.evidence / "attempt-1") == KEPT.evidence
+    assert (tmp_path / "old" / NAME).read_bytes() == before
+
+
+def test_an_older_store_in_a_folder_that_may_not_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_older(tmp_path / "old", 1)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert summarise(tmp_path / "old")[0].done == 1
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == [NAME, "trials"]
+
+
+def test_a_folder_of_campaigns_lists_older_ones(tmp_path: Path) -> None:
+    make_older(tmp_path / "old", 1)
+    words = (sys.executable, "-m", "lab.cli", "campaign", "list", str(tmp_path), "--json")
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert {each["folder"] for each in msgspec.json.decode(told.stdout)["campaigns"]} == {
+        str(tmp_path / "old"),
+        str(tmp_path / "old-today"),
+    }
 
 
 def test_a_migration_that_fails_leaves_the_version_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +235,10 @@ def test_a_migration_that_fails_leaves_the_version_before(tmp_path: Path, monkey
     [
         ("PRAGMA user_version = 1", "no store of a campaign"),
         ("CREATE TABLE x (y)", "no store of a campaign"),
+        (
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION + 1}",
+            f"schema version {VERSION + 1}: this lab reads 1 to {VERSION}; use a later lab$",
+        ),
         (f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99", "schema version 99"),
     ],
 )
@@ -182,6 +250,18 @@ def test_files_that_are_no_store_of_today_are_refused(tmp_path: Path, make: str,
         summarise(tmp_path)
     with pytest.raises(EvidenceError, match=words), open_writer(tmp_path):
         pass
+
+
+def test_an_older_store_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    """A migration that cannot be done says so, and an empty file is no campaign."""
+    connection = sqlite3.connect(tmp_path / NAME)
+    connection.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1; CREATE TABLE x (y)")
+    connection.close()
+    with pytest.raises(EvidenceError, match="cannot be read: no such table: trials"):
+        summarise(tmp_path)
+    (tmp_path / NAME).write_bytes(b"")
+    with pytest.raises(EvidenceError, match="is empty: it is no store of a campaign"):
+        summarise(tmp_path)
 
 
 def test_a_damaged_store_is_refused(tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ def open_writer(folder: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def open_reader(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Open a store to read, also one that is being written.
+    """Open a store to read, also one that is being written; one of an older schema as today's, and its file stays.
 
     :raise UsageError: there is none
-    :raise EvidenceError: the file is no store, or of another schema
+    :raise EvidenceError: the file is no store, or a later lab's
     """
     path = folder / NAME
     if not path.is_file():
@@ -96,11 +96,11 @@ def open_reader(folder: Path) -> Iterator[sqlite3.Connection]:
             _defend(connection)
             connection.execute("PRAGMA query_only = ON")
             version = read_version(connection, str(path))
-            if version != VERSION:
-                raise EvidenceError(
-                    f"'{path}' has schema version {version}, and today's is {VERSION}: 'lab campaign resume' or"
-                    " 'merge' bring it there"
-                )
+            if version == 0:
+                raise EvidenceError(f"'{path}' is empty: it is no store of a campaign")
+            if version < VERSION:
+                older, connection = connection, _copy_as_today(connection, path)
+                older.close()
             # One view of all tables, whatever is written meanwhile.
             connection.execute("BEGIN")
             yield connection
@@ -137,6 +137,20 @@ def explain(path: Path) -> Iterator[None]:
         raise HostError(f"store '{path}' could not be written: {error}; what it holds stays whole") from error
     except sqlite3.DatabaseError as error:
         raise EvidenceError(f"store '{path}' is damaged, or is none: {error}") from error
+
+
+def _copy_as_today(older: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Return a copy of a store in memory, of today's schema."""
+    copy = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        older.backup(copy)
+        _defend(copy)
+        migrate(copy, str(path))
+        copy.execute("PRAGMA query_only = ON")
+    except BaseException:
+        copy.close()
+        raise
+    return copy
 
 
 @contextlib.contextmanager
