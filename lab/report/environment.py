@@ -32,8 +32,11 @@ def make_environment() -> jinja2.Environment:
 
 
 def judge_again(evidence: str) -> str:
-    """Return the command that judges a trial's evidence again, to be run in the run's folder."""
-    return shlex.join(("lab", "judge", f"./{evidence}"))
+    """Return the command that judges a trial's evidence again, to be run in the run's folder.
+
+    :param evidence: relative to that, or absolute where it is on a path that hosts share
+    """
+    return shlex.join(("lab", "judge", evidence if evidence.startswith("/") else f"./{evidence}"))
 
 
 def _shares(parts: Sequence[int]) -> list[float]:

@@ -2,21 +2,24 @@
 """The page of a campaign: what it says, that it is bounded, and that nothing a guest said runs or breaks it."""
 
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import pytest
-from night_samples import ARCHIVE, make_done, make_spec, open_store
+from night_samples import ARCHIVE, KEPT, VERDICT, make_done, make_spec, open_store
 
 from lab.campaign.night.database import lock_campaign, open_writer
 from lab.campaign.night.details import SittingHeld, TrialLine
 from lab.campaign.night.merge import merge_campaigns
 from lab.campaign.night.reader import summarise
 from lab.campaign.night.retention import Retention
+from lab.campaign.night.share import Staging, claim_root
 from lab.campaign.night.store import CampaignStore, Kept
 from lab.campaign.night.trial import TrialDone
 from lab.errors import EvidenceError
@@ -175,6 +178,32 @@ def test_a_store_that_was_merged_has_one_page_for_all(night: Path, tmp_path: Pat
     assert page.text.count("What each scenario showed") == 2
     (link,) = [link for link in page.links if link.startswith("./")]
     assert (tmp_path / "both" / link / "attempt-1").is_dir()
+
+
+def test_evidence_on_a_shared_path_is_linked_and_judged_where_it_is(tmp_path: Path) -> None:
+    folder, shared = tmp_path / "night", tmp_path / "a share"
+    folder.mkdir()
+    shared.mkdir()
+    with lock_campaign(folder), open_writer(folder) as connection:
+        store = CampaignStore(connection, folder)
+        store.create(make_spec(), {}, str(shared))
+        uid, _ = store.find()
+        store.begin_sitting(1, "")
+        claim_root(store.evidence, uid, folder)
+        retention = Retention(store, 64)
+        with Staging(store.evidence, uid) as staging:
+            staging.write(1, KEPT, VERDICT)
+        done = change(make_done(1, Outcome.FAIL), bucket="quiet broken")
+        retention.keep(msgspec.structs.replace(done, staged=staging.word), 1.0)
+    page = Page(write_campaign_report(folder).read_text())
+    kept = shared / uid / "trials" / "00001-sound"
+    (link,) = page.links
+    assert link == kept.as_uri()
+    assert Path(unquote(urlsplit(link).path)).is_dir()
+    (command,) = re.findall(r"lab judge ('.*?')", page.text)
+    assert shlex.split(command) == [str(kept / "attempt-1")]
+    judged = run_lab("judge", shlex.split(command)[0])
+    assert judged.stdout.startswith(VERDICT.outcome.value)
 
 
 @pytest.mark.parametrize("column", ["bucket", "reason", "host", "summary", "why", "scheduler", "place", "uid", "base"])

@@ -302,6 +302,8 @@ def test_commands_can_be_pasted() -> None:
     brought = msgspec.structs.replace(record, mechanism="stock-nmi")
     assert reproduce(brought, plain).startswith("lab trial --kernel BZIMAGE --vmlinux VMLINUX --mechanism stock-nmi ")
     assert judge_again("a b; rm -rf x") == "lab judge './a b; rm -rf x'"
+    assert judge_again("/srv/a b/trials/1") == "lab judge '/srv/a b/trials/1'"
+    assert judge_again("--json") == "lab judge ./--json"
 
 
 def panels(evidence: Evidence, core: int = 0) -> list[Panel]:
