@@ -47,11 +47,13 @@ class Row:
 
     :param headline: the answer to the mail's question in a few words, empty without a trial, and ``sentence`` with
         numbers
-    :param words: of the command line, that ask for the same scenario
+    :param words: of the command line, that ask for the same scenario, of a sweep at its first point
+    :param points: how many a sweep has, 0 for what is none
     """
 
     part: PartStanding
     words: str
+    points: int
     headline: str
     sentence: str
     quiet: Tally
@@ -185,7 +187,7 @@ def _show(folder: Path, details: Details, campaigns: int) -> Shown:
 
 def _make_rows(details: Details) -> Iterable[Row]:
     tallies = details.tally()
-    scenarios = {part.name: part.scenario for part in details.spec.parts}
+    asked = {part.name: part for part in details.spec.parts}
     for part in details.summary.parts:
         quiet, harmless = tallies.get(part.name, (Tally(), Tally()))
         result = MechanismResult(
@@ -200,7 +202,8 @@ def _make_rows(details: Details) -> Iterable[Row]:
         headline, sentence = answer(result) if part.met is not None else ("", "")
         yield Row(
             part=part,
-            words=shlex.join(to_words(scenarios[part.name])),
+            words=shlex.join(to_words(asked[part.name].first)),
+            points=len(asked[part.name].points),
             headline=headline,
             sentence=sentence,
             quiet=quiet,

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 import pytest
-from night_samples import ARCHIVE, KEPT, VERDICT, make_done, make_spec, open_store
+from night_samples import ARCHIVE, KEPT, PARTS, SMALL, VERDICT, make_done, make_spec, open_store
 
 from lab.campaign.night.database import lock_campaign, open_writer
 from lab.campaign.night.details import SittingHeld, TrialLine
@@ -20,6 +20,7 @@ from lab.campaign.night.merge import merge_campaigns
 from lab.campaign.night.reader import summarise
 from lab.campaign.night.retention import Retention
 from lab.campaign.night.share import Staging, claim_root
+from lab.campaign.night.spec import Part, choose_trial
 from lab.campaign.night.store import CampaignStore, Kept
 from lab.campaign.night.trial import TrialDone
 from lab.errors import EvidenceError
@@ -28,6 +29,10 @@ from lab.report import campaign_page
 from lab.report.campaign_figures import MAX_REASONS, read_figures
 from lab.report.campaign_page import write_campaign_report
 from lab.report.stacks import Column, draw_stacks
+from lab.spec.phase import Phase, Role
+from lab.spec.placed import Placed
+from lab.spec.scenario import Scenario
+from lab.spec.scenario_file import to_words
 from lab.spec.verdict import Durations, Outcome
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=y>&\x1b[31m\x00\x9b\u202egnp\u200f\u2066\ud800"
@@ -204,6 +209,22 @@ def test_evidence_on_a_shared_path_is_linked_and_judged_where_it_is(tmp_path: Pa
     assert shlex.split(command) == [str(kept / "attempt-1")]
     judged = run_lab("judge", shlex.split(command)[0])
     assert judged.stdout.startswith(VERDICT.outcome.value)
+
+
+def test_a_sweep_is_shown_with_one_of_its_points(tmp_path: Path) -> None:
+    """Without one, the command would ask for a load that no NMI is sent to."""
+    points = tuple((Placed(at=f"0xffffffff8100000{at}", role=Role.SIBLING, phase=Phase.ARMED),) for at in range(3))
+    dry = Scenario(mechanism="nmi-self", topology=SMALL, nmis=0)
+    spec = make_spec((*PARTS, Part(name="swept", scenario=dry, points=points, kernel_sha256="5" * 64)))
+    with open_store(tmp_path, spec):
+        page = read_page(tmp_path)
+    plain, control, swept = re.findall(r"lab trial (--mechanism .*?) --seed SEED --out DIR", page.text)
+    assert not any("--place" in words for words in (plain, control))
+    drawn = [choose_trial(spec, number) for number in range(1, 100)]
+    assert shlex.split(swept) in [list(to_words(each.part.scenario)) for each in drawn if each.part.name == "swept"]
+    assert swept.endswith("--nmis 0 --place at=0xffffffff81000000,role=sibling,phase=armed")
+    assert page.text.count("is a sweep:") == 1
+    assert "swept is a sweep: this is the first of its 3 points, and lab campaign trial runs" in page.text
 
 
 @pytest.mark.parametrize("column", ["bucket", "reason", "host", "summary", "why", "scheduler", "place", "uid", "base"])

@@ -62,6 +62,11 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         placed = tuple(each for point in self.points for each in point)
         return msgspec.structs.replace(self.scenario, placed=placed) if placed else self.scenario
 
+    @property
+    def first(self) -> Scenario:
+        """The scenario of one trial: that of the first point, where there are some."""
+        return msgspec.structs.replace(self.scenario, placed=self.points[0]) if self.points else self.scenario
+
 
 class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign as it was asked for, with nothing left to be read from elsewhere.
