@@ -20,7 +20,7 @@
 #define HOLD_STEP_NS 20000ull
 
 /* A full table must not make every block of the guest walk all of it. */
-#define MAX_PROBES 32
+#define MAX_PROBES 256
 
 #define GOLDEN 0x9e3779b97f4a7c15ull
 
