@@ -17,39 +17,16 @@ count: its ledger, or ``/proc/interrupts`` on kernels without one.
 import heapq
 import math
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 
+from lab.judge.attribution import Cause, attribute
 from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.starvation import why_starved
 from lab.spec.base import Witness
 from lab.spec.evidence import EventKind, OracleEvent, Sent
 from lab.spec.verdict import Invariant, Proof
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
-    """What set a pending bit, and the range of entries, by index, of which one took it.
-
-    :param sent: the lab's NMI, None for one of the guest's own
-    :param event: the guest's, None for one of the lab's
-    :param likely: that of them which took it unless the vCPU lost the host's CPU at a bad moment
-    :param optional: it may never have set the bit: it met a masked LINT1, or was for a backtrace of other CPUs
-    """
-
-    first: int
-    last: int
-    likely: int
-    sent: Sent | None
-    event: OracleEvent | None
-    optional: bool = False
-
-    @property
-    def is_backtrace(self) -> bool:
-        """Whether the kernel sent it for a backtrace."""
-        return self.event is not None and self.event.kind is EventKind.BACKTRACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +91,7 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
         if sent is not None and sent not in sentinels:
             taken.append((entry, sent))
     self_sent = sum(cause.sent is None and not cause.is_backtrace for cause in causes)
-    owners, shared = _attribute(entries, causes, owned)
+    owners, shared = attribute(entries, causes, owned)
     backtraces = sum(cause.is_backtrace for _, cause in owners)
     known = sum(cause.first < len(entries) and not cause.is_backtrace for cause in causes)
     return VcpuNmis(
@@ -132,43 +109,6 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
         owners=owners,
         shared=shared,
     )
-
-
-def _attribute(
-    entries: tuple[OracleEvent, ...], causes: list[Cause], matched: dict[int, int]
-) -> tuple[tuple[tuple[OracleEvent, Cause], ...], tuple[tuple[Cause, OracleEvent], ...]]:
-    """Say which entry took which causes, as it most likely was.
-
-    A matching says how many entries have a cause, and of many that are as good it is any. So each cause is put down to
-    the entry that is likely by itself; one that is left without any, though the matching has one for it, gets the first
-    that can be spared; and where none can, the matching stands.
-
-    :param matched: number of the entry by index of the cause
-    """
-    coming = sorted(
-        (index for index, cause in enumerate(causes) if cause.first < len(entries)),
-        key=lambda index: (causes[index].first, causes[index].last, index),
-    )
-    put = {index: causes[index].likely for index in coming}
-    taking = Counter(put.values())
-    for number in sorted(set(matched.values()) - set(taking)):
-        spare = (each for each in coming if causes[each].first <= number <= causes[each].last and taking[put[each]] > 1)
-        index = next(spare, None)
-        if index is None:
-            put |= matched
-            break
-        taking[put[index]] -= 1
-        put[index] = number
-        taking[number] = 1
-    owners: dict[int, tuple[OracleEvent, Cause]] = {}
-    shared = []
-    for index in coming:
-        entry = entries[put[index]]
-        if entry.seq in owners:
-            shared.append((causes[index], entry))
-        else:
-            owners[entry.seq] = entry, causes[index]
-    return tuple(owners.values()), tuple(shared)
 
 
 def judge_delivered(facts: Facts) -> Invariant:

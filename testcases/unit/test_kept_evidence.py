@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Real trials judged again: a change of the judge that moves any of them shows here."""
 
+import itertools
+
 import pytest
 from kept_evidence import FOLDER, KEPT, read_kept
 
@@ -54,3 +56,14 @@ def test_controls_fail_and_no_other_is_accused_without_a_cause() -> None:
 
     assert {"stop-machine", "nmi-spin-as-posted"} <= failed
     assert not failed & {each.name for each in MECHANISMS} - {"stop-machine", "nmi-spin-as-posted"}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_no_nmi_is_put_down_to_an_entry_before_that_of_one_that_was_acknowledged_before_it_was_sent(name: str) -> None:
+    evidence = read_kept(name)
+    sent = {each.index: each for each in evidence.injections.sent} if evidence.injections is not None else {}
+    landings = [each for each in judge(evidence).landings if each.entry_seq or each.shared_seq]
+    for one, other in itertools.permutations(landings, 2):
+        before, after = sent[one.nmi], sent[other.nmi]
+        if one.vcpu == other.vcpu and 0 < before.reply_ns < after.send_ns:
+            assert (one.entry_seq or one.shared_seq) <= (other.entry_seq or other.shared_seq), (one, other)
