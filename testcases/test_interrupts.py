@@ -96,7 +96,7 @@ def test_an_hour_that_is_over_ends_a_wait_for_vcpus(tmp_path: Path, left: Leftov
     assert lab.returncode == 1
     (summary,) = summarise(folder)
     assert (summary.state, summary.done) == ("finished", 0)
-    assert "hours are over" in summary.why
+    assert "minutes are over" in summary.why
     left.check(folder)
 
 

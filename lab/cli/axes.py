@@ -12,6 +12,7 @@ import typer
 
 from lab.errors import UsageError
 from lab.host.files import read_text
+from lab.host.paths import SCENARIOS
 from lab.spec.boot import Granularity
 from lab.spec.phase import Phase, Role
 from lab.spec.placed import Placed
@@ -30,7 +31,8 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True):
     """What was given on a command line, None for what was not. Each field is an option of that name."""
 
     scenario: Annotated[
-        Path | None, typer.Option(help="a scenario file; options given beside it win over its keys")
+        Path | None,
+        typer.Option(help="a scenario file, or a name of lab scenarios; options given beside it win over its keys"),
     ] = None
     topology: Annotated[str | None, typer.Option(help="SOCKETSxCORESxTHREADS (default: 1x2x2)")] = None
     nmis: Annotated[int | None, typer.Option(help="how many NMIs each trial sends, 0 for none (default: 12)")] = None
@@ -96,10 +98,13 @@ def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_scenario(path: Path) -> NamedScenario:
-    """Read a scenario file.
+    """Read a scenario file, or the one of this project that has a name.
 
     :raise UsageError: it cannot be read, or is no scenario
     """
+    if not path.exists() and path.name == str(path):
+        named = SCENARIOS / f"{path}.toml"
+        path = named if named.is_file() else path
     return parse_scenario(read_text(path, MAX_FILE_BYTES, "scenario"), str(path), path.stem)
 
 

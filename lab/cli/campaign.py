@@ -2,6 +2,7 @@
 """``lab campaign``: start, watch, stop, go on with, list and join campaigns, and run one of their trials alone."""
 
 import contextlib
+import re
 import secrets
 import shlex
 import signal
@@ -54,6 +55,7 @@ from lab.trial.record import keep_trial
 
 #: Seeds that nobody chose are short enough to be typed.
 _DRAWN_SEEDS: Final = 2**32
+_ADDRESS: Final = re.compile(r"[a-z]{2,8}://[^\s/]+", re.ASCII)
 MAX_WORKERS: Final = 256
 _S_PER_HOUR: Final = 3_600
 
@@ -247,6 +249,8 @@ def _limit(
 def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None) -> Where:
     if workers is not None and scheduler:
         raise UsageError("--workers and --scheduler exclude each other: the scheduler has workers of its own")
+    if scheduler and _ADDRESS.fullmatch(scheduler) is None:
+        raise UsageError(f"--scheduler '{scheduler}' is no address: allowed is one such as tls://HOST:PORT")
     shared = "" if evidence_dir is None else check_evidence_dir(evidence_dir)
     return Where(workers=workers, scheduler=scheduler, evidence_dir=shared)
 

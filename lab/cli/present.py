@@ -237,6 +237,7 @@ def make_soundness_table(ran: Soundness) -> RenderableType:
         counts = one.outcomes
         because = Text("\n".join(f"{count} x {clean(reason)}" for reason, count in one.invalid))
         met = Text("yes", "green") if one.met else Text("NO", "bold red")
+        met = met if one.outcomes.trials else Text("no trial yet", "dim")
         numbers = (counts.passed, counts.invalid, counts.failed, counts.error)
         table.add_row(one.cell.mechanism, one.cell.axes, one.cell.held.value, met, *map(str, numbers), because)
     total = add_up(one.outcomes for one in ran.results)

@@ -276,7 +276,9 @@ def claim_output(path: Path, check: Callable[[Path], None]) -> Path:
 
 def refuse_output(folder: Path) -> UsageError:
     """Return the error for a folder of the user's own."""
-    return UsageError(f"output folder '{folder}' holds something the lab did not leave: name an empty or new one")
+    return UsageError(
+        f"output folder '{folder}' holds something that this command may not replace: name an empty or new one"
+    )
 
 
 def is_marked(path: Path) -> bool:

@@ -260,7 +260,7 @@ def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path: Path
     (tmp_path / "thesis.txt").write_text("years of work")
     done = run_lab("trial", "--mechanism", "nmi-self", "--out", str(tmp_path))
     assert done.returncode == 2
-    assert "holds something the lab did not leave" in done.stderr
+    assert "holds something that this command may not replace" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

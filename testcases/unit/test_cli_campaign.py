@@ -73,7 +73,7 @@ def kept(tmp_path: Path) -> Path:
         (("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--for", "0s"), "--for is '0s': allowed is a number above 0"),
         (("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--trials", "0"), "key 'trials' is 0: allowed is"),
         (("start", "{tmp}/good.toml", "--out", "{tmp}/kept", "--trials", "1"), "a campaign is kept in"),
-        (("start", "{tmp}/good.toml", "--out", "{tmp}", "--trials", "1"), "did not leave: name an empty or new one"),
+        (("start", "{tmp}/good.toml", "--out", "{tmp}", "--trials", "1"), "may not replace: name an empty or new one"),
         (
             (
                 "start",
@@ -98,6 +98,10 @@ def kept(tmp_path: Path) -> Path:
             "good.toml' is not a folder: one is needed that all hosts share",
         ),
         (("resume", "{tmp}/kept", "--evidence-dir", "{tmp}/none"), "none' is not a folder"),
+        (
+            ("start", "{tmp}/good.toml", "--out", "{tmp}/o", "--trials", "1", "--scheduler", "lead"),
+            "--scheduler 'lead' is no address",
+        ),
         (("status", "{tmp}/o"), "holds no campaign"),
         (("stop", "{tmp}/o"), "holds no campaign"),
         (("stop", "{tmp}/kept"), "no campaign runs in"),

@@ -161,7 +161,7 @@ class Campaign:
         if limits.until_failure is not None and self._failures >= limits.until_failure:
             return f"{self._failures} trials have ended in FAIL"
         if limits.hours is not None and self.ran_s >= limits.hours * _S_PER_HOUR:
-            return f"its {limits.hours:g} hours are over"
+            return f"its {_tell_hours(limits.hours)} are over"
         if Path(self._store.folder, STOP).exists():
             return "it was told to stop"
         if self._asked_to_stop():
@@ -299,3 +299,7 @@ def _explain_broken(chosen: Chosen, broken: Broken) -> TrialDone:
         lab_version=__version__,
         booted=False,
     )
+
+
+def _tell_hours(hours: float) -> str:
+    return f"{hours:g} hours" if hours >= 1 else f"{hours * 60:g} minutes"
