@@ -152,6 +152,10 @@ def test_what_a_thread_does_once_it_has_left_is_no_part_of_the_load(trial: Any, 
     by_phase: dict[Phase, set[str]] = {}
     for each in kept.evidence.oracle.cover.blocks:
         by_phase.setdefault(each.phase, set()).add(each.symbol.partition("+")[0])
+    masked = {(each.phase, each.symbol.partition("+")[0]): each.masked for each in kept.evidence.oracle.cover.blocks}
+    assert masked[Phase.WINDOW, "mclab_nmi_wait_for_primary"]
+    assert not masked[Phase.GATHER, "multi_cpu_stop"]
+    assert not masked[Phase.RELEASE, "multi_cpu_stop"]
     assert "multi_cpu_stop" in by_phase[Phase.RELEASE]
     assert "__schedule" not in by_phase[Phase.RELEASE]
     assert "__schedule" in by_phase[Phase.AFTER]

@@ -50,6 +50,8 @@ static void on_block(unsigned int vcpu, void *userdata)
 
 static void on_hazard(unsigned int vcpu, void *userdata)
 {
+	if (mark_of((uint64_t)userdata) == HAZARD_IRET)
+		places_iret(vcpu);
 	if (load_acquire(&core_of(vcpu)->watch) & WATCH_WINDOW)
 		window_hazard(vcpu, (uint64_t)userdata);
 }

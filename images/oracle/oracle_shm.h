@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define ORACLE_MAGIC	   0x6c63616c62616c6dull
-#define ORACLE_SHM_VERSION 4
+#define ORACLE_SHM_VERSION 5
 #define ORACLE_HEADER_SIZE 4096
 #define ORACLE_MAX_VCPUS   64
 #define ORACLE_MAX_CORES   16
@@ -248,10 +248,13 @@ struct oracle_block {
 	uint32_t in_region;
 };
 
+/* In an NMI handler, so that no further NMI can enter (SDM 3A, 6.7.1). */
+#define COVER_MASKED 0x100
+
 /* How often a vCPU began one block in one phase of a load; a count of 0 is an empty place. */
 struct oracle_cover {
 	uint64_t pc;
-	uint32_t phase;
+	uint32_t phase; /* with COVER_MASKED where it is so */
 	uint32_t count;
 };
 

@@ -27,7 +27,8 @@
 static struct {
 	/* One more than the number of its last hold; 0 once it has begun a block since. */
 	uint32_t held;
-	uint32_t left; /* it has enabled interrupts behind its core's window */
+	uint32_t left;	 /* it has enabled interrupts behind its core's window */
+	uint32_t masked; /* no NMI can enter: it has entered one, and executed no IRET since */
 } __attribute__((aligned(64))) places[ORACLE_MAX_VCPUS];
 
 /* The last trial of which a load was watched. */
@@ -151,6 +152,10 @@ static void cover(unsigned int vcpu, uint64_t pc)
 	struct oracle_cover *table = &oracle.covers[(size_t)vcpu * oracle.cover_blocks];
 	uint32_t phase = load_relaxed(&places[vcpu].left) ? PHASE_AFTER
 							  : load_relaxed(&core_of(vcpu)->phase);
+
+	if (load_relaxed(&places[vcpu].masked))
+		phase |= COVER_MASKED;
+
 	uint32_t mask = oracle.cover_blocks - 1;
 	uint32_t at = ((pc ^ phase) * GOLDEN) >> 32;
 
@@ -192,8 +197,15 @@ void places_enable(unsigned int vcpu)
 		store_relaxed(&places[vcpu].left, 1);
 }
 
+void places_iret(unsigned int vcpu)
+{
+	store_relaxed(&places[vcpu].masked, 0);
+}
+
 void places_point(unsigned int vcpu, uint32_t kind, uint64_t pc)
 {
+	if (kind == ORACLE_NMI_ENTRY)
+		store_relaxed(&places[vcpu].masked, 1);
 	if (load_acquire(&core_of(vcpu)->watch) & WATCH_PLACES)
 		look_for_holds(vcpu, kind, pc);
 }

@@ -25,6 +25,9 @@ void places_block(unsigned int vcpu, uint64_t pc, bool closed);
 /* A vCPU is about to enable interrupts. */
 void places_enable(unsigned int vcpu);
 
+/* A vCPU is about to return from an interrupt, which lets NMIs in again. */
+void places_iret(unsigned int vcpu);
+
 /* A vCPU is at a landmark of that kind. */
 void places_point(unsigned int vcpu, uint32_t kind, uint64_t pc);
 

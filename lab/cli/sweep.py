@@ -140,6 +140,7 @@ def describe_sweep(ask: SweepAsk, swept: Swept, lines: dict[int, str], folder: P
         ],
         "stopped": swept.stopped,
         "uncovered": swept.uncovered,
+        "masked": swept.masked,
         "complete": swept.is_complete,
     }
 
@@ -163,6 +164,8 @@ def make_sweep_view(swept: Swept, lines: dict[int, str], folder: Path) -> Render
     parts += [Text(f"not tried: {count}: {clean(reason)}") for reason, count in swept.untried.items()]
     if swept.earlier:
         parts.append(Text(f"tried at an earlier arrival than meant, which did not come: {swept.earlier}"))
+    if swept.masked:
+        parts.append(Text(f"only in handlers of the sweep's own NMIs, where no other enters: {swept.masked} blocks"))
     if swept.uncovered:
         parts.append(Text(f"not listed by the oracle, whose table was full: {swept.uncovered} blocks"))
     if swept.stopped:

@@ -174,6 +174,7 @@ class Covered(msgspec.Struct, frozen=True, kw_only=True):
     """How often one vCPU began one block in one phase of the load, seen from its core.
 
     :param phase: ``after`` also where it has enabled interrupts behind its core's window: it has left the load by then
+    :param masked: it was in an NMI handler, where no further NMI can enter; what it began there is counted apart
     """
 
     vcpu: int
@@ -181,6 +182,7 @@ class Covered(msgspec.Struct, frozen=True, kw_only=True):
     pc: int
     symbol: str
     count: int
+    masked: bool = False
 
 
 class Cover(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,8 +36,8 @@ def begun(ask: SweepAsk = ASK, sha: str = SHA) -> Begun:
     return Begun(version=JOURNAL_VERSION, lab_version="0", ask=ask, kernel_sha256=sha)
 
 
-def covered(pc: int, count: int, phase: Phase = Phase.ARMED, vcpu: int = SIBLING) -> Covered:
-    return Covered(vcpu=vcpu, phase=phase, pc=pc, symbol=f"wait+{pc:#x}", count=count)
+def covered(pc: int, count: int, phase: Phase = Phase.ARMED, vcpu: int = SIBLING, *, masked: bool = False) -> Covered:
+    return Covered(vcpu=vcpu, phase=phase, pc=pc, symbol=f"wait+{pc:#x}", count=count, masked=masked)
 
 
 def found_at(count: int, lead: tuple[Visit, ...] = ()) -> Found:
@@ -246,6 +246,29 @@ def test_one_that_spins_before_its_phase_is_stopped_ever_further_from_the_end_of
     assert (swept.known, swept.tried) == (1, 1)
     early = [arrival for ((_, arrival),) in guests.tried[3:] if arrival > 1]
     assert early == [500, 250, 125, 62]
+
+
+def test_where_no_other_nmi_enters_is_a_point_only_if_the_load_comes_there_by_itself() -> None:
+    oracle = Load().build().oracle
+    assert oracle is not None
+    lead = Lead((Visit(Block(Role.SIBLING, Phase.ARMED, 8), 1),))
+
+    def find(known: Known, blocks: tuple[Covered, ...], given: Lead) -> list[tuple[int, int, bool]]:
+        shown = msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0))
+        new = known.find_new(ASK, shown, given)
+        for each in new:
+            known.take(each)
+        return [(each.pc, each.count, each.masked) for each in new]
+
+    known = Known()
+    handler = (covered(16, 1, masked=True), covered(32, 1, masked=True), covered(32, 2))
+    assert find(known, handler, lead) == [(16, 1, True), (32, 3, False)]
+    assert find(known, handler, lead) == []
+    assert [point.block.pc for point in known.points] == [32, 32, 32]
+    assert [block.pc for block in known.masked] == [16]
+    # The same block in a handler that the load comes to without the sweep's NMIs.
+    assert find(known, handler, Lead()) == [(16, 1, False)]
+    assert (list(known.masked), len(known.points)) == ([], 4)
 
 
 def test_an_early_arrival_counts_those_of_the_phases_before() -> None:

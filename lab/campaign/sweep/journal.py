@@ -49,6 +49,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
     :param lead: where that load was given NMIs, in order: maybe the thread comes there only after those
     :param last: which thread had been made the last to call in
     :param before: how often the thread had come there before that phase, in that load
+    :param masked: only NMIs of the sweep led there, and no further one can enter in their handler: it is no point
     """
 
     role: Role
@@ -59,6 +60,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
     lead: tuple[Visit, ...] = ()
     last: Role | None = None
     before: int = 0
+    masked: bool = False
 
     @property
     def block(self) -> Block:

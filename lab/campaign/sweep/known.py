@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is known of a sweep's blocks and points, from its journal's lines."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from lab.campaign.sweep.journal import Broke, Dry, Found, Line, Tried, Uncovered
 from lab.spec.evidence import Covered, OracleEvidence
-from lab.spec.phase import PHASES, Role
+from lab.spec.phase import PHASES, Phase, Role
 from lab.spec.sweep import Block, Point, SweepAsk, Visit, ranks_of
 
 
@@ -22,6 +23,7 @@ class Known:
     """What is known of a sweep's blocks and points, from its journal's lines.
 
     :ivar found: in order of discovery, each with the most arrivals seen
+    :ivar masked: those that only NMIs of the sweep lead to, in their handler
     :ivar leads: what the load that first showed a point had been given
     """
 
@@ -29,13 +31,17 @@ class Known:
     tried: dict[Point, Tried] = field(default_factory=dict)
     leads: dict[Point, Lead] = field(default_factory=dict)
     dry: list[Dry] = field(default_factory=list)
+    masked: dict[Block, Found] = field(default_factory=dict)
     broke: list[Broke] = field(default_factory=list)
     uncovered: int = 0
 
     def take(self, line: Line) -> None:
         """Learn from one line."""
         match line:
+            case Found(masked=True):
+                self.masked[line.block] = line
             case Found():
+                self.masked.pop(line.block, None)
                 for rank in ranks_of(line.count):
                     self.leads.setdefault(Point(line.block, rank), Lead(line.lead, line.last))
                 self.found[line.block] = line
@@ -59,21 +65,28 @@ class Known:
         :param lead: what the trial was given
         """
         cover = oracle.cover if oracle is not None else None
-        roles = {ask.vcpu_of(role): role for role in ask.roles}
         seen = cover.blocks if cover is not None else ()
-        new = []
+        roles = {ask.vcpu_of(role): role for role in ask.roles}
+        open_to_nmis = {(each.vcpu, each.phase, each.pc) for each in seen if not each.masked}
+        counts = Counter[tuple[int, Phase, int]]()
+        symbols = {}
         for each in seen:
-            if each.vcpu not in roles or each.phase not in ask.phases:
-                continue
+            if each.vcpu in roles and each.phase in ask.phases:
+                counts[each.vcpu, each.phase, each.pc] += each.count
+                symbols[each.vcpu, each.phase, each.pc] = each.symbol
+        new = []
+        for (vcpu, phase, pc), count in counts.items():
             found = Found(
-                role=roles[each.vcpu],
-                phase=each.phase,
-                pc=each.pc,
-                symbol=each.symbol,
-                count=each.count,
+                role=roles[vcpu],
+                phase=phase,
+                pc=pc,
+                symbol=symbols[vcpu, phase, pc],
+                count=count,
                 lead=lead.visits,
                 last=lead.last,
-                before=_count_before(each, seen),
+                before=_count_before(vcpu, phase, pc, seen),
+                # In a handler of the mechanism's own NMIs it matters when one becomes pending, though it enters later.
+                masked=bool(lead.visits) and (vcpu, phase, pc) not in open_to_nmis,
             )
             if self._is_news(found):
                 new.append(found)
@@ -87,13 +100,13 @@ class Known:
         """
         known = self.found.get(found.block)
         if known is None:
-            return True
+            return not (found.masked and found.block in self.masked)
+        if found.masked:
+            return False
         return len(found.lead) <= len(known.lead) and len(ranks_of(found.count)) > len(ranks_of(known.count))
 
 
-def _count_before(covered: Covered, seen: tuple[Covered, ...]) -> int:
+def _count_before(vcpu: int, phase: Phase, pc: int, seen: tuple[Covered, ...]) -> int:
     """Count how often a vCPU had come to a block in the phases before."""
-    earlier = PHASES[: PHASES.index(covered.phase)]
-    return sum(
-        each.count for each in seen if (each.vcpu, each.pc) == (covered.vcpu, covered.pc) and each.phase in earlier
-    )
+    earlier = PHASES[: PHASES.index(phase)]
+    return sum(each.count for each in seen if (each.vcpu, each.pc) == (vcpu, pc) and each.phase in earlier)

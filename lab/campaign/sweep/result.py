@@ -29,6 +29,7 @@ class Swept:
     :param symbols: of blocks by address
     :param dry_broken: loads without an NMI that broke something
     :param broke: loads that broke something though their point was not reached
+    :param masked: blocks that only NMIs of the sweep lead to, in their handler, where no further one can enter
     :param stopped: why the rest was not tried, empty when all was
     :param uncovered: blocks of its loads that the oracle had no place for: not all points are known
     """
@@ -42,6 +43,7 @@ class Swept:
     symbols: dict[int, str]
     dry_broken: tuple[Dry, ...]
     broke: tuple[Broke, ...]
+    masked: int
     stopped: str
     uncovered: int
 
@@ -77,6 +79,7 @@ def sum_up(known: Known, stopped: str = "") -> Swept:
         symbols={found.pc: found.symbol for found in known.found.values()},
         dry_broken=tuple(dry for dry in known.dry if dry.outcome is Outcome.FAIL),
         broke=tuple(known.broke),
+        masked=len(known.masked),
         stopped=stopped,
         uncovered=known.uncovered,
     )

@@ -14,7 +14,7 @@ from lab.spec.evidence import EventKind, Hazard
 from lab.spec.phase import Phase
 
 MAGIC: Final = 0x6C63616C62616C6D
-VERSION: Final = 4
+VERSION: Final = 5
 HEADER_SIZE: Final = 4096
 MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
@@ -230,6 +230,10 @@ class Block(ctypes.Structure):
         ("count", c_uint32),
         ("in_region", c_uint32),
     )
+
+
+#: Beside the phase of a place of a cover table: the block was begun in an NMI handler.
+COVER_MASKED: Final = 0x100
 
 
 class Covered(ctypes.Structure):

@@ -7,6 +7,7 @@ from lab.spec.evidence import BlockCount, Cover, Covered, OracleEvent, OracleEvi
 from lab.witness.oracle.clock import TscClock
 from lab.witness.oracle.file import OracleFile
 from lab.witness.oracle.layout import (
+    COVER_MASKED,
     HAZARDS,
     HOLDS,
     KINDS,
@@ -79,14 +80,15 @@ class TrialReader:
         blocks = tuple(
             Covered(
                 vcpu=vcpu,
-                phase=PHASE_OF[each.phase],
+                phase=PHASE_OF[each.phase & ~COVER_MASKED],
+                masked=bool(each.phase & COVER_MASKED),
                 pc=each.pc,
                 symbol=self._name(each.pc),
                 count=each.count,
             )
             for vcpu in range(self._file.places.vcpus)
             for each in sorted(self._file.read_cover(vcpu), key=lambda each: (int(each.phase), int(each.pc)))
-            if each.phase in PHASE_OF
+            if each.phase & ~COVER_MASKED in PHASE_OF
         )
         return Cover(blocks=blocks, lost=max(0, header.status.covers_lost - self._covers_lost_before))
 
