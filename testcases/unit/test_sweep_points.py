@@ -271,6 +271,13 @@ def test_where_no_other_nmi_enters_is_a_point_only_if_the_load_comes_there_by_it
     assert (list(known.masked), len(known.points)) == ([], 4)
 
 
+def test_one_that_comes_there_less_often_before_its_phase_is_stopped_at_an_arrival_that_it_has(tmp_path: Path) -> None:
+    guests = FakeGuests({16: 1}, lambda _, arrival: arrival == 3, before=3, waits=(16,))
+    swept = run(tmp_path, guests)
+    assert (swept.known, swept.tried, swept.exit_status) == (1, 1, 0)
+    assert guests.tried[-1] == ((16, 3),)
+
+
 def test_an_early_arrival_counts_those_of_the_phases_before() -> None:
     oracle = Load().build().oracle
     assert oracle is not None

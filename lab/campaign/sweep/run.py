@@ -200,8 +200,9 @@ class _Sweep:
         if not way.early:
             return Visit(point.block, arrival, pinned=way.pinned)
         total = before + arrival
-        total = max(1, total >> early) if before > FEW_ARRIVALS else total
-        return Visit(point.block, total, early=True, pinned=way.pinned)
+        # The load that showed the block may also have come there once more before the phase than others do.
+        total = total >> early if before > FEW_ARRIVALS else total - early // 2
+        return Visit(point.block, max(1, total), early=True, pinned=way.pinned)
 
     def _help(self, visits: tuple[Visit, ...], last: Role | None) -> tuple[Placed, ...]:
         """Return holds without an NMI that let the visits happen."""
