@@ -41,6 +41,7 @@ TESTS: Final = tuple(
         "judge_edges",
         "judge_phases",
         "judge_accounts",
+        "judge_attribution",
         "judge_backtraces",
         "kept_evidence",
     )

@@ -151,7 +151,7 @@ def test_a_run_goes_into_no_folder_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.tex").touch()
     for folder in (tmp_path / "run" / "trials" / "00001", tmp_path / "mine"):
         for replace in (False, True):
-            with pytest.raises(UsageError, match="the lab did not leave"):
+            with pytest.raises(UsageError, match="may not replace"):
                 claim_run_output(folder, replace)
     for name in ("new", "new"):  # the second time it is there and empty
         assert claim_run_output(tmp_path / name, replace=True) == tmp_path / name
