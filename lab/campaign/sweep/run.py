@@ -48,6 +48,8 @@ DRY_LOADS: Final = 3
 TURN_S: Final = 2.0
 #: A block that a load comes to more often is one of a loop that spins, as often as it takes.
 FEW_ARRIVALS: Final = 8
+#: How often each way to a point is gone. Few points need more than two tries; of six hundred one needed thirty.
+ROUNDS: Final = 5
 #: How often a dry load may be no PASS.
 MAX_FAILED_DRY: Final = 6
 #: As in lab.campaign.runner.
@@ -134,13 +136,14 @@ class _Sweep:
         spins = count > FEW_ARRIVALS
         early, broke = 0, False
         ways = self._list_ways(point)
-        # Twice each: what differs from load to load may be in favour the next time.
-        for attempt, way in enumerate(ways * 2, start=1):
+        # Again and again: what differs from load to load may be in favour the next time.
+        for attempt, way in enumerate(ways * ROUNDS, start=1):
             again = attempt >= len(ways)
             lead = self.known.leads[point] if way.lead else Lead()
             last = way.last or lead.last
             early += way.early
-            visits = (*lead.visits[-MAX_LEAD:], self._visit(point, arrival, way, early))
+            before = self._pin(lead.visits[-MAX_LEAD:], way)
+            visits = (*before, self._visit(point, arrival, way, early))
             placed = (*place_nmis(visits, self._ask.core), *self._help(visits, last))
             # One that is stopped somewhere in its loop before the phase is there as that begins: its first arrival.
             meant = 1 if way.early and self.known.found[point.block].before > FEW_ARRIVALS else arrival
@@ -181,7 +184,8 @@ class _Sweep:
             and find_mechanism(self._ask.mechanism).landmarks.call_in
             and point.block.phase is not Phase.GATHER
         )
-        may_pin = self._ask.siblings is Siblings.ONLINE and can_pin(point.block)
+        blocks = (point.block, *(visit.block for visit in self.known.leads[point].visits))
+        may_pin = self._ask.siblings is Siblings.ONLINE and any(map(can_pin, blocks))
         ways = (
             msgspec.structs.replace(
                 way, lead=way.lead and has_lead, pinned=way.pinned and may_pin, last=way.last if may_wait else None
@@ -203,6 +207,14 @@ class _Sweep:
         # The load that showed the block may also have come there once more before the phase than others do.
         total = total >> early if before > FEW_ARRIVALS else total - early // 2
         return Visit(point.block, max(1, total), early=True, pinned=way.pinned)
+
+    def _pin(self, visits: tuple[Visit, ...], way: Way) -> tuple[Visit, ...]:
+        """Return the visits of a lead, which may be as hard to come to as the point."""
+        may_pin = way.pinned and self._ask.siblings is Siblings.ONLINE
+        return tuple(
+            msgspec.structs.replace(visit, pinned=visit.pinned or (may_pin and can_pin(visit.block)))
+            for visit in visits
+        )
 
     def _help(self, visits: tuple[Visit, ...], last: Role | None) -> tuple[Placed, ...]:
         """Return holds without an NMI that let the visits happen."""
