@@ -153,13 +153,14 @@ WAYS: Final = (
     Way(),
     Way(pinned=True),
     Way(early=True, pinned=True),
+    # Who spins in a call-in does so while another has yet to call in.
+    Way(early=True, pinned=True, last=Role.PRIMARY),
+    Way(lead=False, early=True, pinned=True, last=Role.PRIMARY),
+    Way(early=True, pinned=True, last=Role.SIBLING),
     Way(lead=False, early=True, pinned=True),
     Way(pinned=True, last=Role.PRIMARY),
-    Way(early=True, pinned=True, last=Role.SIBLING),
-    Way(early=True, pinned=True, last=Role.PRIMARY),
-    Way(lead=False, pinned=True, last=Role.SIBLING),
-    Way(lead=False, early=True, pinned=True, last=Role.PRIMARY),
     Way(pinned=True, last=Role.SIBLING),
+    Way(lead=False, pinned=True, last=Role.SIBLING),
     Way(lead=False),
 )
 
