@@ -139,8 +139,7 @@ struct oracle_control {
  * early.
  */
 struct oracle_hold {
-	uint64_t
-		address; /* of a block or a landmark's instruction, 0 for any, or any of its kind */
+	uint64_t address; /* of a block or a landmark, 0 for any, or any of its kind */
 	uint64_t bound_ns;
 	uint32_t kind; /* of a landmark (enum oracle_kind), 0 for a block */
 	uint32_t vcpu;

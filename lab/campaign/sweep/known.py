@@ -74,6 +74,7 @@ class Known:
             if each.vcpu in roles and each.phase in ask.phases:
                 counts[each.vcpu, each.phase, each.pc] += each.count
                 symbols[each.vcpu, each.phase, each.pc] = each.symbol
+        befores = _count_befores(seen)
         new = []
         for (vcpu, phase, pc), count in counts.items():
             found = Found(
@@ -84,7 +85,7 @@ class Known:
                 count=count,
                 lead=lead.visits,
                 last=lead.last,
-                before=_count_before(vcpu, phase, pc, seen),
+                before=befores[vcpu, phase, pc],
                 # In a handler of the mechanism's own NMIs it matters when one becomes pending, though it enters later.
                 masked=bool(lead.visits) and (vcpu, phase, pc) not in open_to_nmis,
             )
@@ -106,7 +107,10 @@ class Known:
         return len(found.lead) <= len(known.lead) and len(ranks_of(found.count)) > len(ranks_of(known.count))
 
 
-def _count_before(vcpu: int, phase: Phase, pc: int, seen: tuple[Covered, ...]) -> int:
-    """Count how often a vCPU had come to a block in the phases before."""
-    earlier = PHASES[: PHASES.index(phase)]
-    return sum(each.count for each in seen if (each.vcpu, each.pc) == (vcpu, pc) and each.phase in earlier)
+def _count_befores(seen: tuple[Covered, ...]) -> Counter[tuple[int, Phase, int]]:
+    """Count how often a vCPU had come to a block in all phases before one."""
+    befores = Counter[tuple[int, Phase, int]]()
+    for each in seen:
+        for later in PHASES[PHASES.index(each.phase) + 1 :]:
+            befores[each.vcpu, later, each.pc] += each.count
+    return befores
