@@ -33,7 +33,7 @@ from lab.spec.phase import Phase, Role
 from lab.spec.placed import Placed
 from lab.spec.scenario import Scenario
 from lab.spec.scenario_file import to_words
-from lab.spec.verdict import Durations, Outcome
+from lab.spec.verdict import Durations, Finding, Outcome
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=y>&\x1b[31m\x00\x9b\u202egnp\u200f\u2066\ud800"
 #: Void elements have no end.
@@ -124,6 +124,18 @@ def night(tmp_path: Path) -> Path:
         store.end_sitting(finished=False, why="it was told to stop", ran_s=660.0)
         begin_at(store, at(7_200), at(7_500))
     return folder
+
+
+@pytest.mark.parametrize(("parts", "said"), [(("sound",), "what was tried"), (("sound", "control"), "every scenario")])
+def test_a_campaign_is_met_as_far_as_it_was_tried(tmp_path: Path, parts: tuple[str, ...], said: str) -> None:
+    with open_store(tmp_path / "night", make_spec(trials=20)) as store:
+        for number, part in enumerate(parts, start=1):
+            done = make_done(number, Outcome.PASS if part == "sound" else Outcome.FAIL, part=part)
+            invariants = done.record.invariants | ({"quiet": Finding.BROKEN} if part == "control" else {})
+            store.add(change(done, invariants=invariants), Kept(), 60.0)
+    text = read_page(tmp_path / "night").text
+    assert f"✓ {said} did what it must" in text
+    assert text.count("did what it must") == 1
 
 
 def test_the_page_says_what_came_of_a_night(night: Path) -> None:

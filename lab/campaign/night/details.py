@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from lab.campaign.expectation import HARMLESS, OutcomeCounts, Tally
-from lab.campaign.night.database import NAME, is_running, open_reader
-from lab.campaign.night.reader import Failure, PartStanding, Summary, find_failures, sum_up
+from lab.campaign.night.database import NAME
+from lab.campaign.night.reader import Failure, PartStanding, Summary, find_failures, open_campaigns, sum_up
 from lab.campaign.night.spec import CampaignSpec
 from lab.campaign.night.store import read_spec
 from lab.campaign.night.sums import sum_findings
@@ -223,10 +223,8 @@ def open_details(folder: Path) -> Iterator[tuple[Details, ...]]:
     :raise UsageError: there is none
     :raise EvidenceError: the store is damaged, or of another lab
     """
-    running = (folder / NAME).is_file() and is_running(folder)
-    with open_reader(folder) as connection:
-        rows = connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()
-        yield tuple(Details(connection, folder, each, running) for (each,) in rows)
+    with open_campaigns(folder) as (connection, campaigns, running):
+        yield tuple(Details(connection, folder, each, running) for each in campaigns)
 
 
 def count_outcomes(part: PartStanding) -> OutcomeCounts:

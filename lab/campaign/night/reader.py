@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reads a campaign's store, also while it is written: what came of it, and its records."""
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,10 +144,20 @@ def summarise(folder: Path) -> tuple[Summary, ...]:
     :raise UsageError: there is none
     :raise EvidenceError: the store is damaged, or of another lab
     """
+    with open_campaigns(folder) as (connection, campaigns, running):
+        return tuple(sum_up(connection, folder, each, running) for each in campaigns)
+
+
+@contextlib.contextmanager
+def open_campaigns(folder: Path) -> Iterator[tuple[sqlite3.Connection, tuple[int, ...], bool]]:
+    """Open a store to read; yields it, the campaigns in it, and whether one runs there.
+
+    :raise UsageError: and EvidenceError as :func:`lab.campaign.night.database.open_reader`
+    """
     running = (folder / NAME).is_file() and is_running(folder)
     with open_reader(folder) as connection:
         rows = connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()
-        return tuple(sum_up(connection, folder, each, running) for (each,) in rows)
+        yield connection, tuple(each for (each,) in rows), running
 
 
 def read_campaign_spec(folder: Path) -> tuple[str, CampaignSpec]:
