@@ -57,7 +57,7 @@ void gaps_begin(uint32_t trial)
 	store_relaxed(&status->watched_trial, trial);
 	store_relaxed(&status->watched_load, load_relaxed(&status->load));
 	for (uint32_t i = 0; i < oracle.core_count; i++)
-		__atomic_fetch_or(&oracle.cores[i].watch, WATCH_LOAD, __ATOMIC_RELEASE);
+		watch_core(&oracle.cores[i], WATCH_LOAD);
 }
 
 /* Count the time of those that were starved up to the load's end, too. */
@@ -70,7 +70,7 @@ void gaps_end(void)
 		return;
 	store_relaxed(&status->load_end_tsc, tsc);
 	for (uint32_t i = 0; i < oracle.core_count; i++)
-		__atomic_fetch_and(&oracle.cores[i].watch, ~WATCH_LOAD, __ATOMIC_RELEASE);
+		unwatch_core(&oracle.cores[i], WATCH_LOAD);
 	for (uint32_t i = 0; i < oracle.vcpu_count; i++) {
 		struct oracle_vcpu *vcpu = &oracle.vcpus[i];
 		uint64_t since = load_acquire(&vcpu->gap_load) == status->watched_load

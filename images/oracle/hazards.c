@@ -8,8 +8,6 @@
  */
 #include "hazards.h"
 
-#include <stdbool.h>
-
 #define REX_R 0x04
 
 struct insn {
@@ -70,6 +68,8 @@ static enum oracle_hazard hazard_of_modrm(const struct insn *insn, uint8_t opcod
 	case 0x00:
 		return reg_of(modrm) == 5 ? HAZARD_OTHER : HAZARD_NONE; /* VERW */
 	case 0x01:
+		if (modrm == 0xc6) /* WRMSRNS */
+			return HAZARD_MSR;
 		if (modrm == 0xc8 || modrm == 0xc9) /* MONITOR, MWAIT */
 			return HAZARD_MWAIT;
 		return modrm == 0xf8 ? HAZARD_SWAPGS : HAZARD_NONE;
@@ -111,4 +111,13 @@ enum oracle_hazard hazard_of(const uint8_t *bytes, size_t size)
 		return HAZARD_IRET;
 	}
 	return insn.left < 3 ? HAZARD_NONE : hazard_of_modrm(&insn, insn.at[1], insn.at[2]);
+}
+
+bool is_wrmsr(const uint8_t *bytes, size_t size)
+{
+	struct insn insn = skip_prefixes(bytes, size);
+
+	if (insn.left < 2 || insn.at[0] != 0x0f)
+		return false;
+	return insn.at[1] == 0x30 || (insn.left == 3 && insn.at[1] == 0x01 && insn.at[2] == 0xc6);
 }

@@ -3,11 +3,15 @@
 #ifndef HAZARDS_H
 #define HAZARDS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "oracle_shm.h"
 
 enum oracle_hazard hazard_of(const uint8_t *bytes, size_t size);
+
+/* WRMSR or WRMSRNS, whose register's number is in ECX. */
+bool is_wrmsr(const uint8_t *bytes, size_t size);
 
 #endif /* HAZARDS_H */

@@ -197,6 +197,16 @@ const struct point *points_at(uint64_t address)
 	return low < point_count && points[low].address == address ? &points[low] : NULL;
 }
 
+bool has_point(uint64_t address, uint32_t kind)
+{
+	const struct point *point = points_at(address);
+
+	for (; point; point = point->last_here ? NULL : point + 1)
+		if (point->kind == kind)
+			return true;
+	return false;
+}
+
 uint16_t regions_at(uint64_t address)
 {
 	uint16_t mechanisms = 0;

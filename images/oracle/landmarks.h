@@ -9,7 +9,7 @@
 
 #include "oracle_shm.h"
 
-/* Kinds beyond those that are records of their own; last, for its callback may sleep. */
+/* Kinds beyond those that are records of their own; last at its address. */
 #define POINT_WRMSR79 0x100
 
 struct point {
@@ -23,6 +23,8 @@ bool landmarks_read(const char *path);
 
 /* The first point at an address, with others there behind it, or NULL. */
 const struct point *points_at(uint64_t address);
+
+bool has_point(uint64_t address, uint32_t kind);
 
 /* The mechanisms whose wait region an address belongs to. */
 uint16_t regions_at(uint64_t address);

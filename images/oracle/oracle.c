@@ -12,22 +12,42 @@
 #include "landmarks.h"
 #include "phase.h"
 #include "places.h"
-#include "qemu_plugin_api.h"
 #include "ring.h"
 #include "state.h"
 #include "window.h"
 
-PLUGIN_EXPORT int qemu_plugin_version = PLUGIN_API_VERSION;
+/* IA32_BIOS_UPDT_TRIG (SDM 4, table 2-2). */
+#define MSR_UCODE_WRITE 0x79
+
+#define CB_READS_ECX (PLUGIN_API_VERSION >= 2 ? QEMU_PLUGIN_CB_R_REGS : QEMU_PLUGIN_CB_NO_REGS)
 
 struct oracle oracle;
 
-/* Apart, so that the way every block takes saves no registers for it. */
-static __attribute__((noinline)) void watched_block(unsigned int vcpu, uint64_t packed,
-						    uint32_t watch)
+/* One more than the trial in which a vCPU was last seen to take an NMI, until it is at the entry.
+ */
+static uint64_t taken[ORACLE_MAX_VCPUS];
+
+/* What the lab reads of a vCPU that is watched or halted; its own words are QEMU's. */
+static void show_block(unsigned int vcpu, uint64_t packed)
 {
+	store_relaxed(&oracle.vcpus[vcpu].block, packed);
+}
+
+static void watch_rest(unsigned int vcpu)
+{
+	if (armed_trial() != load_relaxed(&oracle.header->status.watched_trial))
+		__atomic_fetch_and(&own_of(vcpu)->watch, ~(uint64_t)WATCH_REST, __ATOMIC_RELAXED);
+}
+
+void watched_block(unsigned int vcpu, uint64_t packed)
+{
+	uint64_t watch = watch_of(vcpu);
 	uint64_t tsc = now_tsc();
 	bool closed = false;
 
+	show_block(vcpu, packed);
+	if (watch & WATCH_REST)
+		watch_rest(vcpu);
 	if (watch & WATCH_LOAD)
 		gap_seen(&oracle.vcpus[vcpu], tsc);
 	if (watch & WATCH_WINDOW)
@@ -37,22 +57,11 @@ static __attribute__((noinline)) void watched_block(unsigned int vcpu, uint64_t 
 		places_block(vcpu, pc_of(packed), closed);
 }
 
-static void on_block(unsigned int vcpu, void *userdata)
-{
-	uint32_t watch;
-
-	store_relaxed(&oracle.vcpus[vcpu].block, (uint64_t)userdata);
-	__atomic_signal_fence(__ATOMIC_SEQ_CST); /* for the compiler; the rest is in window.c */
-	watch = load_acquire(&core_of(vcpu)->watch);
-	if (__builtin_expect(watch, 0))
-		watched_block(vcpu, (uint64_t)userdata, watch);
-}
-
 static void on_hazard(unsigned int vcpu, void *userdata)
 {
 	if (mark_of((uint64_t)userdata) == HAZARD_IRET)
 		places_iret(vcpu);
-	if (load_acquire(&core_of(vcpu)->watch) & WATCH_WINDOW)
+	if (watch_of(vcpu) & WATCH_WINDOW)
 		window_hazard(vcpu, (uint64_t)userdata);
 }
 
@@ -78,6 +87,8 @@ static void end_load(void)
 	struct oracle_status *status = &oracle.header->status;
 
 	if (load_relaxed(&status->load_active)) {
+		for (uint32_t i = 0; armed_trial() && i < oracle.core_count; i++)
+			watch_core(&oracle.cores[i], WATCH_REST);
 		gaps_end();
 		places_end();
 	}
@@ -102,18 +113,24 @@ static void report_point(unsigned int vcpu, const struct point *point, uint32_t 
 		link_send(&event, &stamp);
 }
 
+/* An NMI's two records are of one trial, also where one begins or ends between them. */
+static uint32_t trial_of(unsigned int vcpu, uint32_t kind)
+{
+	uint64_t pending = kind == ORACLE_NMI_ENTRY ? taken[vcpu] : 0;
+
+	if (!pending)
+		return armed_trial();
+	taken[vcpu] = 0;
+	return pending - 1;
+}
+
 static void reach_point(unsigned int vcpu, const struct point *point)
 {
-	uint32_t trial = armed_trial();
+	uint32_t trial = trial_of(vcpu, point->kind);
 	uint32_t mechanism = load_relaxed(&oracle.header->control.mechanism) % ORACLE_MECHANISMS;
 
 	if (trial && !(point->mechanisms >> mechanism & 1))
 		return;
-	if (point->kind == POINT_WRMSR79) {
-		places_point(vcpu, ORACLE_WINDOW_OPEN, point->address);
-		window_open(vcpu, point->address);
-		return;
-	}
 	if (point->kind == ORACLE_LOAD_BEGIN)
 		begin_load(trial);
 	/* One that is held at its call-in has not called in. */
@@ -137,77 +154,118 @@ static void on_points(unsigned int vcpu, void *userdata)
 	const struct point *point = userdata;
 
 	for (;; point++) {
-		reach_point(vcpu, point);
+		if (point->kind != POINT_WRMSR79)
+			reach_point(vcpu, point);
 		if (point->last_here)
 			return;
 	}
 }
 
-static void on_halt(qemu_plugin_id_t id, unsigned int vcpu)
+/*
+ * A vCPU is about to execute a WRMSR that is a landmark or, where registers can be read, any. The
+ * register's number decides where it is known: a landmark whose WRMSR writes another MSR is one of
+ * another kernel. The mark is the instruction's length.
+ */
+static void on_wrmsr(unsigned int vcpu, void *userdata)
+{
+	uint64_t pc = pc_of((uint64_t)userdata);
+	bool marked;
+	uint32_t ecx;
+
+	if (!armed_trial())
+		return;
+	marked = has_point(pc, POINT_WRMSR79);
+	if (!read_ecx(vcpu, &ecx)) {
+		if (!marked)
+			return;
+	} else if (ecx != MSR_UCODE_WRITE) {
+		if (marked)
+			count_one(&oracle.header->status.points_wrong);
+		return;
+	}
+	places_point(vcpu, ORACLE_WINDOW_OPEN, pc);
+	window_open(vcpu, pc, mark_of((uint64_t)userdata));
+}
+
+void vcpu_halts(unsigned int vcpu)
 {
 	struct oracle_vcpu *own = &oracle.vcpus[vcpu];
 
-	(void)id;
-	if (load_acquire(&core_of(vcpu)->watch) & WATCH_LOAD)
+	if (watch_of(vcpu) & WATCH_LOAD)
 		gap_seen(own, now_tsc());
+	show_block(vcpu, load_relaxed(&own_of(vcpu)->block));
 	store_release(&own->halts, own->halts | 1);
 }
 
-static void on_resume(qemu_plugin_id_t id, unsigned int vcpu)
+void vcpu_resumes(unsigned int vcpu)
 {
 	struct oracle_vcpu *own = &oracle.vcpus[vcpu];
 
-	(void)id;
 	store_release(&own->halts, (own->halts | 1) + 1);
-	if (load_acquire(&core_of(vcpu)->watch) & WATCH_LOAD)
+	if (watch_of(vcpu) & WATCH_LOAD)
 		gap_restart(own);
 }
 
-static bool is_wrmsr(const struct qemu_plugin_insn *insn)
+void vcpu_interrupted(unsigned int vcpu, uint64_t from, uint64_t to)
 {
-	const uint8_t *bytes = qemu_plugin_insn_data(insn);
+	const struct oracle_status *status = &oracle.header->status;
+	struct event event = {
+		.kind = ORACLE_NMI_TAKEN,
+		.vcpu = vcpu,
+		.pc = to,
+		.trial = armed_trial(),
+		.detail = from,
+	};
 
-	return qemu_plugin_insn_size(insn) == 2 && bytes[0] == 0x0f && bytes[1] == 0x30;
+	if (!has_point(to, ORACLE_NMI_ENTRY))
+		return;
+	taken[vcpu] = event.trial + 1ull;
+	if (!event.trial)
+		return;
+	event.load = load_acquire(&status->load_active) ? load_relaxed(&status->load) : 0;
+	ring_put(&event);
 }
 
 /* STI; what restores flags on the kernel's ways out of a rendezvous is one, too. */
-static bool enables_interrupts(const struct qemu_plugin_insn *insn)
+static bool enables_interrupts(const uint8_t *bytes, size_t size)
 {
-	return qemu_plugin_insn_size(insn) == 1 &&
-	       *(const uint8_t *)qemu_plugin_insn_data(insn) == 0xfb;
+	return size == 1 && bytes[0] == 0xfb;
 }
 
 static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc)
 {
+	uint8_t bytes[MAX_INSN_BYTES];
+	size_t size = insn_bytes(insn, bytes);
 	const struct point *points = points_at(pc);
-	enum oracle_hazard hazard =
-		hazard_of(qemu_plugin_insn_data(insn), qemu_plugin_insn_size(insn));
-
-	/* Landmarks of another kernel: an innocent instruction must not be taken for an update. */
-	if (points && points->kind == POINT_WRMSR79 && !is_wrmsr(insn)) {
-		count_one(&oracle.header->status.points_wrong);
-		points = NULL;
-	}
+	enum oracle_hazard hazard = hazard_of(bytes, size);
+	bool marked = has_point(pc, POINT_WRMSR79);
 
 	/* The hazard first: a window that opens here is not this vCPU's own hazard. */
 	if (hazard)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_hazard, QEMU_PLUGIN_CB_NO_REGS,
 						       (void *)pack(pc, hazard));
-	if (enables_interrupts(insn))
+	if (enables_interrupts(bytes, size))
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_enable, QEMU_PLUGIN_CB_NO_REGS,
 						       NULL);
-	if (points)
+	if (points && points->kind != POINT_WRMSR79)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_points, QEMU_PLUGIN_CB_NO_REGS,
 						       (void *)points);
+	/* Landmarks of another kernel: an innocent instruction must not be taken for an update. */
+	if (!is_wrmsr(bytes, size)) {
+		if (marked)
+			count_one(&oracle.header->status.points_wrong);
+	} else if (marked || interface_sees() & SEES_REGISTERS) {
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_wrmsr, CB_READS_ECX,
+						       (void *)pack(pc, size));
+	}
 }
 
 /* A block belongs to a wait region only if all of its instructions do. */
-static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+void translate_block(struct qemu_plugin_tb *tb)
 {
 	size_t count = qemu_plugin_tb_n_insns(tb);
 	uint16_t regions = UINT16_MAX;
 
-	(void)id;
 	for (size_t i = 0; i < count; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		uint64_t pc = qemu_plugin_insn_vaddr(insn);
@@ -216,8 +274,7 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 			regions &= regions_at(pc);
 		watch_insn(insn, pc);
 	}
-	qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, QEMU_PLUGIN_CB_NO_REGS,
-					     (void *)pack(qemu_plugin_tb_vaddr(tb), regions));
+	follow_block(tb, pack(qemu_plugin_tb_vaddr(tb), regions));
 }
 
 PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc,
@@ -230,11 +287,12 @@ PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *in
 	    !window_prepare())
 		return -1;
 
+	oracle.header->status.interface = PLUGIN_API_VERSION;
+	oracle.header->status.sees = interface_sees();
 	oracle.link = options.link;
 	read_clocks(&oracle.header->status.install_mono_ns, &oracle.header->status.install_tsc);
-	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
-	qemu_plugin_register_vcpu_idle_cb(id, on_halt);
-	qemu_plugin_register_vcpu_resume_cb(id, on_resume);
+	if (!interface_register(id))
+		return -1;
 	store_release(&oracle.header->status.installed, 1);
 	return 0;
 }

@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define ORACLE_MAGIC	   0x6c63616c62616c6dull
-#define ORACLE_SHM_VERSION 5
+#define ORACLE_SHM_VERSION 6
 #define ORACLE_HEADER_SIZE 4096
 #define ORACLE_MAX_VCPUS   64
 #define ORACLE_MAX_CORES   16
@@ -45,6 +45,14 @@ enum oracle_kind {
 	ORACLE_HOLD_OVERRUN = 18, /* or since its bound ended */
 	ORACLE_RESUMED = 19,	  /* the first block that it begins after a hold */
 	ORACLE_BACKTRACE = 20,	  /* the kernel is about to send NMIs for backtraces */
+	ORACLE_NMI_TAKEN = 21,	  /* QEMU enters an NMI; the detail is the instruction put off */
+};
+
+/* What more than version 1 the interface of the QEMU at hand shows: lab.spec.evidence.Sees. */
+enum oracle_sees {
+	SEES_REGISTERS = 1,  /* each WRMSR's register number */
+	SEES_INLINE = 2,     /* blocks are stored by QEMU's own code */
+	SEES_INTERRUPTS = 4, /* where interrupts are taken, and to which address */
 };
 
 /* Where a late load is, seen from one core: lab.spec.phase.Phase, in its order. */
@@ -89,7 +97,7 @@ struct oracle_record {
 	uint16_t hazard;
 	uint32_t load;
 	uint32_t trial;
-	uint64_t detail; /* of a hold's records, which hold */
+	uint64_t detail; /* which hold; what an NMI interrupted; how long a WRMSR 0x79 is */
 	uint64_t reserved;
 };
 
@@ -167,6 +175,8 @@ struct oracle_status {
 	uint32_t watched_trial;
 	uint32_t covers_lost;  /* blocks that found no place in a cover table, over all trials */
 	uint32_t points_wrong; /* WRMSR 0x79 of the landmark file that are another instruction */
+	uint32_t interface;    /* the version of the plugin interface */
+	uint32_t sees;	       /* enum oracle_sees */
 	uint32_t reserved;
 };
 
@@ -185,7 +195,7 @@ struct oracle_header {
 
 /* One vCPU, written by its own thread, on lines of its own. */
 struct oracle_vcpu {
-	uint64_t block;	   /* packed (state.h): the block it is in */
+	uint64_t block;	   /* packed (state.h): the block it is in while watched, or halted in */
 	uint64_t last_tsc; /* its last callback while a load was watched */
 	uint64_t gap_tsc;  /* the longest time between two of those in gap_trial */
 	uint64_t end_tsc;  /* the longest from its last callback to a load's end, written there */

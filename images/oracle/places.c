@@ -57,13 +57,13 @@ void places_begin(uint32_t trial)
 		store_relaxed(&places[i].left, 0);
 	}
 	for (uint32_t i = 0; i < oracle.core_count; i++)
-		__atomic_fetch_or(&oracle.cores[i].watch, WATCH_PLACES, __ATOMIC_RELEASE);
+		watch_core(&oracle.cores[i], WATCH_PLACES);
 }
 
 void places_end(void)
 {
 	for (uint32_t i = 0; i < oracle.core_count; i++)
-		__atomic_fetch_and(&oracle.cores[i].watch, ~WATCH_PLACES, __ATOMIC_RELEASE);
+		unwatch_core(&oracle.cores[i], WATCH_PLACES);
 }
 
 static void put(uint32_t trial, unsigned int vcpu, enum oracle_kind kind, uint64_t pc,
@@ -192,8 +192,7 @@ void places_enable(unsigned int vcpu)
 {
 	uint32_t phase = load_relaxed(&core_of(vcpu)->phase);
 
-	if (load_acquire(&core_of(vcpu)->watch) & WATCH_PLACES &&
-	    (phase == PHASE_CLOSING || phase == PHASE_RELEASE))
+	if (watch_of(vcpu) & WATCH_PLACES && (phase == PHASE_CLOSING || phase == PHASE_RELEASE))
 		store_relaxed(&places[vcpu].left, 1);
 }
 
@@ -206,6 +205,6 @@ void places_point(unsigned int vcpu, uint32_t kind, uint64_t pc)
 {
 	if (kind == ORACLE_NMI_ENTRY)
 		store_relaxed(&places[vcpu].masked, 1);
-	if (load_acquire(&core_of(vcpu)->watch) & WATCH_PLACES)
+	if (watch_of(vcpu) & WATCH_PLACES)
 		look_for_holds(vcpu, kind, pc);
 }

@@ -14,7 +14,7 @@ struct event {
 	enum oracle_hazard hazard;
 	uint32_t load;
 	uint32_t trial;
-	uint32_t detail;
+	uint64_t detail;
 };
 
 /* When and as which record an event was written. */

@@ -43,7 +43,7 @@ void sibling_snapshot(unsigned int vcpu, const struct core *core)
 {
 	struct oracle_sibling *sibling = &oracle.siblings[vcpu];
 	const struct oracle_vcpu *own = &oracle.vcpus[vcpu];
-	uint64_t block = is_halted(own) ? 0 : load_relaxed(&own->block);
+	uint64_t block = is_halted(own) ? 0 : load_relaxed(&own_of(vcpu)->block);
 
 	store_relaxed(&sibling->in_flight, block);
 	put_event(vcpu, core, ORACLE_IN_FLIGHT, pc_of(block), HAZARD_NONE);

@@ -9,17 +9,18 @@
 #include <time.h>
 #include <x86intrin.h>
 
+#include "interface.h"
 #include "oracle_shm.h"
 
 #define NSEC_PER_SEC 1000000000ull
 
-/* Why a core's vCPUs must do more than publish their block. */
+/* Why a vCPU must do more than store its block. */
 #define WATCH_WINDOW 1u /* its window is open */
 #define WATCH_LOAD   2u /* a late load of an armed trial is going on: look for gaps */
 #define WATCH_PLACES 4u /* and it has holds, or all its blocks are counted */
+#define WATCH_REST   8u /* it is over, and the trial is not: show where the vCPU comes to rest */
 
 struct core {
-	uint32_t watch;
 	/* Of the open window; set before WATCH_WINDOW is, constant while it is. */
 	uint32_t primary;
 	uint32_t trial;
@@ -105,6 +106,27 @@ static inline bool in_region(uint64_t packed, uint32_t mechanism)
 static inline struct core *core_of(unsigned int vcpu)
 {
 	return oracle.core_by_vcpu[vcpu];
+}
+
+static inline uint64_t watch_of(unsigned int vcpu)
+{
+	return load_acquire(&own_of(vcpu)->watch);
+}
+
+static inline void watch_core(const struct core *core, uint64_t why)
+{
+	unsigned int first = (core - oracle.cores) * oracle.threads;
+
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		__atomic_fetch_or(&own_of(vcpu)->watch, why, __ATOMIC_RELEASE);
+}
+
+static inline void unwatch_core(const struct core *core, uint64_t why)
+{
+	unsigned int first = (core - oracle.cores) * oracle.threads;
+
+	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
+		__atomic_fetch_and(&own_of(vcpu)->watch, ~why, __ATOMIC_RELEASE);
 }
 
 static inline uint32_t armed_trial(void)

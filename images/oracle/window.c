@@ -23,8 +23,10 @@
  * each side's store must be visible before its load: a full fence on both. Blocks begin tens of
  * millions of times a second and windows open once in milliseconds, so the opener pays for both:
  * membarrier(2) makes every running thread of QEMU pass a full fence between the opener's store
- * and its load, and the hot path needs nothing but the compiler to keep its order. Either the
- * opener then sees the block, or the vCPU sees the flag.
+ * and its load, and the hot path needs nothing but to keep its order. Either the opener then sees
+ * the block, or the vCPU sees the flag: the fence comes behind the vCPU's store, or before its
+ * load. That holds whoever wrote the store and the load, the compiler (interface.c keeps it from
+ * swapping them) or QEMU, whose translated code has a block's callbacks in the order asked for.
  */
 static int membarrier(int command)
 {
@@ -153,7 +155,7 @@ static void run_window(struct core *core, struct oracle_window *window, struct e
 	window->open_ns = stamp.mono_ns;
 	window->open_tsc = stamp.tsc;
 	store_release(&window->trial, core->trial);
-	__atomic_fetch_or(&core->watch, WATCH_WINDOW, __ATOMIC_RELEASE);
+	watch_core(core, WATCH_WINDOW);
 	membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 	for (unsigned int vcpu = first; vcpu < first + oracle.threads; vcpu++)
 		if (vcpu != opening->vcpu)
@@ -162,12 +164,12 @@ static void run_window(struct core *core, struct oracle_window *window, struct e
 	hold_open(core, window, first);
 }
 
-void window_open(unsigned int vcpu, uint64_t pc)
+void window_open(unsigned int vcpu, uint64_t pc, unsigned int size)
 {
 	const struct oracle_status *status = &oracle.header->status;
 	struct core *core = core_of(vcpu);
 	struct oracle_window *window = &oracle.windows[core - oracle.cores];
-	struct event event = {.kind = ORACLE_EARLY, .vcpu = vcpu, .pc = pc};
+	struct event event = {.kind = ORACLE_EARLY, .vcpu = vcpu, .pc = pc, .detail = size};
 
 	event.trial = armed_trial();
 	if (!event.trial)
@@ -211,7 +213,7 @@ static void window_close(struct core *core, uint64_t pc)
 		gap_hold(&oracle.vcpus[core->primary]);
 		wait_for_life(core, window, first, now_ns());
 		gap_let_go(&oracle.vcpus[core->primary]);
-		__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
+		unwatch_core(core, WATCH_WINDOW);
 		/* As on opening: whoever went on before this is seen to have. */
 		membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 	}
@@ -225,7 +227,7 @@ static void window_close(struct core *core, uint64_t pc)
 	store_release(&window->close_seq, stamp.seq);
 	/* Last: no sibling goes on, nor begins that was halted, before all that is written. */
 	if (is_stalling(core)) {
-		__atomic_fetch_and(&core->watch, ~WATCH_WINDOW, __ATOMIC_RELEASE);
+		unwatch_core(core, WATCH_WINDOW);
 		stall_end(core);
 	}
 	link_send(&event, &stamp);

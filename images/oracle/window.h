@@ -13,8 +13,8 @@
 /* Register for what window_open() needs of the host kernel. */
 bool window_prepare(void);
 
-/* The vCPU is about to execute WRMSR 0x79. */
-void window_open(unsigned int vcpu, uint64_t pc);
+/* The vCPU is about to execute WRMSR 0x79, an instruction of so many bytes. */
+void window_open(unsigned int vcpu, uint64_t pc, unsigned int size);
 
 /*
  * While the core's window is open: a vCPU begins a block, true when that closes the window; or it

@@ -21,7 +21,7 @@ _NOT_ITS_OWN = (
     EventKind.RESUMED,
 )
 
-#: Of WRMSR, 0f 30: it ends its block, so the next one begins behind it.
+#: Of WRMSR, 0f 30, where no length was recorded: it ends its block, so the next one begins behind it.
 WRMSR_BYTES = 2
 
 
@@ -45,7 +45,7 @@ def why_misplaced(events: tuple[OracleEvent, ...]) -> str:
             continue
         own = [each for each in events[:index] if each.vcpu == event.vcpu]
         opened = [each for each in own if each.kind is EventKind.WINDOW_OPEN]
-        if not opened or event.pc == opened[-1].pc + WRMSR_BYTES:
+        if not opened or event.pc == opened[-1].pc + (opened[-1].detail or WRMSR_BYTES):
             continue
         later = (each for each in events[index + 1 :] if each.vcpu == event.vcpu)
         after = next((each for each in later if each.kind not in _NOT_ITS_OWN), None)

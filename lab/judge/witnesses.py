@@ -5,7 +5,7 @@ from lab.judge.clocks import find_cycles_per_us, find_offset
 from lab.judge.facts import Facts
 from lab.judge.finding import broken, held, unseen
 from lab.spec.base import Witness
-from lab.spec.evidence import CpuState, EventKind, GuestEvidence
+from lab.spec.evidence import CpuState, EventKind, GuestEvidence, Sees
 from lab.spec.mechanism import Threads
 from lab.spec.verdict import Invariant, Proof
 
@@ -28,6 +28,7 @@ def judge_agreement(facts: Facts) -> Invariant:
     if facts.lost:
         doubts.append(facts.lost)
     else:
+        proofs += _compare_entries(facts)
         proofs += _compare_counts(facts, doubts)
         proofs += [] if has_state else _compare_updates(facts, guest, doubts)
     if proofs:
@@ -35,8 +36,10 @@ def judge_agreement(facts: Facts) -> Invariant:
     if doubts:
         return unseen(name, doubts[0])
     ours = ["ledger"] if facts.has(Witness.LEDGER) else []
-    told = [*ours, "/proc/interrupts", "revisions", *(["clocks"] if has_state else [])]
-    return held(name, f"{', '.join(told[:-1])} and {told[-1]} of the guest fit what the oracle saw")
+    seen = facts.evidence.oracle
+    taken = ["QEMU's own account of NMIs"] if seen is not None and Sees.INTERRUPTS in seen.sees else []
+    told = [*ours, "/proc/interrupts", "revisions", *(["clocks"] if has_state else []), *taken]
+    return held(name, f"{', '.join(told[:-1])} and {told[-1]} fit what the oracle saw")
 
 
 def find_missing_witnesses(facts: Facts) -> list[str]:
@@ -80,6 +83,23 @@ def find_missing_landmarks(facts: Facts) -> list[str]:
             missing.append("the NMI IPI")
         missing += [] if facts.end is not None else ["the load's end"]
     return missing
+
+
+def _compare_entries(facts: Facts) -> list[Proof]:
+    """Hold each NMI that QEMU says a vCPU took against the entry that the oracle saw it execute, one for one."""
+    oracle = facts.evidence.oracle
+    if oracle is None or Sees.INTERRUPTS not in oracle.sees:
+        return []
+    proofs = []
+    for vcpu in facts.vcpus:
+        taken = facts.every_of_kind(EventKind.NMI_TAKEN, vcpu)
+        entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
+        both = sorted((*taken, *entries), key=lambda event: event.seq)
+        kinds = [event.kind for event in both]
+        if kinds != [EventKind.NMI_TAKEN, EventKind.NMI_ENTRY] * (len(kinds) // 2):
+            text = f"QEMU had vCPU {vcpu} take {len(taken)} NMIs, and it was seen at {len(entries)} entries"
+            proofs.append(Proof(text=f"{text}, not one for one", vcpu=vcpu))
+    return proofs
 
 
 def _compare_counts(facts: Facts, doubts: list[str]) -> list[Proof]:

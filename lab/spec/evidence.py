@@ -54,6 +54,20 @@ class EventKind(enum.Enum):
     #: The vCPU is about to send NMIs to CPUs that shall print a backtrace; which ones is not known, itself is not among
     #: them (lib/nmi_backtrace.c).
     BACKTRACE = "backtrace"
+    #: QEMU itself has the vCPU enter an NMI; ``pc`` is where it goes on, the detail which instruction was put off.
+    #: A second account of each ``NMI_ENTRY``, where the plugin interface has it.
+    NMI_TAKEN = "nmi-taken"
+
+
+class Sees(enum.Enum):
+    """What the oracle sees beyond what every QEMU shows it (``enum oracle_sees``)."""
+
+    #: The register that each WRMSR writes, so that an update needs no landmark.
+    REGISTERS = "registers"
+    #: Which block a vCPU is in, stored by QEMU's translated code.
+    INLINE = "inline"
+    #: Where each interrupt is taken.
+    INTERRUPTS = "interrupts"
 
 
 class Hazard(enum.Enum):
@@ -79,7 +93,8 @@ class OracleEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     :param load: number of the late load since the guest started, 0 outside any
     :param pc: guest address of the block or instruction
-    :param detail: of a hold's records, its index in the plan
+    :param detail: of a hold's records, its index in the plan; of an NMI that was taken, the address of the instruction
+        put off; of a WRMSR 0x79, its length in bytes, 0 for 2
     :param symbol: ``symbol+0x..`` of that address, empty when it is none of the kernel's
     """
 
@@ -205,7 +220,10 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
         when nobody looked
     :param arrivals: per hold of the plan, how often its vCPU came to its place
     :param cover: None where it was not asked for
-    :param points_wrong: WRMSR 0x79 of the landmarks that the guest has another instruction at, since it was booted
+    :param points_wrong: WRMSR 0x79 of the landmarks that the guest has another instruction at, or that write another
+        MSR, since it was booted
+    :param interface: version of QEMU's plugin interface, 0 where that was not kept
+    :param sees: what more than every QEMU this one showed
     """
 
     events: tuple[OracleEvent, ...]
@@ -217,6 +235,8 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     arrivals: tuple[int, ...] = ()
     cover: Cover | None = None
     points_wrong: int = 0
+    interface: int = 0
+    sees: tuple[Sees, ...] = ()
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):

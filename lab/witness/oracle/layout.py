@@ -10,11 +10,11 @@ from typing import Final
 
 import msgspec
 
-from lab.spec.evidence import EventKind, Hazard
+from lab.spec.evidence import EventKind, Hazard, Sees
 from lab.spec.phase import Phase
 
 MAGIC: Final = 0x6C63616C62616C6D
-VERSION: Final = 5
+VERSION: Final = 6
 HEADER_SIZE: Final = 4096
 MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
@@ -28,6 +28,8 @@ MODE_STALL: Final = 1
 KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(EventKind, start=1)}
 KINDS: Final = {number: kind for kind, number in KIND_NUMBERS.items()}
 HAZARDS: Final = dict(enumerate(Hazard))
+#: C has a bit for each, in their order.
+SEES_BITS: Final = {sees: 1 << bit for bit, sees in enumerate(Sees)}
 #: C has 0 for any phase.
 PHASE_NUMBERS: Final = {phase: number for number, phase in enumerate(Phase, start=1)}
 PHASE_OF: Final = {number: phase for phase, number in PHASE_NUMBERS.items()}
@@ -135,6 +137,8 @@ class Status(ctypes.Structure):
         ("watched_trial", c_uint32),
         ("covers_lost", c_uint32),
         ("points_wrong", c_uint32),
+        ("interface", c_uint32),
+        ("sees", c_uint32),
         ("reserved", c_uint32),
     )
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 
-from lab.spec.evidence import BlockCount, Cover, Covered, OracleEvent, OracleEvidence, SiblingView, WindowSeen
+from lab.spec.evidence import BlockCount, Cover, Covered, EventKind, OracleEvent, OracleEvidence, SiblingView, WindowSeen
 from lab.witness.oracle.clock import TscClock
 from lab.witness.oracle.file import OracleFile
 from lab.witness.oracle.layout import (
@@ -14,6 +14,7 @@ from lab.witness.oracle.layout import (
     MAGIC,
     MODE_STALL,
     PHASE_OF,
+    SEES_BITS,
     Header,
     Record,
     Sibling,
@@ -21,6 +22,9 @@ from lab.witness.oracle.layout import (
     in_region,
     pc_of,
 )
+
+#: Whose detail is an index among a plan's holds.
+_OF_HOLDS = (EventKind.HELD, EventKind.LET_GO, EventKind.HOLD_OVERRUN, EventKind.RESUMED)
 
 #: Turns a guest address into ``symbol+0x..``, empty when it is none of the kernel's.
 Symbolise = Callable[[int], str]
@@ -74,6 +78,8 @@ class TrialReader:
             arrivals=tuple(hold.arrivals for hold in header.holds[: min(header.control.holds, HOLDS)]),
             cover=self._read_cover(header) if header.control.cover else None,
             points_wrong=header.status.points_wrong,
+            interface=header.status.interface,
+            sees=tuple(sees for sees, bit in SEES_BITS.items() if header.status.sees & bit),
         )
 
     def _read_cover(self, header: Header) -> Cover:
@@ -109,7 +115,7 @@ class TrialReader:
             pc=record.pc,
             symbol=self._name(record.pc),
             hazard=HAZARDS[record.hazard],
-            detail=min(record.detail, HOLDS),
+            detail=min(record.detail, HOLDS) if KINDS[record.kind] in _OF_HOLDS else record.detail,
         )
 
     def _read_windows(self, clock: TscClock) -> tuple[tuple[WindowSeen, ...], int]:
