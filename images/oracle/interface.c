@@ -107,15 +107,19 @@ static struct {
 	GByteArray *bytes;
 } __attribute__((aligned(64))) registers[ORACLE_MAX_VCPUS];
 
+/* Newer versions have more behind what is declared of a descriptor. */
 static struct qemu_plugin_register *find_rcx(void)
 {
 	GArray *all = qemu_plugin_get_registers();
-	const qemu_plugin_reg_descriptor *each = (const void *)all->data;
+	size_t step = g_array_get_element_size(all);
 	struct qemu_plugin_register *found = NULL;
 
-	for (unsigned int i = 0; i < all->len; i++)
-		if (!strcmp(each[i].name, "rcx") || !strcmp(each[i].name, "ecx"))
-			found = each[i].handle;
+	for (unsigned int i = 0; i < all->len; i++) {
+		const qemu_plugin_reg_descriptor *each = (const void *)(all->data + i * step);
+
+		if (each->name && (!strcmp(each->name, "rcx") || !strcmp(each->name, "ecx")))
+			found = each->handle;
+	}
 	g_array_free(all, 1);
 	return found;
 }

@@ -117,6 +117,7 @@ typedef struct {
 
 GByteArray *g_byte_array_new(void);
 GByteArray *g_byte_array_set_size(GByteArray *array, unsigned int length);
+unsigned int g_array_get_element_size(GArray *array);
 char *g_array_free(GArray *array, int free_segment);
 
 struct qemu_plugin_register;

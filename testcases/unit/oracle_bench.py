@@ -2,6 +2,7 @@
 """What the oracle's tests share: its plugin compiled, and a guest of a few instructions that needs no kernel."""
 
 import contextlib
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from lab.witness.oracle import OracleLink
 SOURCES = IMAGES / "oracle"
 CFLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 GUEST = Path(__file__).parent / "data" / "oracle-guest.S"
-QEMU = "qemu-system-x86_64"
+QEMU = os.environ.get("MCLAB_QEMU", "qemu-system-x86_64")
 TOPOLOGY = Topology(sockets=1, cores=1, threads=2)
 
 #: Where the guest's 64 KiB show up in real mode.
@@ -32,7 +33,7 @@ def compile_plugin(folder: Path) -> Path:
     """Compile all of images/oracle as the lab does."""
     plugin = folder / "oracle.so"
     sources = sorted(SOURCES.glob("*.c"))
-    run(["gcc", *CFLAGS, "-shared", "-fPIC", "-o", plugin, *sources], deadline=Deadline.after(_COMPILE_S))
+    run(["gcc", *CFLAGS, *os.environ.get("XFLAGS", "").split(), "-shared", "-fPIC", "-o", plugin, *sources], deadline=Deadline.after(_COMPILE_S))
     return plugin
 
 
