@@ -20,6 +20,7 @@ import pytest
 
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import DEFAULT_BASE, build_recipe, find_recipe
+from lab.build.qemu import VARIABLE, find_qemu
 from lab.campaign.expectation import INVALID_ONE_IN, weigh_mechanism
 from lab.campaign.push import SEED, TIME, TRIALS, Push, read_push
 from lab.campaign.told import CaseTrial, list_properties, tell_trials
@@ -43,6 +44,9 @@ UNPATCHED = {"stock-before-6.7": "linux-6.1", "stock-since-6.7": "linux-6.12"}
 
 #: One in ten of few trials is less than one: so many that show nothing may be an accident.
 FEW_INVALID = 2
+#: Of pytest's command line.
+QEMU = "--lab-qemu"
+
 #: Raw files of the machine are some MiB for each trial: thousands would fill a disk, and the evidence says the same.
 MAX_WHOLE = 100
 
@@ -51,8 +55,9 @@ _PUSH = pytest.StashKey[Push]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the command line say how hard the suite pushes."""
-    group = parser.getgroup("lab", "how hard cases push that draw their seeds (fixtures seeds and storm)")
+    """Let the command line say how hard the suite pushes, and on which QEMU."""
+    group = parser.getgroup("lab", "which QEMU guests run on, and how hard cases push (fixtures seeds and storm)")
+    group.addoption(QEMU, metavar="PATH", help=f"run all guests on this QEMU (default: ${VARIABLE}, or that on PATH)")
     group.addoption(SEED, metavar="N", help="draw the seeds from N; without it they are 0, 1, 2 and so on")
     group.addoption(TRIALS, metavar="N", help="run so many trials in each case; with --lab-for, at most")
     group.addoption(TIME, metavar="TIME", help="run trials for so long, all cases together: 90s, 10m, 8h, 2d")
@@ -61,6 +66,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse what cannot be done before anything is."""
     try:
+        if config.getoption(QEMU) is not None:
+            # The lab's commands that cases run take it from there, too.
+            os.environ[VARIABLE] = str(find_qemu(Path(config.getoption(QEMU))).path)
         config.stash[_PUSH] = read_push(*(config.getoption(name) for name in (SEED, TRIALS, TIME)))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
@@ -94,8 +102,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @functools.cache
 def find_images(base: str) -> ImageSet:
-    """Build a kernel's images, or find them in the cache."""
-    return build_around(find_unpatched(base), print) if base in UNPATCHED else build_images(print, base)
+    """Build a kernel's images for the QEMU of this run, or find them in the cache."""
+    qemu = find_qemu()
+    return build_around(find_unpatched(base), print, qemu) if base in UNPATCHED else build_images(print, qemu, base)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import msgspec
 from elftools.elf.elffile import ELFFile
 
 from lab.build.images import ImageSet, build_images
+from lab.build.qemu import find_qemu
 from lab.build.ucode import firmware_name, make_update
 from lab.errors import GuestGone
 from lab.guest.machine import Machine, start_guest
@@ -188,7 +189,7 @@ def overwrite(machine: Machine, kernel: Kernel, victim: str, code: bytes, deadli
 
 def provoke(images: ImageSet, kernel: Kernel, defect: Defect) -> tuple[str, ...]:
     """Boot a guest, have the defect happen, and return what its console showed of it."""
-    spec = GuestSpec(topology=TOPOLOGY, kernel=images.kernel, initrd=images.initramfs)
+    spec = GuestSpec(qemu=images.qemu.path, topology=TOPOLOGY, kernel=images.kernel, initrd=images.initramfs)
     with (
         admit(TOPOLOGY.vcpus, Deadline.after(ADMISSION_S)),
         make_run_dir() as run_dir,
@@ -214,7 +215,7 @@ def provoke(images: ImageSet, kernel: Kernel, defect: Defect) -> tuple[str, ...]
 
 
 def main() -> None:
-    images = build_images(lambda _: None)
+    images = build_images(lambda _: None, find_qemu())
     kernel = read_kernel(images.vmlinux)
     for defect in DEFECTS:
         if sys.argv[1:] and defect.name not in sys.argv[1:]:

@@ -17,6 +17,7 @@ import pytest
 
 from lab.build.initramfs import make_key_archive
 from lab.build.keys import make_run_keys
+from lab.build.qemu import Qemu
 from lab.errors import DeadlineError, GuestError, GuestGone
 from lab.guest.machine import Machine, start_guest
 from lab.guest.nmi import ALL_VCPUS
@@ -39,6 +40,7 @@ class GuestImages(Protocol):
 
     kernel: Path
     initramfs: Path
+    qemu: Qemu
 
 
 def make_keys() -> GuestKeys:
@@ -59,7 +61,11 @@ def booted(images: GuestImages, topology: str = "1x2x2", *kernel_args: str) -> I
     """Boot a guest; once it is over, see that nothing of it is left."""
     threads, descriptors = set(threading.enumerate()), count_descriptors()
     spec = GuestSpec(
-        topology=Topology.parse(topology), kernel=images.kernel, initrd=images.initramfs, kernel_args=kernel_args
+        qemu=images.qemu.path,
+        topology=Topology.parse(topology),
+        kernel=images.kernel,
+        initrd=images.initramfs,
+        kernel_args=kernel_args,
     )
     with make_run_dir() as run_dir:
         with (
@@ -203,7 +209,9 @@ def test_a_guest_that_cannot_boot_says_why(images: GuestImages) -> None:
 
 def test_a_kernel_that_qemu_does_not_take_says_why(images: GuestImages, tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(b"no kernel")
-    spec = GuestSpec(topology=Topology(1, 1, 2), kernel=tmp_path / "kernel", initrd=images.initramfs)
+    spec = GuestSpec(
+        qemu=images.qemu.path, topology=Topology(1, 1, 2), kernel=tmp_path / "kernel", initrd=images.initramfs
+    )
     with (
         make_run_dir() as run_dir,
         pytest.raises(GuestError, match="kernel"),
@@ -214,7 +222,7 @@ def test_a_kernel_that_qemu_does_not_take_says_why(images: GuestImages, tmp_path
 
 def test_a_boot_that_takes_too_long_leaves_nothing(images: GuestImages) -> None:
     begin = time.monotonic()
-    spec = GuestSpec(topology=Topology(1, 1, 2), kernel=images.kernel, initrd=images.initramfs)
+    spec = GuestSpec(qemu=images.qemu.path, topology=Topology(1, 1, 2), kernel=images.kernel, initrd=images.initramfs)
     with (
         make_run_dir() as run_dir,
         pytest.raises(DeadlineError, match="deadline reached"),
@@ -230,8 +238,9 @@ LAB = """
 import sys
 from pathlib import Path
 from test_guest import GuestSpec, Topology, make_keys, start_guest, Deadline
-spec = GuestSpec(topology=Topology(1, 1, 2), kernel=Path(sys.argv[1]), initrd=Path(sys.argv[2]))
-with start_guest(spec, make_keys(), Path(sys.argv[3]), Deadline.after(120)) as machine:
+kernel, initrd, qemu, folder = map(Path, sys.argv[1:])
+spec = GuestSpec(qemu=qemu, topology=Topology(1, 1, 2), kernel=kernel, initrd=initrd)
+with start_guest(spec, make_keys(), folder, Deadline.after(120)) as machine:
     print(machine.pid, flush=True)
     sys.stdin.read()
 """
@@ -240,7 +249,7 @@ with start_guest(spec, make_keys(), Path(sys.argv[3]), Deadline.after(120)) as m
 def test_a_guest_dies_with_a_lab_that_is_killed(images: GuestImages, tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     lab = subprocess.Popen(
-        [sys.executable, "-c", LAB, images.kernel, images.initramfs, tmp_path],
+        [sys.executable, "-c", LAB, images.kernel, images.initramfs, images.qemu.path, tmp_path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.build.qemu import find_qemu
 from lab.campaign.mutants import Fate, choose_mutants, hunt, list_mutants
 from lab.spec.mutant import Mutant
 from lab.spec.verdict import Outcome
@@ -25,7 +26,7 @@ TRIALS = 19
 
 @pytest.mark.parametrize("mutant", choose_mutants([*KERNELS, *NARROW, *WITNESSES]), ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught_by_the_invariant_that_it_breaks(mutant: Mutant, tmp_path: Path) -> None:
-    kill = hunt(mutant, tmp_path, TRIALS, 1, lambda _: None, lambda _: None)
+    kill = hunt(mutant, find_qemu(), tmp_path, TRIALS, 1, lambda _: None, lambda _: None)
     assert kill.fate is Fate.CAUGHT, kill
     assert set(kill.by) <= set(mutant.caught_by)
     assert (tmp_path / kill.evidence).is_dir()

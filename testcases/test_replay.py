@@ -10,6 +10,7 @@ import pytest
 
 from conftest import Trial
 from lab.build.mutants import build_mutant, read_mutants
+from lab.build.qemu import find_qemu
 from lab.cli.axes import read_scenario
 from lab.host.paths import ROOT
 from lab.spec.phase import Phase, Role
@@ -83,7 +84,7 @@ def test_a_plan_of_holds_alone_fails_each_time_on_a_mutant(
 ) -> None:
     """The mutant's kernel is found by its content: nothing else says which it was."""
     mutant = next(each for each in read_mutants() if each.name == name)
-    images = build_mutant(mutant, print)
+    images = build_mutant(mutant, print, find_qemu())
     scenario = Scenario(mechanism=mechanism, topology=SHAPE, nmis=0, stretch_per_core_us=(10_000,), placed=(placed,))
     scenario.check()
     folder = tmp_path / "held"

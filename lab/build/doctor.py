@@ -6,10 +6,10 @@ boots guests can say.
 """
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -17,21 +17,16 @@ import psutil
 from lab.build.compiler import ENVIRONMENT
 from lab.build.initramfs import BUSYBOX, DROPBEAR
 from lab.build.kernel import GIB, SOURCES
-from lab.errors import DeadlineError, HostError, ProcessError
-from lab.host import proc
-from lab.host.deadline import Deadline
+from lab.build.qemu import INSTALL as QEMU_INSTALL
+from lab.build.qemu import OPTION, VARIABLE, Qemu, examine_qemu, find_qemu, list_paths
+from lab.errors import HostError, UsageError
 from lab.host.paths import find_cache
 from lab.host.user import describe_user
 
-QEMU = "qemu-system-x86_64"
-MIN_QEMU = (7, 2)
 MIN_DISK_GIB = 8
 MIN_CORES = 2
 #: One guest and the lab beside it; the kernel's link step takes about as much.
 MIN_MEMORY_GIB = 2
-
-_PROBE_S = 20.0
-_VERSION = re.compile(r"version (\d+)\.(\d+)[.\d]*")
 
 #: What must be there and the package that brings it.
 _PROGRAMS = (
@@ -61,10 +56,35 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     mend: str = ""
 
 
-def examine_host() -> tuple[Check, ...]:
-    """Look at everything; a lack is a result, never an error."""
+class QemuFound(msgspec.Struct, frozen=True, kw_only=True):
+    """A QEMU of this host.
+
+    :param problem: why guests cannot run on it, empty where they can; then all else is known
+    :param sees: what a plugin can see there, in a few words each
+    :param runs_as: in a few words
+    :param caution: what is known to go wrong with it
+    """
+
+    path: str
+    usable: bool
+    problem: str = ""
+    version: str = ""
+    sha256: str = ""
+    interface_min: int | None = None
+    interface_max: int | None = None
+    level: int | None = None
+    sees: tuple[str, ...] = ()
+    runs_as: str = ""
+    caution: str = ""
+
+
+def examine_host(qemu: Path | None = None) -> tuple[Check, ...]:
+    """Look at everything; a lack is a result, never an error.
+
+    :param qemu: the one that guests are to run on, None for the one that they do run on
+    """
     return (
-        *_examine_qemu(),
+        *_examine_qemu(qemu),
         *(_examine_program(name, package) for name, package in _PROGRAMS),
         *(_examine_file(name, path, package) for name, path, package in _FILES),
         *_examine_cache(),
@@ -73,63 +93,50 @@ def examine_host() -> tuple[Check, ...]:
     )
 
 
-def read_qemu_version() -> str:
-    """Return QEMU's version with its package's, such as ``7.2.22 (Debian 1:7.2+dfsg-7)``.
-
-    :raise HostError: there is none
-    """
-    try:
-        first = proc.run([QEMU, "--version"], deadline=Deadline.after(_PROBE_S)).splitlines()[0]
-    except (ProcessError, DeadlineError, IndexError) as error:
-        raise HostError(f"'{QEMU}' does not run; mend it with: {_install('qemu-system-x86')}") from error
-    return first.removeprefix("QEMU emulator version ")
-
-
-def require_qemu() -> str:
-    """Return QEMU's version as :func:`read_qemu_version`, once it is known to be new enough and to take plugins.
-
-    :raise HostError: it is not; the text says what mends it
-    """
-    lacks = [check for check in _examine_qemu() if not check.ok]
-    if lacks:
-        raise HostError(f"{lacks[0].name}: {lacks[0].found}; mend it with: {lacks[0].mend}")
-    return read_qemu_version()
-
-
 def _install(package: str) -> str:
     return f"apt-get install {package}"
 
 
-def _examine_qemu() -> tuple[Check, ...]:
-    mend = _install("qemu-system-x86")
+def _examine_qemu(given: Path | None) -> tuple[Check, ...]:
     try:
-        version = read_qemu_version()
-    except HostError:
-        return (Check(name="qemu", ok=False, found="does not run", mend=mend),)
-    match = _VERSION.match(f"version {version}")
-    new_enough = match is not None and (int(match[1]), int(match[2])) >= MIN_QEMU
-    wanted = f"{mend} (version {MIN_QEMU[0]}.{MIN_QEMU[1]} or newer)"
+        found = find_qemu(given)
+    except (HostError, UsageError) as error:
+        missing = given is None and not list_paths()
+        mend = QEMU_INSTALL if missing else f"name a QEMU that is fit with {OPTION} or {VARIABLE}"
+        return (Check(name="qemu", ok=False, found=str(error), mend=mend),)
+    caution = f"; caution: {found.caution}" if found.caution else ""
+    interface = f"plugin interface {found.level}"
     return (
-        Check(name="qemu", ok=new_enough, found=version, mend="" if new_enough else wanted),
+        Check(name="qemu", ok=True, found=f"{found.path}: {found.version}, {interface}{caution}"),
         Check(name="qemu's user", ok=True, found=describe_user()),
-        _examine_plugins(),
     )
 
 
-def _examine_plugins() -> Check:
-    """Load a plugin that is not there: QEMU built with plugins fails at the file, one built without at the option."""
-    output = ""
-    try:
-        nowhere = "file=/nonexistent/plugin.so"
-        probe = [QEMU, "-machine", "none", "-nodefaults", "-display", "none", "-plugin", nowhere]
-        output = proc.run(probe, deadline=Deadline.after(_PROBE_S))
-    except ProcessError as error:
-        output = error.output
-    except (HostError, DeadlineError) as error:
-        output = str(error)
-    ok = "Could not load plugin" in output
-    found = "supported" if ok else (output.strip().splitlines() or ["no answer"])[-1]
-    return Check(name="qemu plugins", ok=ok, found=found, mend="" if ok else "use a QEMU built with --enable-plugins")
+def examine_qemus(given: Path | None = None) -> tuple[QemuFound, ...]:
+    """Look at each QEMU of this host, first the one that guests run on unless told otherwise.
+
+    :param given: one more, which is then the first
+    """
+    found = []
+    for path in list_paths(given):
+        try:
+            found.append(QemuFound(path=str(path), usable=True, **_describe_qemu(examine_qemu(path))))
+        except HostError as error:
+            found.append(QemuFound(path=str(path), usable=False, problem=str(error)))
+    return tuple(found)
+
+
+def _describe_qemu(qemu: Qemu) -> dict[str, Any]:
+    return {
+        "version": qemu.version,
+        "sha256": qemu.sha256,
+        "interface_min": qemu.interface_min,
+        "interface_max": qemu.interface_max,
+        "level": qemu.level,
+        "sees": qemu.sees,
+        "runs_as": describe_user(),
+        "caution": qemu.caution,
+    }
 
 
 def _examine_program(name: str, package: str) -> Check:

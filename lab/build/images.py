@@ -10,6 +10,7 @@ from lab.build.cache import Progress, read_sums
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
+from lab.build.qemu import Qemu
 from lab.spec.evidence import Images, Match
 
 
@@ -18,6 +19,7 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
 
     :param kernel: the bzImage
     :param kernel_release: what ``uname -r`` prints
+    :param qemu: what they are booted on, which the oracle is built for
     :param match: how kernel and vmlinux are known to belong together
     """
 
@@ -30,32 +32,44 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
     vmlinux_sha256: str
     initramfs_sha256: str
     oracle_sha256: str
+    qemu: Qemu
     match: Match = Match.BUILT
 
-    def describe(self, qemu_version: str) -> Images:
-        """Return what evidence says of them."""
+    def describe(self, running: str | None = None) -> Images:
+        """Return what evidence says of them.
+
+        :param running: the version that a running QEMU says it has: another one may have been installed meanwhile
+        """
         return Images(
             kernel_sha256=self.kernel_sha256,
             vmlinux_sha256=self.vmlinux_sha256,
             initramfs_sha256=self.initramfs_sha256,
             oracle_sha256=self.oracle_sha256,
-            qemu_version=qemu_version,
+            qemu_version=self.qemu.version if running is None else running,
+            qemu_sha256=self.qemu.sha256 if running in (None, self.qemu.version) else "",
+            plugin_interface=self.qemu.level,
             kernel_release=self.kernel_release,
             match=self.match,
         )
 
 
 def build_images(
-    progress: Progress, base: str = DEFAULT_BASE, *, kernel_patch: Path | None = None, oracle_patch: Path | None = None
+    progress: Progress,
+    qemu: Qemu,
+    base: str = DEFAULT_BASE,
+    *,
+    kernel_patch: Path | None = None,
+    oracle_patch: Path | None = None,
 ) -> ImageSet:
     """Build everything, or find it in the cache; what is quick to fail comes first.
 
+    :param qemu: what is to be booted on
     :param kernel_patch: one more, on top of those of the base
     :param oracle_patch: changes the oracle first
     :raise BuildError: a recipe failed
     :raise HostError: a package or space is missing
     """
-    plugin = build_oracle(progress, oracle_patch) / oracle.NAME
+    plugin = build_oracle(progress, qemu.level, oracle_patch) / oracle.NAME
     archive = build_initramfs(progress) / initramfs.NAME
     kernel = build_kernel(progress, base, kernel_patch)
     kernel_sums = read_sums(kernel.folder)
@@ -69,4 +83,5 @@ def build_images(
         vmlinux_sha256=kernel_sums[kernel.vmlinux.name],
         initramfs_sha256=read_sums(archive.parent)[archive.name],
         oracle_sha256=read_sums(plugin.parent)[plugin.name],
+        qemu=qemu,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lab.build.cache import Progress
 from lab.build.images import ImageSet, build_images
+from lab.build.qemu import Qemu
 from lab.errors import BuildError, UsageError
 from lab.host.files import read_text
 from lab.host.paths import IMAGES
@@ -33,7 +34,7 @@ def read_mutants() -> tuple[Mutant, ...]:
     return tuple(found)
 
 
-def build_mutant(mutant: Mutant, progress: Progress) -> ImageSet:
+def build_mutant(mutant: Mutant, progress: Progress, qemu: Qemu) -> ImageSet:
     """Build images with a mutant in, or find them in the cache; those of a mutant that is no patch are sound.
 
     :raise BuildError: it does not apply or does not compile
@@ -42,11 +43,11 @@ def build_mutant(mutant: Mutant, progress: Progress) -> ImageSet:
     try:
         match mutant.subject:
             case Subject.KERNEL:
-                return build_images(progress, mutant.base, kernel_patch=find_patch(mutant))
+                return build_images(progress, qemu, mutant.base, kernel_patch=find_patch(mutant))
             case Subject.ORACLE:
-                return build_images(progress, mutant.base, oracle_patch=find_patch(mutant))
+                return build_images(progress, qemu, mutant.base, oracle_patch=find_patch(mutant))
             case Subject.LAB:
-                return build_images(progress, mutant.base)
+                return build_images(progress, qemu, mutant.base)
     except BuildError as error:
         raise BuildError(f"mutant '{mutant.name}': {error}") from error
 

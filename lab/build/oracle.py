@@ -23,19 +23,20 @@ _PATCH = ("patch", "-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mi
 _MAX_COMPILE_S = 300.0
 
 
-def build_oracle(progress: Progress, patch: Path | None = None) -> Path:
+def build_oracle(progress: Progress, level: int, patch: Path | None = None) -> Path:
     """Compile the plugin, or find it in the cache, and return the cache entry that holds it (NAME).
 
+    :param level: of QEMU's plugin interface, see :attr:`lab.build.qemu.Qemu.level`
     :param patch: applied to a copy of the sources first
     :raise BuildError: it does not compile; the text names the log
     """
     sources = sorted(path.name for path in SOURCES.glob("*.c"))
     if not sources:
         raise BuildError(f"oracle: there is no C file in '{SOURCES}'")
-    key = _make_key(patch)
+    key = _make_key(level, patch)
 
     def build(target: Path) -> None:
-        progress("oracle: compiling")
+        progress(f"oracle: compiling for plugin interface {level}")
         log = find_log("oracle", key)
         log.write_bytes(b"")
         where = SOURCES
@@ -43,21 +44,26 @@ def build_oracle(progress: Progress, patch: Path | None = None) -> Path:
             where = Path(shutil.copytree(SOURCES, target / "patched"))
             _run([*_PATCH, f"--input={patch}"], where, log)
         # From inside the folder, so that no path of this machine gets into the file.
-        _run([COMPILER, *_FLAGS, *sources, "-o", target / NAME], where, log)
+        _run([COMPILER, *_list_flags(level), *sources, "-o", target / NAME], where, log)
         if patch is not None:
             shutil.rmtree(where)
 
     return cached("oracle", key, build, progress)
 
 
-def find_oracle(patch: Path | None = None) -> Path | None:
+def find_oracle(level: int, patch: Path | None = None) -> Path | None:
     """Return the cache entry of a plugin of the present sources, None where it is not there."""
-    entry = make_folder("oracle") / _make_key(patch)
+    entry = make_folder("oracle") / _make_key(level, patch)
     return entry if (entry / NAME).is_file() else None
 
 
-def _make_key(patch: Path | None) -> str:
-    return make_key(key_tree(SOURCES), *read_versions(), *_FLAGS, *([] if patch is None else [patch.read_bytes()]))
+def _make_key(level: int, patch: Path | None) -> str:
+    patches = [] if patch is None else [patch.read_bytes()]
+    return make_key(key_tree(SOURCES), *read_versions(), *_list_flags(level), *patches)
+
+
+def _list_flags(level: int) -> tuple[str, ...]:
+    return (*_FLAGS, f"-DPLUGIN_API_VERSION={level}")
 
 
 def _run(command: Sequence[str | os.PathLike[str]], folder: Path, log: Path) -> None:

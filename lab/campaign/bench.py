@@ -80,7 +80,13 @@ def _ratio(name: str, above: tuple[float, ...], below: tuple[float, ...]) -> Fig
 
 @contextlib.contextmanager
 def _start_plain(images: ImageSet, *kernel_args: str) -> Iterator[Machine]:
-    spec = GuestSpec(topology=TOPOLOGY, kernel=images.kernel, initrd=images.initramfs, kernel_args=kernel_args)
+    spec = GuestSpec(
+        qemu=images.qemu.path,
+        topology=TOPOLOGY,
+        kernel=images.kernel,
+        initrd=images.initramfs,
+        kernel_args=kernel_args,
+    )
     with (
         make_run_dir() as run_dir,
         start_guest(spec, make_guest_keys(), run_dir, Deadline.after(BOOT_S)) as machine,

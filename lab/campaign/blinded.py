@@ -8,6 +8,7 @@ import msgspec
 
 from lab.build.cache import Progress
 from lab.build.mutants import build_mutant
+from lab.build.qemu import Qemu
 from lab.errors import UsageError
 from lab.guest.machine import Machine
 from lab.guest.nmi import INJECT_S
@@ -59,14 +60,14 @@ def mute(machine: Machine) -> None:
     machine.broadcast = _MuteInjector(machine)
 
 
-def read_stale(mutants: tuple[Mutant, ...], progress: Progress) -> Kernel:
+def read_stale(mutants: tuple[Mutant, ...], progress: Progress, qemu: Qemu) -> Kernel:
     """Return a kernel that has all functions of the sound one, at other addresses: that of one of its mutants.
 
     :raise UsageError: there is none
     """
     for mutant in mutants:
         if mutant.subject is Subject.KERNEL and mutant.base == _BASE:
-            return read_kernel(build_mutant(mutant, progress).vmlinux)
+            return read_kernel(build_mutant(mutant, progress, qemu).vmlinux)
     raise UsageError(f"mutant '{STALE_VMLINUX.name}' needs a mutant of {_BASE}, and there is none")
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from lab.build.cache import Progress
 from lab.build.mutants import build_mutant, read_mutants
+from lab.build.qemu import Qemu
 from lab.campaign.blinded import LAB_MUTANTS, NEVER_SENT, STALE_VMLINUX, mute, on_control, read_stale
 from lab.errors import BuildError, UsageError
 from lab.spec.base import find_base
@@ -91,10 +92,17 @@ def choose_mutants(names: list[str]) -> tuple[Mutant, ...]:
 
 
 def hunt(
-    mutant: Mutant, folder: Path, trials: int, seed: int, progress: Progress, done: Callable[[TrialRecord], None]
+    mutant: Mutant,
+    qemu: Qemu,
+    folder: Path,
+    trials: int,
+    seed: int,
+    progress: Progress,
+    done: Callable[[TrialRecord], None],
 ) -> Kill:
     """Run trials until a mutant is caught, and keep the last one's evidence; one that does not build is an ERROR.
 
+    :param qemu: what its guests run on
     :param folder: takes the evidence
     :param trials: at most
     :param seed: of the whole hunt; each trial's follows from it, the mutant and its index
@@ -102,7 +110,7 @@ def hunt(
     """
     begin = time.monotonic()
     try:
-        images = build_mutant(mutant, progress)
+        images = build_mutant(mutant, progress, qemu)
     except BuildError as error:
         return Kill(
             mutant=mutant.name,
@@ -118,7 +126,7 @@ def hunt(
             evidence="",
         )
     stale = mutant == STALE_VMLINUX
-    kernel = read_stale(read_mutants(), progress) if stale else read_kernel(images.vmlinux)
+    kernel = read_stale(read_mutants(), progress, qemu) if stale else read_kernel(images.vmlinux)
     built = time.monotonic()
     base = find_base(mutant.base).name
     prepare = mute if mutant == NEVER_SENT else None

@@ -11,6 +11,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from lab.build.qemu import NAME, VARIABLE
 from lab.cli import present
 from lab.errors import UsageError
 from lab.guest.dump import MAX_DUMP_MIB
@@ -35,6 +36,10 @@ KernelOption = Annotated[
 ]
 VmlinuxOption = Annotated[
     Path | None, typer.Option("--vmlinux", metavar="ELF", help="the vmlinux with symbols that --kernel was made of")
+]
+QemuOption = Annotated[
+    Path | None,
+    typer.Option("--qemu", metavar="PATH", help=f"run guests on this QEMU (default: ${VARIABLE}, or {NAME} on PATH)"),
 ]
 OutOption = Annotated[Path, typer.Option(help="folder for the results, new or empty")]
 _DUMP = typer.Option(

@@ -14,13 +14,13 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from lab.build.doctor import require_qemu
 from lab.build.images import ImageSet
+from lab.build.qemu import find_qemu, find_same_qemu
 from lab.campaign.night.database import NAME, is_running
 from lab.campaign.night.file import change_limits, read_campaign
 from lab.campaign.night.loop import Result
 from lab.campaign.night.merge import merge_campaigns
-from lab.campaign.night.reader import Summary, read_campaign_spec, summarise
+from lab.campaign.night.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
 from lab.campaign.night.share import check_evidence_dir
 from lab.campaign.night.sitting import (
     Watch,
@@ -37,6 +37,7 @@ from lab.cli.app import (
     JsonOption,
     KernelOption,
     OutOption,
+    QemuOption,
     VmlinuxOption,
     out,
     print_json,
@@ -101,6 +102,7 @@ def start(
     evidence_dir: EvidenceOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Begin a campaign and run it: exit 0 when every scenario did what is expected of it, 1 when not."""
@@ -109,9 +111,9 @@ def start(
     if spec.limits.trials is None and spec.limits.hours is None and spec.limits.until_failure is None:
         raise UsageError("the campaign would never end: give --for, --trials or --until-failure, or one in its limits")
     where = _choose_where(workers, scheduler, evidence_dir)
-    require_qemu()
+    on = find_qemu(qemu)
     with open_view() as view, _stoppable() as asked:
-        images, _ = build_bases([part.scenario for part in spec.parts], view.say, own)
+        images, _ = build_bases([part.scenario for part in spec.parts], view.say, own, on)
         check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
         folder = claim_campaign_output(out)
         result = run_sitting(folder, lambda: start_campaign(folder, spec, images, where, _watch(view, asked)))
@@ -130,16 +132,17 @@ def resume(
     evidence_dir: EvidenceOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run those trials of a campaign that have no record, however it ended; limits given here replace its own."""
     own = take_own(kernel, vmlinux)
     where = _choose_where(workers, scheduler, evidence_dir)
-    require_qemu()
     with open_view() as view, _stoppable() as asked:
 
         def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
-            return build_bases([part.scenario for part in spec.parts], view.say, own)[0]
+            on = find_same_qemu(read_campaign_qemu(folder), qemu)
+            return build_bases([part.scenario for part in spec.parts], view.say, own, on)[0]
 
         result = run_sitting(
             folder,
@@ -149,6 +152,7 @@ def resume(
                 build,
                 where,
                 _watch(view, asked),
+                other_qemu=qemu is not None,
             ),
         )
     _tell_end(folder, result, as_json)
@@ -216,18 +220,19 @@ def trial(
     out: OutOption,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run one trial of a campaign alone, on a fresh guest, whether it has been run or not; exit as `lab trial` does."""
     own = take_own(kernel, vmlinux)
     _, spec = read_campaign_spec(folder)
     chosen = choose_trial(spec, number)
-    require_qemu()
+    on = find_same_qemu(read_campaign_qemu(folder), qemu)
     evidence = claim_trial_output(out)
     scenario = chosen.part.scenario
     try:
         with open_progress() as progress:
-            images, kernels = build_bases((scenario,), progress.tell, own)
+            images, kernels = build_bases((scenario,), progress.tell, own, on)
             dump_mib = spec.limits.dump_memory_mib
             with WarmGuests(images, kernels, progress.tell, dump_mib=dump_mib) as guests:
                 kept = guests.run_trial(scenario, chosen.plan, True)

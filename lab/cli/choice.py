@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lab.build.images import ImageSet, build_images
+from lab.build.qemu import Qemu
 from lab.cli.axes import Axes, make_scenario
 from lab.errors import UsageError
 from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
@@ -65,7 +66,7 @@ def choose_scenarios(
 
 
 def build_bases(
-    scenarios: Iterable[Scenario], tell: Callable[[str], None], own: GivenKernel | None
+    scenarios: Iterable[Scenario], tell: Callable[[str], None], own: GivenKernel | None, qemu: Qemu
 ) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
     """Return images and kernels by base, of those that the scenarios' mechanisms need.
 
@@ -75,10 +76,10 @@ def build_bases(
     """
     scenarios = tuple(scenarios)
     if own is not None:
-        images, kernels = {own.base.name: build_around(own, tell)}, {own.base.name: own.kernel}
+        images, kernels = {own.base.name: build_around(own, tell, qemu)}, {own.base.name: own.kernel}
     else:
         bases = dict.fromkeys(find_mechanism(each.mechanism).base for each in scenarios)
-        images = {base: build_images(tell, base) for base in bases}
+        images = {base: build_images(tell, qemu, base) for base in bases}
         kernels = {base: read_kernel(each.vmlinux) for base, each in images.items()}
     for scenario in scenarios:
         mechanism = find_mechanism(scenario.mechanism)

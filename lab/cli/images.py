@@ -7,27 +7,34 @@ from typing import Annotated
 
 import typer
 
-from lab.build.doctor import examine_host
+from lab.build.doctor import examine_host, examine_qemus
 from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
 from lab.build.own_kernel import build_own_kernel
+from lab.build.qemu import find_qemu
 from lab.cli import present
-from lab.cli.app import LAB_FAULT, JsonOption, out, print_json
+from lab.cli.app import LAB_FAULT, JsonOption, QemuOption, out, print_json
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
 from lab.spec.base import BASES, find_base
 from lab.trial.kvm import try_kvm
 
+#: What is built for the QEMU that it is to be used with.
+FOR_QEMU = ("oracle", "all")
 
-def doctor(as_json: JsonOption = False) -> None:
+
+def doctor(qemu: QemuOption = None, as_json: JsonOption = False) -> None:
     """Say what this host can do, and how to mend what it lacks."""
-    checks = (*examine_host(), try_kvm())
+    qemus = examine_qemus(qemu)
+    usable = bool(qemus) and qemus[0].usable
+    checks = (*examine_host(qemu), try_kvm(Path(qemus[0].path) if usable else None))
     if as_json:
-        print_json({"checks": checks})
+        print_json({"checks": checks, "qemus": qemus})
     else:
         out().print(present.make_check_table(checks))
+        out().print(present.make_qemu_table(qemus))
     raise typer.Exit(0 if all(check.ok for check in checks) else LAB_FAULT)
 
 
@@ -44,33 +51,37 @@ def build(
     config: Annotated[
         Path | None, typer.Option(metavar="FRAGMENT", help="with --tree: settings that win over the lab's own")
     ] = None,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build what guests are made of, or find it in the cache."""
+    if qemu is not None and what not in FOR_QEMU:
+        raise UsageError(f"--qemu goes with {' and '.join(FOR_QEMU)} only: '{what}' is the same for each QEMU")
     if tree is not None or patches is not None or config is not None:
         _build_own(what, base, tree, patches, config, as_json)
         return
     recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
         "kernel": lambda tell: build_kernel(tell, base).folder,
         "initramfs": build_initramfs,
-        "oracle": build_oracle,
-        "all": lambda tell: build_images(tell, base),
+        "oracle": lambda tell: build_oracle(tell, find_qemu(qemu, tell).level),
+        "all": lambda tell: build_images(tell, find_qemu(qemu, tell), base),
     }
     if what not in recipes:
         raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}")
     find_base(base)
     with open_progress() as progress:
         built = recipes[what](progress.tell)
-    parts = (
-        {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "oracle")}
-        if isinstance(built, ImageSet)
-        else {what: str(built)}
-    )
+    parts = _list_parts(built) if isinstance(built, ImageSet) else {what: str(built)}
     if as_json:
         print_json(parts)
         return
     for name, path in parts.items():
         out().print(f"{name:10} {path}")
+
+
+def _list_parts(built: ImageSet) -> dict[str, str]:
+    files = {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "oracle")}
+    return {**files, "qemu": str(built.qemu.path)}
 
 
 def _build_own(

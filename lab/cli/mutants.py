@@ -10,9 +10,9 @@ import msgspec
 import typer
 from rich.console import RenderableType
 
-from lab.build.doctor import require_qemu
+from lab.build.qemu import find_qemu
 from lab.campaign.mutants import DEFAULT_TRIALS, Fate, Kill, choose_mutants, hunt
-from lab.cli.app import LAB_FAULT, Interrupted, JsonOption, check_seed, out, print_json
+from lab.cli.app import LAB_FAULT, Interrupted, JsonOption, QemuOption, check_seed, out, print_json
 from lab.cli.present import clean, make_table
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
@@ -34,6 +34,7 @@ def mutants(
         Path | None, typer.Option("--out", help="folder for the table and each mutant's last trial, new or empty")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="only say which there are")] = False,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Try each mutant until it is caught: exit 0 when all were, 1 when one was not, 4 when the lab failed."""
@@ -44,13 +45,13 @@ def mutants(
     if folder is None:
         raise UsageError("--out is missing: a folder for the table and each mutant's last trial")
     hunt_seed = check_seed(seed)
-    require_qemu()
+    on = find_qemu(qemu)
     target = claim_output(folder, _refuse)
     kills: list[Kill] = []
     with open_progress() as progress, _say_what_is_kept(target):
         for mutant in chosen:
             progress.tell(f"mutant {len(kills) + 1} of {len(chosen)}: {mutant.name}")
-            kills.append(hunt(mutant, target, trials, hunt_seed, progress.tell, lambda _: None))
+            kills.append(hunt(mutant, on, target, trials, hunt_seed, progress.tell, lambda _: None))
             write_whole(target / KILLS, msgspec.json.format(msgspec.json.encode(kills)))
             progress.tell(f"mutant {mutant.name}: {_tell(kills[-1])}")
     if as_json:

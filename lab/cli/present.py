@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lab.build.doctor import Check
+from lab.build.doctor import Check, QemuFound
 from lab.build.own_kernel import OwnKernel
 from lab.campaign.bench import Figure
 from lab.campaign.expectation import MechanismResult
@@ -49,6 +49,20 @@ def make_check_table(checks: Iterable[Check]) -> RenderableType:
     for check in checks:
         mark = Text("ok", "green") if check.ok else Text("lacks", "bold red")
         table.add_row(mark, check.name, Text(clean(check.found)), Text(check.mend))
+    return table
+
+
+def make_qemu_table(qemus: Iterable[QemuFound]) -> RenderableType:
+    """Return the QEMUs that ``lab doctor`` shows."""
+    table = make_table("", "QEMU", "version", "plugin interface", "what a plugin can see there", "runs as")
+    for qemu in qemus:
+        if not qemu.usable:
+            table.add_row(Text("no", "bold red"), Text(clean(qemu.path)), "", "", Text(clean(qemu.problem)), "")
+            continue
+        interface = f"{qemu.interface_min} to {qemu.interface_max}, used: {qemu.level}"
+        version = Text(clean(qemu.version) + (f"; caution: {qemu.caution}" if qemu.caution else ""))
+        mark = Text("ok", "yellow" if qemu.caution else "green")
+        table.add_row(mark, Text(clean(qemu.path)), version, interface, "; ".join(qemu.sees), qemu.runs_as)
     return table
 
 

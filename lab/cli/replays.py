@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from lab.build.doctor import require_qemu
+from lab.build.qemu import find_same_qemu
 from lab.campaign.case import Case, list_changes, to_toml
 from lab.campaign.minimise import DEFAULT_TRIALS, LAST, Minimised, Need, check_fails
 from lab.campaign.minimise import minimise as minimise_evidence
 from lab.campaign.replay import Replayed
 from lab.campaign.replay import replay as replay_evidence
-from lab.cli.app import Interrupted, JsonOption, KernelOption, VmlinuxOption, out, print_json
+from lab.cli.app import Interrupted, JsonOption, KernelOption, QemuOption, VmlinuxOption, out, print_json
 from lab.cli.choice import take_own
 from lab.cli.present import clean, make_table
 from lab.cli.progress import Progress, open_progress
@@ -46,6 +46,7 @@ def replay(
     ] = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a kept trial again with the same images, plan and holds: exit 0 when each ended the same way, 1 when not."""
@@ -53,7 +54,7 @@ def replay(
     own = take_own(kernel, vmlinux)
     target = target or folder.resolve().parent / f"{folder.resolve().name}-replay"
     try:
-        with open_progress() as progress, _find_guests(evidence, folder, own, progress) as guests:
+        with open_progress() as progress, _find_guests(evidence, folder, own, qemu, progress) as guests:
             results = claim_output(target, _refuse)
             progress.begin(times)
             replayed = replay_evidence(evidence, judge(evidence), guests.run_trial, times, results, progress.advance)
@@ -73,6 +74,7 @@ def minimise(
     trials: Annotated[int, typer.Option(help="at most", min=1, max=MAX_TIMES)] = DEFAULT_TRIALS,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a failing trial as small as it gets: exit 0 when a scenario that still fails is left, 1 when not."""
@@ -86,7 +88,7 @@ def minimise(
         write_whole(target / MINIMAL, to_toml(case, summary).encode())
 
     try:
-        with open_progress() as progress, _find_guests(evidence, folder, own, progress) as guests:
+        with open_progress() as progress, _find_guests(evidence, folder, own, qemu, progress) as guests:
             results = claim_output(target, _refuse)
             found = minimise_evidence(evidence, guests.run_trial, needed, results, progress.tell, trials, keep)
     except KeyboardInterrupt:
@@ -131,11 +133,13 @@ def _read(folder: Path) -> Evidence:
     return evidence
 
 
-def _find_guests(evidence: Evidence, folder: Path, own: GivenKernel | None, progress: Progress) -> WarmGuests:
+def _find_guests(
+    evidence: Evidence, folder: Path, own: GivenKernel | None, qemu: Path | None, progress: Progress
+) -> WarmGuests:
     base = evidence.scenario.boot.base
-    qemu_version = require_qemu()
+    on = find_same_qemu(evidence.images.qemu_sha256 if evidence.images is not None else "", qemu)
     try:
-        images, kernel = find_same(evidence.images, base, own, qemu_version, folder.resolve().name, progress.tell)
+        images, kernel = find_same(evidence.images, base, own, on, folder.resolve().name, progress.tell)
     except UsageError as error:
         raise UsageError(f"evidence folder '{folder}' cannot be replayed: {error}") from error
     return WarmGuests({base: images}, {base: kernel}, progress.tell)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from lab.build.doctor import require_qemu
 from lab.build.images import build_images
+from lab.build.qemu import find_qemu
 from lab.campaign.bench import measure
 from lab.campaign.expectation import MechanismResult, weigh_run
 from lab.campaign.night.database import NAME
@@ -25,6 +25,7 @@ from lab.cli.app import (
     JsonOption,
     KernelOption,
     OutOption,
+    QemuOption,
     VmlinuxOption,
     check_seed,
     complain,
@@ -58,6 +59,7 @@ def run(
     ] = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="remove the run that the folder holds")] = False,
     dump_memory: DumpOption = 0,
@@ -69,13 +71,13 @@ def run(
     for name, why in left_out:
         sys.stderr.write(f"lab: leaving out {name}: {why}\n")
     run_seed = check_seed(seed)
-    qemu_version = require_qemu()
+    on = find_qemu(qemu)
     folder = claim_run_output(out, replace)
     with open_progress() as progress:
-        images, kernels = build_bases(scenarios, progress.tell, own)
+        images, kernels = build_bases(scenarios, progress.tell, own, on)
         progress.begin(trials * len(scenarios))
         command = ("lab", *sys.argv[1:])
-        booted = tuple(each.describe(qemu_version) for each in images.values())
+        booted = tuple(each.describe() for each in images.values())
         info = describe_run(command, scenarios, trials, run_seed, booted)
         with RunStore(folder, info, replace) as store, _page_of_what_ends(folder):
             with WarmGuests(images, kernels, progress.tell, dump_mib=dump_memory) as guests:
@@ -155,11 +157,14 @@ def _tell_run(folder: Path, page: Path, as_json: bool) -> None:
 
 
 def bench(
-    runs: Annotated[int, typer.Option(help="of each figure", min=3, max=100)] = 5, as_json: JsonOption = False
+    runs: Annotated[int, typer.Option(help="of each figure", min=3, max=100)] = 5,
+    qemu: QemuOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure boot, trials, the oracle's price and sizes on this host; fails nothing."""
+    on = find_qemu(qemu)
     with open_progress() as progress:
-        figures = measure(build_images(progress.tell), runs, progress.tell)
+        figures = measure(build_images(progress.tell, on), runs, progress.tell)
     if as_json:
         print_json({"figures": figures})
     else:

@@ -8,10 +8,10 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from lab.build.doctor import require_qemu
+from lab.build.qemu import find_qemu
 from lab.campaign.soundness import CELLS, Soundness, run_cells, share_out
 from lab.cli import present
-from lab.cli.app import Interrupted, JsonOption, OutOption, check_seed, complain, out, print_json
+from lab.cli.app import Interrupted, JsonOption, OutOption, QemuOption, check_seed, complain, out, print_json
 from lab.cli.choice import build_bases
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
@@ -47,20 +47,21 @@ def sound(
         bool, typer.Option("--failing", help="try the cells known to fail instead, each until it is caught")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="of the whole run (default: drawn)")] = None,
+    qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run trials of all cells that docs/sound.md holds to be sound: exit 0 when the list bears up, 1 when not."""
     cells = _choose_cells(Held.FAILING if failing else Held.SOUND, only)
     asked = dict.fromkeys(cells, trials or DEFAULT_TRIES) if failing else share_out(trials or DEFAULT_TRIALS, cells)
     run_seed = check_seed(seed)
-    qemu_version = require_qemu()
+    on = find_qemu(qemu)
     folder = claim_output(out, _refuse)
     try:
         with open_progress() as progress:
             needed = [cell.scenario for cell in cells if asked[cell]]
-            images, kernels = build_bases(needed, progress.tell, None)
+            images, kernels = build_bases(needed, progress.tell, None, on)
             progress.begin(sum(asked.values()))
-            booted = {base: each.describe(qemu_version) for base, each in images.items()}
+            booted = {base: each.describe() for base, each in images.items()}
             with WarmGuests(images, kernels, progress.tell) as guests:
                 command = ("lab", *sys.argv[1:])
                 ran = run_cells(guests, folder, asked, run_seed, booted, command, progress.advance)

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lab import __version__
-from lab.build.doctor import require_qemu
+from lab.build.qemu import find_qemu, find_same_qemu
 from lab.campaign.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried, read_begun
 from lab.campaign.sweep.result import Swept
 from lab.campaign.sweep.run import run_sweep
@@ -21,6 +21,7 @@ from lab.cli.app import (
     JsonOption,
     KernelOption,
     MechanismOption,
+    QemuOption,
     VmlinuxOption,
     out,
     print_json,
@@ -64,6 +65,7 @@ def sweep(
     ] = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     until_broken: Annotated[int | None, typer.Option(help="stop at so many broken points", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep that the folder holds")] = False,
     as_json: JsonOption = False,
@@ -85,12 +87,18 @@ def sweep(
     ask.check()
     if own is not None and find_mechanism(ask.mechanism).base != own.base.name:
         raise UsageError(f"mechanism '{ask.mechanism}' is not there: this kernel is {own.base.name}")
-    require_qemu()
+    on = find_same_qemu(read_begun(out_folder).qemu_sha256, qemu) if resume else find_qemu(qemu)
     folder = out_folder.resolve() if resume else claim_output(out_folder, _refuse)
     with open_progress() as progress, _say_what_is_kept(folder):
-        images, kernels = build_bases((ask.scenario,), progress.tell, own)
+        images, kernels = build_bases((ask.scenario,), progress.tell, own, on)
         image = images[ask.scenario.boot.base]
-        begun = Begun(version=JOURNAL_VERSION, lab_version=__version__, ask=ask, kernel_sha256=image.kernel_sha256)
+        begun = Begun(
+            version=JOURNAL_VERSION,
+            lab_version=__version__,
+            ask=ask,
+            kernel_sha256=image.kernel_sha256,
+            qemu_sha256=on.sha256,
+        )
         with Journal(folder, begun, resume) as journal, WarmGuests(images, kernels, progress.tell) as guests:
             swept = run_sweep(ask, guests, journal, progress.show_points, until_broken)
     lines = find_source_lines(image.vmlinux, (tried.pc for tried in swept.broken))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lab.build.doctor import require_qemu
+from lab.build.qemu import find_qemu
 from lab.cli import present
 from lab.cli.app import (
     DumpOption,
@@ -15,6 +15,7 @@ from lab.cli.app import (
     KernelOption,
     MechanismOption,
     OutOption,
+    QemuOption,
     VmlinuxOption,
     check_seed,
     out,
@@ -40,6 +41,7 @@ def trial(
     mechanism: MechanismOption = None,
     kernel: KernelOption = None,
     vmlinux: VmlinuxOption = None,
+    qemu: QemuOption = None,
     seed: Annotated[int | None, typer.Option(help="of the plan (default: drawn)")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep the guest's own logs and the oracle's ring, too")] = False,
     dump_memory: DumpOption = 0,
@@ -49,11 +51,11 @@ def trial(
     own = take_own(kernel, vmlinux)
     scenario = choose_scenario(axes, mechanism, own)
     plan = draw_plan(scenario, check_seed(seed))
-    require_qemu()
+    on = find_qemu(qemu)
     folder = claim_trial_output(out)
     try:
         with open_progress() as progress:
-            images, kernels = build_bases((scenario,), progress.tell, own)
+            images, kernels = build_bases((scenario,), progress.tell, own, on)
             with WarmGuests(images, kernels, progress.tell, dump_mib=dump_memory) as guests:
                 kept = guests.run_trial(scenario, plan, keep)
     except KeyboardInterrupt:

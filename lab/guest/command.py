@@ -8,8 +8,6 @@ import msgspec
 
 from lab.guest.spec import GuestSpec, Stepping
 
-QEMU = "qemu-system-x86_64"
-
 #: nokaslr: the oracle's landmarks are link-time addresses. apic_extnmi=all: without it inject-nmi reaches CPU 0 only.
 #: tsc=reliable: without the hypervisor bit the clocksource watchdog would distrust an emulated TSC. panic=-1: a panic
 #: resets at once, which -no-reboot turns into an end.
@@ -71,7 +69,7 @@ def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
     smp = f"{topology.vcpus},sockets={topology.sockets},cores={topology.cores},threads={topology.threads}"
     # fmt: off
     return (
-        QEMU,
+        str(spec.qemu),
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",

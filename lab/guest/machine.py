@@ -2,8 +2,9 @@
 """A guest from start to end."""
 
 import contextlib
-import shutil
+import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -11,11 +12,10 @@ from typing import cast
 import msgspec
 
 from lab.errors import DeadlineError, GuestError, GuestGone, HostError
-from lab.guest.command import QEMU, InheritedFds, command_line
+from lab.guest.command import InheritedFds, command_line
 from lab.guest.console import Console
 from lab.guest.ending import EndLatch, GuestEnd
 from lab.guest.exit import ExitWatch, read_messages
-from lab.guest.handing import HandedFiles, choose_user
 from lab.guest.memory import GuestMemory
 from lab.guest.nmi import AimedInjector, BroadcastInjector, Injector
 from lab.guest.qmp import QmpChannel
@@ -24,9 +24,11 @@ from lab.guest.shell import GuestShell
 from lab.guest.spec import GuestKeys, GuestSpec
 from lab.guest.ssh import find_port, open_shell
 from lab.guest.text import quote_tail
+from lab.guest.user import choose_user
 from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
+from lab.host.handing import HandedFiles
 from lab.spec.evidence import VcpuRunning
 
 CONSOLE_LOG = "console.log"
@@ -43,6 +45,11 @@ LOOK_S = 2.0
 
 #: How many lines of console and of QEMU's messages an error quotes.
 QUOTED_LINES = 12
+
+
+#: The QEMUs of this process, whatever they are called.
+_guests: set[proc.Process] = set()
+_guests_lock = threading.Lock()
 
 
 class Machine:
@@ -136,8 +143,8 @@ def start_guest(
     :raise GuestGone: the guest ended while it booted; the text quotes its console and QEMU's messages
     :raise DeadlineError: it did not boot in time; quotes the same
     """
-    if shutil.which(QEMU) is None:
-        raise HostError(f"'{QEMU}' is not installed; mend it with: apt-get install qemu-system-x86")
+    if not os.access(spec.qemu, os.X_OK):
+        raise HostError(f"QEMU '{spec.qemu}' is not there, or not executable")
     initrd = run_dir / INITRD
     try:
         write_whole(initrd, spec.initrd.read_bytes() + keys.archive)
@@ -212,10 +219,21 @@ def _start_qemu(
         open(log, "xb") as sink,
         proc.start_process(words, pass_fds=inherited, stderr=sink, privileges=privileges) as process,
     ):
+        with _guests_lock:
+            _guests.add(process)
         try:
             yield process
         finally:
+            with _guests_lock:
+                _guests.discard(process)
             # Diskless, so there is nothing it could save; SIGKILL also ends one that is stopped.
+            process.kill()
+
+
+def kill_guests() -> None:
+    """End all guests of this process now, from whichever thread; their owners see that they are gone."""
+    with _guests_lock:
+        for process in _guests:
             process.kill()
 
 

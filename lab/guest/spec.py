@@ -37,11 +37,13 @@ class Stepping(enum.Enum):
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A machine to start.
 
+    :param qemu: the program that runs it
     :param initrd: the part that all runs share; the run's keys are appended to a copy
     :param kernel_args: appended to the lab's own kernel command line
     :param plugin: value of QEMU's ``-plugin``, or empty for none; may name the descriptor passed as ``oracle_fd``
     """
 
+    qemu: Path
     topology: Topology
     kernel: Path
     initrd: Path

@@ -435,7 +435,11 @@ class Match(enum.Enum):
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True):
-    """What was booted, by content: SHA-256 in hex; QEMU and kernel by version."""
+    """What was booted, by content: SHA-256 in hex; QEMU and kernel by version.
+
+    :param qemu_sha256: of QEMU's program; empty where that was not looked at
+    :param plugin_interface: of QEMU, for which the oracle was built
+    """
 
     kernel_sha256: str
     vmlinux_sha256: str
@@ -444,6 +448,8 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     qemu_version: str
     kernel_release: str
     match: Match = Match.BUILT
+    qemu_sha256: str = ""
+    plugin_interface: int = 1
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from lab.build.elf import read_build_id, read_kernel_version
 from lab.build.images import ImageSet
 from lab.build.initramfs import build_initramfs
 from lab.build.oracle import build_oracle
+from lab.build.qemu import Qemu
 from lab.errors import UsageError
 from lab.host.files import hash_file
 from lab.spec.base import Base
@@ -60,13 +61,13 @@ def take_kernel(image: Path, vmlinux: Path) -> GivenKernel:
     return GivenKernel(image=image, vmlinux=vmlinux, packed=packed, match=match, kernel=kernel, base=base)
 
 
-def build_around(given: GivenKernel, progress: Progress) -> ImageSet:
+def build_around(given: GivenKernel, progress: Progress, qemu: Qemu) -> ImageSet:
     """Build what else a guest needs. What is booted is a copy of the kernel, so that it stays what it is.
 
     :raise UsageError: the kernel has changed since it was checked
     :raise HostError: a package or space is missing
     """
-    plugin = build_oracle(progress) / oracle.NAME
+    plugin = build_oracle(progress, qemu.level) / oracle.NAME
     archive = build_initramfs(progress) / initramfs.NAME
     kept = _keep(given, progress)
     return ImageSet(
@@ -79,6 +80,7 @@ def build_around(given: GivenKernel, progress: Progress) -> ImageSet:
         vmlinux_sha256=hash_file(given.vmlinux),
         initramfs_sha256=read_sums(archive.parent)[archive.name],
         oracle_sha256=read_sums(plugin.parent)[plugin.name],
+        qemu=qemu,
         match=given.match,
     )
 

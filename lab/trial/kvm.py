@@ -28,15 +28,27 @@ def _find_newest(kind: str, name: str) -> Path | None:
     return entries[-1] if entries else None
 
 
-def try_kvm() -> Check:
-    """Boot a guest under KVM. Never a lack: the lab runs under TCG, and KVM has no oracle."""
+def try_kvm(qemu: Path | None) -> Check:
+    """Boot a guest under KVM. Never a lack: the lab runs under TCG, and KVM has no oracle.
+
+    :param qemu: what to boot it on, None where there is none
+    """
+    if qemu is None:
+        return Check(name=_NAME, ok=True, found="not tried: there is no QEMU")
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return Check(name=_NAME, ok=True, found=f"not used: {KVM_DEVICE} is not there or not open to you")
     kernel = _find_newest("kernel", "bzImage")
     initrd = _find_newest("initramfs", initramfs.NAME)
     if kernel is None or initrd is None:
         return Check(name=_NAME, ok=True, found="not tried: no images are built yet (lab build)")
-    spec = GuestSpec(topology=Topology(1, 1, 2), kernel=kernel, initrd=initrd, cpu="host", accelerator=Accelerator.KVM)
+    spec = GuestSpec(
+        qemu=qemu,
+        topology=Topology(1, 1, 2),
+        kernel=kernel,
+        initrd=initrd,
+        cpu="host",
+        accelerator=Accelerator.KVM,
+    )
     try:
         with make_run_dir() as run_dir, start_guest(spec, make_guest_keys(), run_dir, Deadline.after(PROBE_S)):
             return Check(name=_NAME, ok=True, found="boots a guest; there is no oracle under it")

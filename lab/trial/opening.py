@@ -5,15 +5,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from lab.build.doctor import read_qemu_version
 from lab.build.images import ImageSet
 from lab.errors import EvidenceError, GuestGone, GuestUnfit
 from lab.guest.command import find_stepping
-from lab.guest.handing import HandedFiles, choose_user
 from lab.guest.machine import start_guest
 from lab.guest.spec import DEFAULT_CPU, Accelerator, GuestSpec, Stepping
+from lab.guest.user import choose_user
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
+from lab.host.handing import HandedFiles
 from lab.host.run_dir import make_run_dir
 from lab.spec.base import find_base
 from lab.spec.boot import Boot, Granularity
@@ -73,6 +73,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
         write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
         handed = stack.enter_context(HandedFiles(choose_user(Accelerator.TCG)))
         spec = GuestSpec(
+            qemu=images.qemu.path,
             topology=boot.topology,
             kernel=images.kernel,
             initrd=images.initramfs,
@@ -81,7 +82,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
             plugin=link.plugin_arguments(
                 handed.hand(images.oracle), handed.hand(landmarks), handed.hand(link.path, writable=True)
             ),
-            stepping=find_stepping(read_qemu_version()) if stepped else Stepping.NONE,
+            stepping=find_stepping(images.qemu.version) if stepped else Stepping.NONE,
         )
         machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd, handed))
         link.close_child_end()

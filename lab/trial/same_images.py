@@ -12,6 +12,7 @@ from lab.build.images import ImageSet, build_images
 from lab.build.kernel import Kernel as BuiltKernel
 from lab.build.kernel import build_kernel, read_entry
 from lab.build.mutants import find_patch, read_mutants
+from lab.build.qemu import OPTION, Qemu
 from lab.errors import UsageError
 from lab.spec.evidence import Images
 from lab.spec.mutant import Subject
@@ -20,12 +21,13 @@ from lab.witness.kernel import Kernel, read_kernel
 
 #: An oracle of other sources has another layout, and other landmarks.
 _ASK_THAT_LAB = "; the lab that made it can"
+_NAME_IT = f"; name the trial's own with {OPTION}"
 #: Digits of a hash that a person is shown.
 _SHOWN = 12
 
 
 def find_same(
-    images: Images | None, base: str, own: GivenKernel | None, qemu_version: str, hint: str, progress: Progress
+    images: Images | None, base: str, own: GivenKernel | None, qemu: Qemu, hint: str, progress: Progress
 ) -> tuple[ImageSet, Kernel]:
     """Return images with the same content, and the kernel read from their vmlinux.
 
@@ -36,6 +38,7 @@ def find_same(
     :param images: what the trial's evidence says of them
     :param base: of the trial's mechanism
     :param own: the kernel that the user brings instead
+    :param qemu: what it is to be run on again
     :param hint: a name that may be a mutant's
     :raise UsageError: one of them, or QEMU, is another; the text names it, and both
     :raise BuildError: a recipe failed
@@ -43,14 +46,16 @@ def find_same(
     """
     if images is None:
         raise UsageError("no guest was booted in this trial: there is nothing that could be run again")
-    _compare("QEMU", images.qemu_version, qemu_version)
+    _compare("QEMU", images.qemu_version, qemu.version, _NAME_IT)
+    if images.qemu_sha256:
+        _compare("QEMU's program", images.qemu_sha256, qemu.sha256, f" in '{qemu.path}'{_NAME_IT}")
     if own is None:
-        built, found = _find_built(images, base, hint, progress), None
+        built, found = _find_built(images, base, qemu, hint, progress), None
     elif own.base.name != base:
         raise UsageError(f"the kernel differs: the trial's is of the kind {base}, the one given {own.base.name}")
     else:
-        built, found = build_around(own, progress), own.kernel
-    mine = built.describe(qemu_version)
+        built, found = build_around(own, progress, qemu), own.kernel
+    mine = built.describe()
     _compare("the kernel", images.kernel_sha256, mine.kernel_sha256, _advise(images))
     _compare("vmlinux", images.vmlinux_sha256, mine.vmlinux_sha256, _advise(images))
     _compare("the initramfs", images.initramfs_sha256, mine.initramfs_sha256)
@@ -58,10 +63,10 @@ def find_same(
     return built, found or read_kernel(built.vmlinux)
 
 
-def _find_built(images: Images, base: str, hint: str, progress: Progress) -> ImageSet:
+def _find_built(images: Images, base: str, qemu: Qemu, hint: str, progress: Progress) -> ImageSet:
     wanted = {"bzImage": images.kernel_sha256, "vmlinux": images.vmlinux_sha256}
     kernel_entry = find_entry("kernel", wanted)
-    built = build_images(progress, base)
+    built = build_images(progress, qemu, base)
     if kernel_entry is not None:
         built = _with_kernel(built, read_entry(kernel_entry), images)
     elif built.kernel_sha256 != images.kernel_sha256:
@@ -70,7 +75,7 @@ def _find_built(images: Images, base: str, hint: str, progress: Progress) -> Ima
             build_kernel(progress, base, find_patch(named[0]))
             kernel_entry = find_entry("kernel", wanted)
             built = built if kernel_entry is None else _with_kernel(built, read_entry(kernel_entry), images)
-    plugin = _find_oracle(images.oracle_sha256)
+    plugin = _find_oracle(images.oracle_sha256, qemu.level)
     if plugin is not None:
         built = msgspec.structs.replace(built, oracle=plugin / oracle.NAME, oracle_sha256=images.oracle_sha256)
     archive = find_entry("initramfs", {initramfs.NAME: images.initramfs_sha256})
@@ -80,10 +85,10 @@ def _find_built(images: Images, base: str, hint: str, progress: Progress) -> Ima
     return built
 
 
-def _find_oracle(digest: str) -> Path | None:
+def _find_oracle(digest: str, level: int) -> Path | None:
     """Return the entry of an oracle that this lab can speak with: its own, or a mutant of that."""
     patches = [find_patch(each) for each in read_mutants() if each.subject is Subject.ORACLE]
-    entries = (oracle.find_oracle(patch) for patch in (None, *patches))
+    entries = (oracle.find_oracle(level, patch) for patch in (None, *patches))
     return next((entry for entry in entries if entry and read_sums(entry).get(oracle.NAME) == digest), None)
 
 

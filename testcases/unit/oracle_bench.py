@@ -2,7 +2,6 @@
 """What the oracle's tests share: its plugin compiled, and a guest of a few instructions that needs no kernel."""
 
 import contextlib
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from types import TracebackType
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
+from lab.build.qemu import find_qemu
 from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES
 from lab.host.proc import Process, run, start_process
@@ -21,7 +21,6 @@ from lab.witness.oracle import OracleLink
 SOURCES = IMAGES / "oracle"
 CFLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 GUEST = Path(__file__).parent / "data" / "oracle-guest.S"
-QEMU = os.environ.get("MCLAB_QEMU", "qemu-system-x86_64")
 TOPOLOGY = Topology(sockets=1, cores=1, threads=2)
 
 #: Where the guest's 64 KiB show up in real mode.
@@ -30,10 +29,11 @@ _COMPILE_S = 60.0
 
 
 def compile_plugin(folder: Path) -> Path:
-    """Compile all of images/oracle as the lab does."""
+    """Compile all of images/oracle as the lab does, for the QEMU of this run."""
     plugin = folder / "oracle.so"
     sources = sorted(SOURCES.glob("*.c"))
-    run(["gcc", *CFLAGS, *os.environ.get("XFLAGS", "").split(), "-shared", "-fPIC", "-o", plugin, *sources], deadline=Deadline.after(_COMPILE_S))
+    level = f"-DPLUGIN_API_VERSION={find_qemu().level}"
+    run(["gcc", *CFLAGS, level, "-shared", "-fPIC", "-o", plugin, *sources], deadline=Deadline.after(_COMPILE_S))
     return plugin
 
 
@@ -125,7 +125,7 @@ def start_bench(
         open(folder / "qemu.log", "wb") as log,
         start_process(
             [
-                QEMU,
+                find_qemu().path,
                 "-nodefaults", "-no-user-config", "-display", "none",
                 "-machine", "pc", "-accel", "tcg,thread=multi",
                 "-smp", "2,cores=1,threads=2", "-m", "16", "-bios", guest.image,

@@ -13,6 +13,7 @@ from evidence_builder import Load, change
 from night_samples import KEPT, PARTS, make_spec
 
 from lab.build.images import ImageSet
+from lab.build.qemu import find_qemu
 from lab.campaign.night import station
 from lab.campaign.night.images import ImagesMissing, ImageSource, find_images, open_images, receive_images
 from lab.campaign.night.share import claim_root
@@ -38,7 +39,7 @@ def make_images(folder: Path) -> ImageSet:
         path = folder / name
         path.write_bytes(name.encode())
         fields |= {name: path, f"{name}_sha256": hashlib.sha256(name.encode()).hexdigest()}
-    return ImageSet(kernel_release="6.1.0", **fields)
+    return ImageSet(kernel_release="6.1.0", qemu=find_qemu(), **fields)
 
 
 class Guests:

@@ -187,7 +187,7 @@ step, number, count = sys.argv.pop(1), int(sys.argv.pop(1)), 0
 
 class Images:
     vmlinux = None
-    def describe(self, version):
+    def describe(self):
         return IMAGES
 
 class Guest:
@@ -202,12 +202,12 @@ class Guest:
             os.kill(os.getpid(), number)
         return Kept(make_evidence(scenario.mechanism), {})
 
-def build_images(tell, base):
+def build_images(tell, qemu, base):
     if step == "build":
         os.kill(os.getpid(), number)
     return Images()
 
-runs.require_qemu = trials.require_qemu = lambda: "7.2"
+runs.find_qemu = trials.find_qemu = lambda _: None
 runs.WarmGuests = trials.WarmGuests = Guest
 choice.build_images, choice.read_kernel = build_images, lambda _: None
 main()

@@ -9,7 +9,7 @@ import pytest
 from evidence_builder import MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, change
 from test_cli import run_lab
 
-from lab.build.doctor import read_qemu_version
+from lab.build.qemu import find_qemu
 from lab.judge import judge
 from lab.spec.evidence import EventKind, Evidence, Hazard
 from lab.spec.hold import Hold
@@ -99,9 +99,9 @@ def test_another_qemu_is_refused_before_anything_is_built(folder: Path, tmp_path
     write_evidence(folder, change(failing(), "images.qemu_version", "6.0 (\x1b[31mred)"), {})
     done = run_lab("replay", str(folder), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.returncode == 2
-    there = read_qemu_version()
+    there = find_qemu().version
     assert "cannot be replayed: QEMU differs: the trial's is 6.0 (" in done.stderr
-    assert f", the one there is {there}\n" in done.stderr
+    assert f", the one there is {there}; name the trial's own with --qemu\n" in done.stderr
     assert "\x1b" not in done.stderr
     assert not (tmp_path / "cache" / "microcode-nmi-lab" / "kernel").exists()
 

@@ -7,14 +7,14 @@ from lab.guest.command import InheritedFds, command_line
 from lab.guest.spec import Accelerator, GuestSpec
 from lab.spec.topology import Topology
 
-SPEC = GuestSpec(topology=Topology(2, 3, 2), kernel=Path("/k/bzImage"), initrd=Path("/i/initrd"))
+SPEC = GuestSpec(qemu=Path("/q/qemu"), topology=Topology(2, 3, 2), kernel=Path("/k/bzImage"), initrd=Path("/i/initrd"))
 FDS = InheritedFds(monitor=5, nmi_monitor=6, qtest=7, console=9)
 
 
 def test_every_word_of_the_default_machine() -> None:
     # fmt: off
     assert command_line(SPEC, FDS) == (
-        "qemu-system-x86_64",
+        "/q/qemu",
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from lab.errors import HostError
-from lab.guest import handing
-from lab.guest.handing import HandedFiles, choose_user
+from lab.guest import user as guest_user
 from lab.guest.spec import Accelerator
+from lab.guest.user import choose_user
 from lab.host import proc
+from lab.host.handing import HandedFiles
 from lab.host.user import User, describe_user, find_unprivileged
 
 NOBODY = find_unprivileged()
@@ -96,7 +97,7 @@ def test_under_kvm_the_device_must_be_open_to_all(
     device = tmp_path / "kvm"
     device.touch()
     device.chmod(mode)
-    monkeypatch.setattr(handing, "_KVM", device)
+    monkeypatch.setattr(guest_user, "_KVM", device)
     assert choose_user(Accelerator.KVM) == (NOBODY if drops else None)
     assert choose_user(Accelerator.TCG) == NOBODY
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where a hold is in a kernel made for the case, and how one is refused that is nowhere in it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from test_places import BASE, WRMSR_79, make_kernel, start_of
 
+from lab.build.qemu import Qemu
 from lab.cli import choice
 from lab.errors import UsageError
 from lab.spec.evidence import EventKind
@@ -16,6 +18,7 @@ from lab.spec.placed import Placed
 from lab.spec.scenario import Scenario
 from lab.witness.hold_places import FoundHold, find_holds
 
+QEMU = Qemu(path=Path("/qemu"), version="7.2", interface_min=0, interface_max=1, sha256="e" * 64)
 KERNEL = make_kernel(outer=WRMSR_79 + b"\xc3")
 NMI_SELF = find_mechanism("nmi-self")
 
@@ -93,11 +96,13 @@ def test_all_holds_of_a_plan_are_found_in_their_order() -> None:
 
 
 def test_a_place_that_is_nowhere_is_refused_before_a_guest_is_booted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "build_images", lambda _tell, _base: SimpleNamespace(vmlinux=""))
+    monkeypatch.setattr(choice, "build_images", lambda _tell, _qemu, _base: SimpleNamespace(vmlinux=""))
     monkeypatch.setattr(choice, "read_kernel", lambda _path: KERNEL)
 
     def build(at: str) -> None:
-        choice.build_bases((Scenario(mechanism="nmi-self", placed=(Placed(at=at, role=Role.PRIMARY),)),), print, None)
+        choice.build_bases(
+            (Scenario(mechanism="nmi-self", placed=(Placed(at=at, role=Role.PRIMARY),)),), print, None, QEMU
+        )
 
     build("outer+0x5")
     with pytest.raises(UsageError, match="place 'nowhere'"):

@@ -9,6 +9,7 @@ import pytest
 from lab.build.kernel import find_recipe
 from lab.build.mutants import MUTANTS, find_patch, read_mutants
 from lab.build.oracle import NAME, build_oracle
+from lab.build.qemu import MAX_LEVEL, MIN_LEVEL
 from lab.campaign.blinded import LAB_MUTANTS
 from lab.campaign.mutants import Fate, choose_mutants, list_mutants, weigh
 from lab.errors import BuildError, UsageError
@@ -109,17 +110,18 @@ def test_every_patch_is_a_mutant() -> None:
 @pytest.mark.parametrize(
     "mutant", [each for each in PATCHED if each.subject is Subject.ORACLE], ids=lambda each: each.name
 )
-def test_an_oracle_with_a_mutant_in_compiles(mutant: Mutant) -> None:
-    folder = build_oracle(lambda _: None, find_patch(mutant))
+@pytest.mark.parametrize("level", range(MIN_LEVEL, MAX_LEVEL + 1))
+def test_an_oracle_with_a_mutant_in_compiles(mutant: Mutant, level: int) -> None:
+    folder = build_oracle(lambda _: None, level, find_patch(mutant))
     assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", NAME]
-    assert (folder / NAME).read_bytes() != (build_oracle(lambda _: None) / NAME).read_bytes()
+    assert (folder / NAME).read_bytes() != (build_oracle(lambda _: None, level) / NAME).read_bytes()
 
 
 def test_a_patch_that_does_not_apply_is_named(tmp_path: Path) -> None:
     patch = tmp_path / "none.patch"
     patch.write_text("--- a/ring.c\n+++ b/ring.c\n@@ -1 +1 @@\n-not there\n+anything\n")
     with pytest.raises(BuildError, match=r"oracle: .*FAILED"):
-        build_oracle(lambda _: None, patch)
+        build_oracle(lambda _: None, MIN_LEVEL, patch)
     assert not (IMAGES / "oracle" / "patched").exists()
 
 

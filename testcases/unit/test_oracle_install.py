@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from oracle_bench import QEMU, TOPOLOGY, compile_plugin
+from oracle_bench import TOPOLOGY, compile_plugin
 
+from lab.build.qemu import find_qemu
 from lab.witness.oracle import OracleLink
 from lab.witness.oracle.layout import Shape
 
@@ -29,7 +30,16 @@ def link(tmp_path: Path) -> Iterator[OracleLink]:
 
 def start(argument: str, *, pass_fds: tuple[int, ...] = (), smp: str = "2,cores=1,threads=2") -> tuple[int | None, str]:
     """Run QEMU until it refuses the plugin; one that it takes runs on, and is ended: status None."""
-    command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,accel=tcg", "-S"]
+    command = [
+        os.fspath(find_qemu().path),
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-machine",
+        "pc,accel=tcg",
+        "-S",
+    ]
     command += ["-smp", smp, "-m", "16", "-plugin", argument, "-chardev", "null,id=none"]
     try:
         done = subprocess.run(command, pass_fds=pass_fds, capture_output=True, text=True, timeout=3, check=False)

@@ -10,13 +10,14 @@ from lab.build import oracle
 from lab.build.cache import cached
 from lab.build.content import find_entry
 from lab.build.images import ImageSet
+from lab.build.qemu import Qemu
 from lab.errors import UsageError
 from lab.host.files import hash_file
 from lab.spec.evidence import Images
 from lab.trial import same_images
 from lab.trial.same_images import find_same
 
-QEMU = "7.2"
+QEMU = Qemu(path=Path("/qemu"), version="7.2", interface_min=0, interface_max=1, sha256="e" * 64)
 BASE = "linux-6.1"
 
 
@@ -36,7 +37,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
     put("kernel", "sound", bzImage="sound", vmlinux="sound's symbols", release="6.1.0")
     put("kernel", "mutant", bzImage="mutant", vmlinux="mutant's symbols", release="6.1.0-mutant")
     keys = {None: "sound", "drops-records.patch": "mutant"}
-    monkeypatch.setattr(oracle, "_make_key", lambda patch: keys.get(patch and patch.name, "none"))
+    monkeypatch.setattr(oracle, "_make_key", lambda _level, patch: keys.get(patch and patch.name, "none"))
     put("oracle", "sound", oracle_so="sound oracle")
     put("oracle", "mutant", oracle_so="mutant oracle")
     put("oracle", "old", oracle_so="an older oracle")
@@ -53,10 +54,11 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
         vmlinux_sha256=hash_file(cache / "kernel/sound/vmlinux"),
         initramfs_sha256=hash_file(archive),
         oracle_sha256=hash_file(cache / "oracle/sound/oracle.so"),
+        qemu=QEMU,
     )
     monkeypatch.setattr(same_images, "build_images", lambda *_: built)
     monkeypatch.setattr(same_images, "read_kernel", lambda path: path)
-    return built.describe(QEMU)
+    return built.describe()
 
 
 def find(wanted: Images | None) -> ImageSet:
@@ -64,7 +66,7 @@ def find(wanted: Images | None) -> ImageSet:
 
 
 def test_the_labs_own_are_found(images: Images) -> None:
-    assert find(images).describe(QEMU) == images
+    assert find(images).describe() == images
 
 
 def test_a_mutants_are_found_by_their_content(images: Images, tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_a_mutants_are_found_by_their_content(images: Images, tmp_path: Path) ->
         kernel_release="6.1.0-mutant",
     )
     found = find(wanted)
-    assert found.describe(QEMU) == wanted
+    assert found.describe() == wanted
     assert found.kernel.read_text() == "mutant"
     assert found.oracle.read_text() == "mutant oracle"
 
@@ -104,7 +106,14 @@ def test_a_kernel_and_the_vmlinux_of_another_are_not_put_together(images: Images
             "oracle_sha256",
             "the oracle differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}; the lab",
         ),
-        ("qemu_version", f"QEMU differs: the trial's is f{{64}}, the one there is {QEMU}$"),
+        (
+            "qemu_version",
+            f"QEMU differs: the trial's is f{{64}}, the one there is {QEMU.version}; name the trial's own with --qemu$",
+        ),
+        (
+            "qemu_sha256",
+            "QEMU's program differs: the trial's is ffffffffffff, the one there is eeeeeeeeeeee in '/qemu'",
+        ),
     ],
 )
 def test_what_differs_is_named(images: Images, field: str, what: str) -> None:

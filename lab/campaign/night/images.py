@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from lab.build.images import ImageSet
+from lab.build.qemu import match_qemu
 from lab.errors import HostError
 from lab.host.files import hash_file, write_whole
 from lab.host.paths import find_cache
@@ -34,7 +35,7 @@ def find_images(images: ImageSet) -> ImageSet:
     """Return the same images by paths of this host.
 
     :raise ImagesMissing: some are not on it
-    :raise HostError: the cache cannot be used
+    :raise HostError: the cache cannot be used, or it does not have the same QEMU
     """
     found: dict[str, Path] = {}
     missing = []
@@ -47,7 +48,7 @@ def find_images(images: ImageSet) -> ImageSet:
             found[name] = path
     if missing:
         raise ImagesMissing(tuple(missing))
-    return msgspec.structs.replace(images, **found)
+    return msgspec.structs.replace(images, **found, qemu=match_qemu(images.qemu))
 
 
 def receive_images(files: Mapping[str, bytes]) -> None:

@@ -173,6 +173,16 @@ def read_campaign_spec(folder: Path) -> tuple[str, CampaignSpec]:
     return rows[0][0], read_spec(rows[0][1], folder / NAME)
 
 
+def read_campaign_qemu(folder: Path) -> str:
+    """Return the SHA-256 of the QEMU that a store's one campaign runs on, empty where an older lab began it.
+
+    :raise EvidenceError: the store is damaged, or of another lab
+    """
+    with open_reader(folder) as connection:
+        rows = connection.execute("SELECT DISTINCT sha256 FROM images WHERE file = 'qemu' LIMIT 2").fetchall()
+    return str(rows[0][0]) if len(rows) == 1 else ""
+
+
 def read_records(folder: Path) -> Iterator[TrialRecord]:
     """Yield all records of a store, in order of campaign and number.
 

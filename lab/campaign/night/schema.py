@@ -116,7 +116,9 @@ _HOST_AND_BUCKET: Final = (
 _FRACTIONS: Final = ("ALTER TABLE trials ADD COLUMN fractions TEXT NOT NULL DEFAULT '{}'",)
 #: Where evidence is that all hosts write; empty for the campaign's own folder.
 _EVIDENCE_DIR: Final = ("ALTER TABLE campaigns ADD COLUMN evidence_dir TEXT NOT NULL DEFAULT ''",)
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _HOST_AND_BUCKET, _FRACTIONS, _EVIDENCE_DIR)
+#: What guests ran on during a sitting, which its user may change; images have its SHA-256.
+_QEMU: Final = ("ALTER TABLE sittings ADD COLUMN qemu TEXT NOT NULL DEFAULT ''",)
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _HOST_AND_BUCKET, _FRACTIONS, _EVIDENCE_DIR, _QEMU)
 VERSION: Final = len(MIGRATIONS)
 
 

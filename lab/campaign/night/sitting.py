@@ -102,12 +102,15 @@ def resume_campaign(
     build: Callable[[CampaignSpec], Mapping[str, ImageSet]],
     where: Where,
     watch: Watch,
+    *,
+    other_qemu: bool = False,
 ) -> Result:
     """Go on with a campaign: run those of its trials that have no record.
 
     :param limits: what is to be changed of it first
     :param build: makes its images
-    :raise UsageError: there is none, or it runs already, or its kernel is another one now
+    :param other_qemu: the user asks for the QEMU that these are booted on, also if it is another one than before
+    :raise UsageError: there is none, or it runs already, or its kernel is another one now, or its QEMU unasked
     :raise HostError: the host failed; what has been stored stays
     """
     if not (folder / NAME).is_file():
@@ -124,7 +127,7 @@ def resume_campaign(
             _take_root(store, uid, named=bool(where.evidence_dir))
         spec = limits(before)
         images = build(spec)
-        store.check_images(images)
+        store.check_images(images, other_qemu=other_qemu)
         if spec != before:
             store.change_spec(spec)
         return _sit(store, uid, spec, images, where, watch)
@@ -177,7 +180,7 @@ def _sit(
         asked_to_stop=watch.asked_to_stop,
         tell=watch.tell,
     )
-    store.begin_sitting(where.count(spec), where.scheduler)
+    store.begin_sitting(where.count(spec), where.scheduler, ", ".join({each.qemu.identity for each in images.values()}))
     try:
         with _open_executor(campaign, spec, images, where, watch) as executor:
             result = campaign.run(executor)

@@ -22,6 +22,7 @@ from lab.campaign.night.share import Staging
 from lab.campaign.night.spec import Chosen, choose_trial, count_retries, keeps_pass
 from lab.campaign.night.trial import Attempt, Broken, Job, Missing, TrialDone, Unstarted, pack_evidence
 from lab.errors import HostError, UsageError, Withdrawn
+from lab.guest.machine import kill_guests
 from lab.host.paths import find_cache
 from lab.judge import judge
 from lab.spec.boot import Boot
@@ -96,8 +97,8 @@ class Station:
         self._campaign = ""
         self._withdrawn = False
         self._lock = threading.Lock()
-        self._guests: OrderedDict[tuple[str, Boot], _Served] = OrderedDict()
-        self._kernels: dict[tuple[str, str], tuple[ImageSet, Kernel]] = {}
+        self._guests: OrderedDict[tuple[str, str, Boot], _Served] = OrderedDict()
+        self._kernels: dict[tuple[str, ...], tuple[ImageSet, Kernel]] = {}
         self._used_at = time.monotonic()
         self._aborted = False
 
@@ -176,10 +177,7 @@ class Station:
     def abort(self) -> None:
         """Have the trial that runs end now, by killing all guests of this process."""
         self._aborted = True
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if child.name().startswith("qemu"):
-                    child.kill()
+        kill_guests()
 
     def _find_missing(self, job: Job) -> Missing | None:
         """Say what this host lacks by now of a trial's images."""
@@ -253,8 +251,8 @@ class Station:
 
     def _find(self, job: Job, boot: Boot) -> _Served:
         """Return the warm guest that serves a machine's trials; the campaign's name keeps those of others apart."""
-        key = (job.campaign, boot)
         found, kernel = self._read(job.images[boot.base])
+        key = (job.campaign, found.qemu.sha256, boot)
         if key in self._guests and self._guests[key].trials == 0 and self._guests[key].images != found:
             # What it would have booted from is elsewhere on this host by now.
             self._guests.pop(key)
@@ -322,10 +320,10 @@ def _tell_missing(job: Job, error: ImagesMissing) -> Missing:
     return Missing(number=job.number, worker=name_worker(), cache=cache, digests=error.digests)
 
 
-def _key(images: ImageSet) -> tuple[str, str]:
-    return images.kernel_sha256, images.vmlinux_sha256
+def _key(images: ImageSet) -> tuple[str, ...]:
+    return images.kernel_sha256, images.vmlinux_sha256, images.oracle_sha256, images.qemu.sha256
 
 
 def _are_there(images: ImageSet) -> bool:
     """Say whether what a guest boots from is where it was."""
-    return all(path.is_file() for path in (images.kernel, images.initramfs, images.oracle))
+    return all(path.is_file() for path in (images.kernel, images.initramfs, images.oracle, images.qemu.path))

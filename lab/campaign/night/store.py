@@ -14,6 +14,7 @@ import msgspec
 
 from lab import __version__
 from lab.build.images import ImageSet
+from lab.build.qemu import OPTION
 from lab.campaign.night.database import NAME, explain, transaction
 from lab.campaign.night.share import find_root
 from lab.campaign.night.spec import CampaignSpec
@@ -96,6 +97,7 @@ class CampaignStore:
                     for file in _FILES
                 ],
             )
+            self._put_qemu(images)
 
     def find(self) -> tuple[str, CampaignSpec]:
         """Find the campaign of the store, and return its uid and what it is about.
@@ -112,10 +114,18 @@ class CampaignStore:
         self.evidence = find_root(rows[0][3], rows[0][1], self.folder)
         return rows[0][1], read_spec(rows[0][2], self._path)
 
-    def check_images(self, images: Mapping[str, ImageSet]) -> None:
-        """Refuse to go on with another kernel than the campaign began with.
+    def _put_qemu(self, images: Mapping[str, ImageSet]) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO images (campaign, base, file, sha256) VALUES (?, ?, 'qemu', ?)",
+            [(self._campaign, base, each.qemu.sha256) for base, each in images.items()],
+        )
 
+    def check_images(self, images: Mapping[str, ImageSet], *, other_qemu: bool) -> None:
+        """Refuse to go on with another kernel than the campaign began with, or with another QEMU that nobody asked for.
+
+        :param other_qemu: the user asked for this QEMU, whichever it was before
         :raise UsageError: one is another
+        :raise HostError: no space, or not writable
         """
         query = "SELECT base, sha256 FROM images WHERE campaign = ? AND file = 'kernel'"
         with explain(self._path):
@@ -126,6 +136,21 @@ class CampaignStore:
                     f"kernel {base} is {each.kernel_sha256[:12]}, and the campaign in '{self.folder}' began with"
                     f" {begun.get(base, 'none')[:12]}: its trials would not be of one kernel; begin another campaign"
                 )
+        self._check_qemu(images, other_qemu=other_qemu)
+
+    def _check_qemu(self, images: Mapping[str, ImageSet], *, other_qemu: bool) -> None:
+        query = "SELECT base, sha256 FROM images WHERE campaign = ? AND file = 'qemu'"
+        with explain(self._path):
+            begun = dict(self._connection.execute(query, (self._campaign,)))
+        for base, each in images.items():
+            # A store of an older lab does not say.
+            if begun.get(base, each.qemu.sha256) != each.qemu.sha256 and not other_qemu:
+                raise UsageError(
+                    f"QEMU '{each.qemu.path}' is {each.qemu.identity}, and the campaign in '{self.folder}' ran on"
+                    f" {begun[base][:12]}: name that one with {OPTION}, or this one to go on with it"
+                )
+        with transaction(self._connection, self._path):
+            self._put_qemu(images)
 
     def change_spec(self, spec: CampaignSpec) -> None:
         """Keep changed limits.
@@ -137,18 +162,29 @@ class CampaignStore:
                 "UPDATE campaigns SET spec = ? WHERE id = ?", (msgspec.json.encode(spec).decode(), self._campaign)
             )
 
-    def begin_sitting(self, workers: int, scheduler: str) -> None:
+    def begin_sitting(self, workers: int, scheduler: str, qemu: str = "") -> None:
         """Note that the campaign runs, from now on and here.
 
+        :param qemu: what its guests run on, for a person
         :raise HostError: no space, or not writable
         """
         cores = os.cpu_count() or 0
         with transaction(self._connection, self._path):
             self._connection.execute("UPDATE campaigns SET state = 'running', why = '' WHERE id = ?", (self._campaign,))
             cursor = self._connection.execute(
-                "INSERT INTO sittings (campaign, began, host, cores, vcpu_budget, workers, scheduler, lab_version)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (self._campaign, now(), socket.gethostname(), cores, max(cores, 1), workers, scheduler, __version__),
+                "INSERT INTO sittings (campaign, began, host, cores, vcpu_budget, workers, scheduler, lab_version,"
+                " qemu) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    self._campaign,
+                    now(),
+                    socket.gethostname(),
+                    cores,
+                    max(cores, 1),
+                    workers,
+                    scheduler,
+                    __version__,
+                    qemu,
+                ),
             )
             self._sitting = _row_id(cursor)
 

@@ -34,12 +34,14 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
     """The first line.
 
     :param kernel_sha256: of the kernel that is booted: points of another one are others
+    :param qemu_sha256: of QEMU's program, which decides where blocks begin; empty in a journal of an older lab
     """
 
     version: int
     lab_version: str
     ask: SweepAsk
     kernel_sha256: str
+    qemu_sha256: str = ""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
@@ -186,7 +188,7 @@ class Journal:
                 raise self._cannot_write(error) from error
             if there and there[0] != self._begun:
                 raise UsageError(
-                    f"the sweep in '{self.folder}' is another one, or its kernel has changed: it cannot go on"
+                    f"the sweep in '{self.folder}' is another one, or its kernel or QEMU has changed: it cannot go on"
                 )
             self._sink, self.lines = sink, there[1:]
             if not there:

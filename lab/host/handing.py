@@ -5,7 +5,6 @@ Folders on the way to them, such as root's own, need not be open to it, and the 
 can put nothing into it that the lab would read.
 """
 
-import contextlib
 import fcntl
 import os
 import stat
@@ -14,10 +13,8 @@ from types import TracebackType
 from typing import Final
 
 from lab.errors import HostError
-from lab.guest.spec import Accelerator
-from lab.host.user import User, find_unprivileged
+from lab.host.user import User
 
-_KVM: Final = Path("/dev/kvm")
 _CHUNK_BYTES: Final = 1 << 20
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -73,14 +70,3 @@ class HandedFiles:
             pass
         fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
         return copy
-
-
-def choose_user(accelerator: Accelerator) -> User | None:
-    """Return whom QEMU runs as: under KVM another user than the lab's only where its device is open to all."""
-    if accelerator is Accelerator.KVM:
-        with contextlib.suppress(OSError):
-            mode = _KVM.stat().st_mode
-            if mode & stat.S_IROTH and mode & stat.S_IWOTH:
-                return find_unprivileged()
-        return None
-    return find_unprivileged()

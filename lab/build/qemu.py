@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which QEMU guests run on: the one that was named, or the first on PATH, once it is known to be fit.
+
+What a QEMU said of itself is kept in the cache until its files change.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from lab.build import probe
+from lab.build.cache import Progress, hash_once, make_folder, make_key
+from lab.errors import DeadlineError, HostError, UsageError
+from lab.host.files import write_whole
+from lab.host.paths import find_cache
+from lab.host.user import NAME as NOBODY
+from lab.host.user import User, find_unprivileged
+
+NAME: Final = "qemu-system-x86_64"
+OPTION: Final = "--qemu"
+VARIABLE: Final = "MCLAB_QEMU"
+INSTALL: Final = "apt-get install qemu-system-x86"
+MIN_RELEASE: Final = (7, 2)
+#: Of the plugin interface: what images/oracle is written for.
+MIN_LEVEL: Final = 1
+MAX_LEVEL: Final = 7
+#: Below the cache: QEMUs that the lab built or fetched, a folder each with an executable of this name.
+BUILT: Final = "qemu"
+RUN: Final = "run"
+
+_TARGET: Final = "x86_64"
+_PROBES: Final = "qemu-probes"
+_RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
+_ANOTHER: Final = f"name another one with {OPTION} PATH or {VARIABLE}"
+
+#: What plugins of an interface can see, and those of all later ones (include/plugins/qemu-plugin.h has the history).
+_SIGHTS: Final = (
+    (1, "blocks, instructions, and when a vCPU halts"),
+    (2, "registers"),
+    (4, "memory"),
+    (6, "each interrupt and exception, with the address it left"),
+)
+#: Releases with a known defect, and what that may do to a trial.
+_CAUTIONS: Final = {(8, 0): "8.0 can hang as two vCPUs translate code of one page, which 8.1 mends"}
+
+
+class Qemu(msgspec.Struct, frozen=True, kw_only=True):
+    """A QEMU that guests can run on.
+
+    :param path: absolute, as it is started
+    :param version: such as ``7.2.22 (Debian 1:7.2+dfsg-7)``
+    :param interface_min: the lowest plugin interface that it takes
+    :param interface_max: the highest one
+    :param sha256: of the program's file, also where ``path`` is a script that executes it
+    """
+
+    path: Path
+    version: str
+    interface_min: int
+    interface_max: int
+    sha256: str
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Its first two numbers."""
+        return read_release(self.version)
+
+    @property
+    def level(self) -> int:
+        """The plugin interface that the oracle is built for: the newest that both know."""
+        return min(self.interface_max, MAX_LEVEL)
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """What a plugin can see there, in a few words each."""
+        return tuple(what for least, what in _SIGHTS if self.level >= least)
+
+    @property
+    def caution(self) -> str:
+        """What is known to go wrong with it, empty for nothing."""
+        return _CAUTIONS.get(self.release, "")
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others on any host, for a person."""
+        return f"{self.version}, plugin interface {self.level}, SHA-256 {self.sha256[:12]}"
+
+
+class _Stamp(msgspec.Struct, frozen=True):
+    """A file as it was when it was looked at."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_Stamp":
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+class _Memo(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a QEMU in the cache.
+
+    :param uid: whom it was run as, -1 for the lab's own user
+    :param stamps: of what was started and of the program itself
+    """
+
+    qemu: Qemu
+    uid: int
+    stamps: tuple[_Stamp, ...]
+
+
+def read_release(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version, zeros where it has none."""
+    match = _RELEASE.match(version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def find_qemu(given: Path | None = None, progress: Progress = lambda _: None) -> Qemu:
+    """Return the QEMU that guests are to run on: the one given, or that of MCLAB_QEMU, or the first on PATH.
+
+    :raise UsageError: the one that was named is not fit; the text says why
+    :raise HostError: there is none, or the first on PATH is not fit
+    """
+    path, named = _choose(given)
+    try:
+        return examine_qemu(path, progress)
+    except HostError as error:
+        if not named:
+            raise
+        raise UsageError(f"{named}: {error}") from error
+
+
+def find_same_qemu(sha256: str, given: Path | None = None, progress: Progress = lambda _: None) -> Qemu:
+    """Return the QEMU that was given, or one of this host with that program, or else the one that is used without it.
+
+    :param sha256: of the program; empty where it is not known
+    Raises as :func:`find_qemu` does.
+    """
+    chosen = None
+    if given is None and sha256:
+        chosen = next((each for each in _list_fit(progress) if each.sha256 == sha256), None)
+    return chosen or find_qemu(given, progress)
+
+
+def match_qemu(wanted: Qemu, progress: Progress = lambda _: None) -> Qemu:
+    """Return the same QEMU as it is on this host, for guests of a lab that may be on another one.
+
+    :raise HostError: there is none
+    """
+    if wanted.path.exists():
+        with contextlib.suppress(HostError):
+            found = examine_qemu(wanted.path, progress)
+            if found.sha256 == wanted.sha256:
+                return found
+    for found in _list_fit(progress):
+        if found.sha256 == wanted.sha256:
+            return found
+    raise HostError(f"this host has no QEMU that is {wanted.identity}: install it, or set {VARIABLE} to its path here")
+
+
+def list_paths(given: Path | None = None) -> tuple[Path, ...]:
+    """Return all QEMUs that the host seems to have, the one that is used first; whether they are fit is not said."""
+    named = [given] if given is not None else []
+    variable = os.environ.get(VARIABLE, "")
+    named += [Path(variable)] if variable else []
+    folders = [Path(each) for each in os.environ.get("PATH", "").split(os.pathsep)]
+    on_path = [folder / NAME for folder in folders if folder.is_absolute()]
+    built = sorted((find_cache() / BUILT).glob(f"[!.]*/{RUN}"))
+    known = [memo.qemu.path for memo in _read_memos()]
+    absolute = [Path(os.path.abspath(each)) for each in named]  # noqa: PTH100  a link stays what it is called
+    there = [each for each in (*on_path, *built, *known) if os.access(each, os.X_OK) and each.is_file()]
+    # One file may be on PATH by several names, as /bin is /usr/bin.
+    found = {os.path.realpath(each): each for each in reversed((*absolute, *there))}
+    return tuple(reversed(found.values()))
+
+
+def examine_qemu(path: Path, progress: Progress = lambda _: None) -> Qemu:
+    """Return what a QEMU is, once it is known to be fit.
+
+    :param path: absolute
+    :raise HostError: it is not; the text names it and says why, and what is allowed
+    """
+    user = find_unprivileged()
+    _check_file(path, user)
+    memo = _recall(path, user)
+    if memo is not None:
+        return memo.qemu
+    try:
+        return _probe(path, user, progress)
+    except DeadlineError as error:
+        raise HostError(f"QEMU '{path}' is not usable: {error}") from error
+
+
+def _choose(given: Path | None) -> tuple[Path, str]:
+    """Return a path and by what it was named, which is empty for the first on PATH."""
+    variable = os.environ.get(VARIABLE, "")
+    named = given if given is not None else Path(variable) if variable else None
+    if named is not None:
+        absolute = Path(os.path.abspath(named))  # noqa: PTH100  a link stays what it is called
+        return absolute, OPTION if given is not None else VARIABLE
+    found = shutil.which(NAME)
+    if found is None:
+        raise HostError(f"'{NAME}' is not on PATH; mend it with: {INSTALL}, or name one with {OPTION} or {VARIABLE}")
+    return Path(os.path.abspath(found)), ""  # noqa: PTH100
+
+
+def _list_fit(progress: Progress) -> Iterator[Qemu]:
+    for path in list_paths():
+        with contextlib.suppress(HostError):
+            yield examine_qemu(path, progress)
+
+
+def _check_file(path: Path, user: User | None) -> None:
+    """Refuse what can be seen to be no program for its user, before it is started."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise HostError(f"QEMU '{path}' {why}: name the file of a {NAME}") from error
+    if stat.S_ISDIR(mode):
+        raise HostError(f"QEMU '{path}' is a folder: name the file of a {NAME} in it")
+    if not stat.S_ISREG(mode):
+        raise HostError(f"QEMU '{path}' is no regular file: name the file of a {NAME}")
+    if not os.access(path, os.X_OK):
+        raise HostError(f"QEMU '{path}' is not executable: allow it with 'chmod +x', or {_ANOTHER}")
+    closed = _find_closed(path, user)
+    if closed:
+        raise HostError(f"QEMU '{path}' is not usable: {closed}")
+
+
+def _find_closed(path: Path, user: User | None) -> str:
+    """Say what keeps another user from executing a file, and what opens it; empty for nothing that its modes show."""
+    if user is None:
+        return ""
+    for folder in reversed(path.resolve().parents):
+        if not _may(folder, user, stat.S_IXOTH):
+            return (
+                f"the lab is root and runs QEMU as {NOBODY}, who may not enter '{folder}':"
+                f" move QEMU to where all may, or allow it with 'chmod o+x {folder}'"
+            )
+    if not _may(path, user, stat.S_IXOTH) or not _may(path, user, stat.S_IROTH):
+        return f"the lab is root and runs QEMU as {NOBODY}, who may not execute it: allow it with 'chmod o+rx {path}'"
+    return ""
+
+
+def _may(path: Path, user: User, others: int) -> bool:
+    """Say whether a mode grants a right, given as that of others, to a user without further groups."""
+    status = path.stat()
+    right = others << 6 if status.st_uid == user.uid else others << 3 if status.st_gid == user.gid else others
+    return bool(status.st_mode & right)
+
+
+def _probe(path: Path, user: User | None, progress: Progress) -> Qemu:
+    version, answer = probe.ask_version(path, user)
+    if version is None or read_release(version) == (0, 0):
+        raise HostError(f"'{path}' is no system emulator of QEMU: to --version it says '{answer.first}'; name a {NAME}")
+    least = ".".join(map(str, MIN_RELEASE))
+    if read_release(version) < MIN_RELEASE:
+        raise HostError(f"QEMU '{path}' is {version}, which is too old: {least} or newer is needed; {_ANOTHER}")
+    interfaces, answer = probe.ask_interfaces(path, user, progress)
+    if interfaces is None:
+        raise HostError(
+            f"QEMU '{path}' takes no plugins, and says '{answer.last}':"
+            f" use a QEMU built with --enable-plugins; {_ANOTHER}"
+        )
+    low, high = interfaces
+    if low > MAX_LEVEL or high < MIN_LEVEL:
+        new = "new" if low > MAX_LEVEL else "old"
+        raise HostError(
+            f"QEMU '{path}' is {version}, which is too {new}: it takes plugins of interface {low} to {high},"
+            f" and the oracle speaks {MIN_LEVEL} to {MAX_LEVEL}; {_ANOTHER}"
+        )
+    program = _check_itself(path, min(high, MAX_LEVEL), user, progress)
+    answer = probe.try_start(path, user)
+    if answer.status != 0:
+        whom = f" as {NOBODY}" if user is not None else ""
+        raise HostError(f"QEMU '{path}' does not start the lab's kind of machine{whom}: '{answer.last}'")
+    qemu = Qemu(path=path, version=version, interface_min=low, interface_max=high, sha256=hash_once(program))
+    _keep(qemu, program, user)
+    return qemu
+
+
+def _check_itself(path: Path, level: int, user: User | None, progress: Progress) -> Path:
+    """Refuse a QEMU of another kind, and return the program's file."""
+    told, answer = probe.ask_itself(path, level, user, progress)
+    if told is None:
+        raise HostError(f"QEMU '{path}' does not load a plugin of interface {level}: '{answer.last}'")
+    if not told.system or told.target != _TARGET:
+        kind = "machines" if told.system else "programs"
+        raise HostError(f"QEMU '{path}' emulates {kind} of {told.target}: machines of {_TARGET} are needed; {_ANOTHER}")
+    if not told.same_process:
+        raise HostError(f"'{path}' starts QEMU as a process of its own: have the script end in 'exec'")
+    return told.program
+
+
+def _find_memo(path: Path, user: User | None) -> Path:
+    return make_folder(_PROBES) / make_key(str(path), str(_uid(user)), probe.key_probe())
+
+
+def _uid(user: User | None) -> int:
+    return -1 if user is None else user.uid
+
+
+def _keep(qemu: Qemu, program: Path, user: User | None) -> None:
+    with contextlib.suppress(OSError):
+        memo = _Memo(qemu=qemu, uid=_uid(user), stamps=(_Stamp.of(qemu.path), _Stamp.of(program)))
+        write_whole(_find_memo(qemu.path, user), msgspec.json.encode(memo, enc_hook=str))
+
+
+def _recall(path: Path, user: User | None) -> _Memo | None:
+    """Return what is known of a QEMU if its files are as they were, and whom it runs as still gets at its program."""
+    memo = _read_memo(_find_memo(path, user))
+    if memo is None or memo.qemu.path != path or not all(_is_as_it_was(each) for each in memo.stamps):
+        return None
+    return None if any(_find_closed(each.path, user) for each in memo.stamps) else memo
+
+
+def _is_as_it_was(stamp: _Stamp) -> bool:
+    try:
+        return _Stamp.of(stamp.path) == stamp
+    except OSError:
+        return False
+
+
+def _read_memo(path: Path) -> _Memo | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Memo, dec_hook=lambda kind, value: kind(value))
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _read_memos() -> Iterator[_Memo]:
+    for path in sorted(make_folder(_PROBES).glob("[!.]*")):
+        memo = _read_memo(path)
+        if memo is not None:
+            yield memo
