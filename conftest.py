@@ -110,7 +110,7 @@ def find_images(base: str) -> ImageSet:
 @functools.cache
 def find_unpatched(base: str) -> GivenKernel:
     """Build a kernel without our patches in the kept tree of one with them, and take it as if a user had brought it."""
-    built = build_recipe(find_recipe(UNPATCHED[base]).unpatched, print)
+    built = build_recipe(find_recipe(UNPATCHED[base], print).unpatched, print)
     return take_kernel(built.image, built.vmlinux)
 
 

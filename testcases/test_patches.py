@@ -13,7 +13,7 @@ from lab.spec.mutant import Mutant, Subject
 
 pytestmark = pytest.mark.e2e
 
-RECIPES = {base.name: find_recipe(base.name) for base in BASES}
+RECIPES = {base.name: find_recipe(base.name, print) for base in BASES}
 PATCHES = [(base, name) for base, recipe in RECIPES.items() for name in read_series(recipe.folder)]
 MUTANTS = [mutant for mutant in read_mutants() if mutant.subject is Subject.KERNEL]
 #: What checkpatch reads its lists from; the loader is what the patches change.

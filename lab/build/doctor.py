@@ -16,7 +16,8 @@ import psutil
 
 from lab.build.compiler import ENVIRONMENT
 from lab.build.initramfs import BUSYBOX, DROPBEAR
-from lab.build.kernel import GIB, SOURCES
+from lab.build.kernel import GIB
+from lab.build.kernel_source import Origin, list_sources, locate_source
 from lab.build.qemu import INSTALL as QEMU_INSTALL
 from lab.build.qemu import OPTION, VARIABLE, Qemu, examine_qemu, find_qemu, list_paths
 from lab.errors import HostError, UsageError
@@ -38,8 +39,6 @@ _FILES = (
     ("dropbear", DROPBEAR, "dropbear-bin"),
     ("libelf headers", Path("/usr/include/gelf.h"), "libelf-dev"),
     ("openssl headers", Path("/usr/include/openssl/ssl.h"), "libssl-dev"),
-    ("linux-source-6.1", SOURCES / "linux-source-6.1.tar.xz", "linux-source-6.1"),
-    ("linux-source-6.12", SOURCES / "linux-source-6.12.tar.xz", "linux-source-6.12"),
 )
 
 
@@ -87,6 +86,7 @@ def examine_host(qemu: Path | None = None) -> tuple[Check, ...]:
         *_examine_qemu(qemu),
         *(_examine_program(name, package) for name, package in _PROGRAMS),
         *(_examine_file(name, path, package) for name, path, package in _FILES),
+        *(_examine_source(base) for base in list_sources()),
         *_examine_cache(),
         _examine_cores(),
         _examine_memory(),
@@ -149,6 +149,14 @@ def _examine_file(name: str, path: Path, package: str) -> Check:
     return Check(
         name=name, ok=ok, found=str(path) if ok else f"{path} is missing", mend="" if ok else _install(package)
     )
+
+
+def _examine_source(base: str) -> Check:
+    try:
+        place = locate_source(base)
+    except HostError as error:
+        return Check(name=f"source of {base}", ok=False, found=str(error), mend="make the cache usable")
+    return Check(name=f"source of {base}", ok=place.origin is not Origin.NOWHERE, found=place.found, mend=place.mend)
 
 
 def _examine_cache() -> tuple[Check, ...]:

@@ -14,13 +14,13 @@ import msgspec
 from lab.build.cache import Progress, cached, find_log, hash_once, key_tree, make_key
 from lab.build.compiler import COMPILER, ENVIRONMENT, read_versions
 from lab.build.kconfig import find_lost, parse_config
+from lab.build.kernel_source import find_source
 from lab.build.tree import Tree, open_tree
 from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError
 from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES, find_cache
 
-SOURCES = Path("/usr/src")
 #: What every kernel needs to serve trials.
 ANY_CONFIG = IMAGES / "kernels" / "any" / "config"
 DEFAULT_BASE = "linux-6.1"
@@ -106,21 +106,17 @@ class Recipe(msgspec.Struct, frozen=True):
         return Recipe(folder, self.source, tree=self.tree or self.folder.name)
 
 
-def find_recipe(base: str) -> Recipe:
-    """Return the recipe of that name, such as ``linux-6.1``.
+def find_recipe(base: str, progress: Progress) -> Recipe:
+    """Return the recipe of that name, such as ``linux-6.1``; its source is fetched where it is not there.
 
     :raise UsageError: there is none; the text lists those there are
-    :raise HostError: the package with its source is not installed
+    :raise HostError: its source could not be had
     """
     folder = IMAGES / "kernels" / base
     if not (folder / "series").is_file():
         known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/series")))
         raise UsageError(f"kernel '{base}' is unknown: there are {known}")
-    package = f"linux-source-{base.removeprefix('linux-')}"
-    source = SOURCES / f"{package}.tar.xz"
-    if not source.is_file():
-        raise HostError(f"'{source}' is missing; mend it with: apt-get install {package}")
-    return Recipe(folder, source, ANY_CONFIG)
+    return Recipe(folder, find_source(base, progress), ANY_CONFIG)
 
 
 def build_kernel(progress: Progress, base: str = DEFAULT_BASE, patch: Path | None = None) -> Kernel:
@@ -131,7 +127,7 @@ def build_kernel(progress: Progress, base: str = DEFAULT_BASE, patch: Path | Non
     :raise BuildError: a patch, the configuration or the compiler failed; the text names it and the log
     :raise HostError: a package or space is missing
     """
-    recipe = find_recipe(base)
+    recipe = find_recipe(base, progress)
     return build_recipe(recipe if patch is None else msgspec.structs.replace(recipe, extra=(patch,)), progress)
 
 

@@ -163,7 +163,7 @@ def test_compiler_error_is_quoted_and_its_log_is_kept(recipe: Recipe) -> None:
 
 def test_unknown_base_lists_those_there_are() -> None:
     with pytest.raises(UsageError, match=rf"'linux-1\.0' is unknown: .*{DEFAULT_BASE}"):
-        find_recipe("linux-1.0")
+        find_recipe("linux-1.0", print)
 
 
 def test_series_of_each_kernel_names_every_patch_once() -> None:

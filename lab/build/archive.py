@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's archive, as images/host/archive.toml names it: packages fetched by apt, and never installed.
+
+apt has all its state in the lab's cache: the host's lists, sources and packages are neither read nor changed, and it
+runs as whoever runs the lab. It verifies each suite's signature by the archive's keyring, and each package by the
+suite's hashes.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from lab.build.cache import Progress, hold_lock, make_folder
+from lab.errors import DeadlineError, HostError, ProcessError, UsageError
+from lab.host import proc
+from lab.host.deadline import Deadline
+from lab.host.files import write_whole
+from lab.host.paths import IMAGES
+
+TABLE: Final = IMAGES / "host" / "archive.toml"
+MIRROR_VARIABLE: Final = "MCLAB_DEBIAN_MIRROR"
+DEFAULT_MIRROR: Final = "http://mirror.example"
+PROGRAMS: Final = ("apt-get", "apt-cache", "apt-config", "dpkg-deb")
+
+_ARCHITECTURE: Final = "amd64"
+#: Lists are 20 MiB and packages up to 150: whatever takes longer has hung.
+_MAX_FETCH_S: Final = 1800.0
+_MAX_LOCAL_S: Final = 300.0
+_PROGRESS_EVERY_S: Final = 1.0
+_MIRROR: Final = re.compile(r"(?:https?|file)://[!-~]+")
+#: Debian policy 5.6.7 and 5.6.12. What matches is no pattern of apt's, which ``name=version`` could otherwise be.
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_VERSION: Final = re.compile(r"[A-Za-z0-9.+:~-]+")
+#: ``'http://..' NAME SIZE SHA256:..``, a line of ``--print-uris``.
+_TO_FETCH: Final = re.compile(r"^'[^']*' (?P<name>[^\s/]+\.deb) (?P<size>\d+)", re.MULTILINE)
+#: How the host reaches the network is the host's to say; whom to trust is not.
+_HOST_SETTING: Final = re.compile(
+    r"^Acquire::(?:(?:https?|ftp)::|Retries|ForceIPv|Check-Valid-Until|Check-Date)[^;\n]*;$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+class Suites(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One release of the table.
+
+    :param base: the release whose suites it has, too
+    """
+
+    debian: tuple[str, ...]
+    security: tuple[str, ...] = ()
+    base: str = ""
+
+
+class SourcePackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the source of a kernel is."""
+
+    package: str
+    release: str
+
+
+class QemuPackages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a QEMU of another release is made of."""
+
+    packages: tuple[str, ...]
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of images/host/archive.toml."""
+
+    keyring: str
+    release: dict[str, Suites]
+    source: dict[str, SourcePackage]
+    qemu: QemuPackages
+
+
+class Package(msgspec.Struct, frozen=True):
+    """A package of the archive, in one version."""
+
+    name: str
+    version: str
+
+
+def read_table() -> Table:
+    """Return what the lab may fetch.
+
+    :raise HostError: the table is damaged
+    """
+    try:
+        return msgspec.convert(tomllib.loads(TABLE.read_text()), Table)
+    except (OSError, ValueError, msgspec.ValidationError) as error:
+        raise HostError(f"'{TABLE}' cannot be read: {error}") from error
+
+
+def why_not_fetch(table: Table) -> str:
+    """Return why this host can fetch nothing, with what to do; empty where it can."""
+    lacks = [name for name in PROGRAMS if shutil.which(name) is None]
+    if lacks:
+        return f"this host has no '{lacks[0]}', which fetches from Debian's archive: install the packages apt and dpkg"
+    if not Path(table.keyring).is_file():
+        return (
+            f"'{table.keyring}' is missing, which verifies Debian's archive: install the package debian-archive-keyring"
+        )
+    return ""
+
+
+def check_release(table: Table, name: str) -> None:
+    """Check that a release is in the table.
+
+    :raise UsageError: it is not; the text lists those there are
+    """
+    if name not in table.release:
+        raise UsageError(f"release '{name}' is unknown: there are {', '.join(table.release)}")
+
+
+class Archive:
+    """One release, with apt's state in a folder that we hold the lock of; see :func:`open_archive`."""
+
+    def __init__(self, table: Table, release: str, folder: Path, progress: Progress) -> None:
+        self._table = table
+        self._release = release
+        self._folder = folder
+        self._progress = progress
+        self._debs = folder / "archives"
+
+    def update(self) -> None:
+        """Make apt's settings and read the lists anew; whatever a killed apt left goes.
+
+        :raise HostError: the archive cannot be reached, or its signature is not good
+        """
+        mirror = read_mirror()
+        shutil.rmtree(self._debs, ignore_errors=True)
+        for path in (self._debs / "partial", self._folder / "lists" / "partial", self._folder / "etc"):
+            path.mkdir(parents=True, exist_ok=True)
+        (self._folder / "status").touch()
+        write_whole(self._folder / "etc/sources.list", self._list_sources(mirror).encode())
+        write_whole(self._config, self._make_config().encode())
+        self._progress(f"archive: reading the lists of {self._release}")
+        try:
+            self._run("apt-get", "-q", "update", seconds=_MAX_FETCH_S)
+        except ProcessError as error:
+            raise HostError(
+                f"Debian's {self._release} could not be read from {mirror} ({_pick_reason(error.output)}):"
+                f" check the network, or set {MIRROR_VARIABLE} to a mirror that this host reaches"
+            ) from error
+
+    def find(self, name: str) -> Package:
+        """Return the version of a package that this release has.
+
+        :raise HostError: it has none of exactly that name
+        """
+        version = ""
+        if _NAME.fullmatch(name):
+            policy = self._run("apt-cache", *self._target, "policy", name, seconds=_MAX_LOCAL_S)
+            version = _find_candidate(policy, name)
+        if not _VERSION.fullmatch(version):
+            raise HostError(f"Debian's {self._release} has no package '{name}'")
+        return Package(name, version)
+
+    def fetch(self, packages: Sequence[Package], *, with_dependencies: bool) -> tuple[Path, ...]:
+        """Fetch packages, and return their files, which are there until the archive is left.
+
+        :raise HostError: they could not be fetched
+        """
+        words = [f"{package.name}={package.version}" for package in packages]
+        command = ["install", "-y", "--download-only", "--no-install-recommends"] if with_dependencies else ["download"]
+        asked = ["apt-get", "-q", *self._target, *command]
+        try:
+            planned = self._run(*asked, "--print-uris", *words, seconds=_MAX_LOCAL_S)
+            sizes = {match["name"]: int(match["size"]) for match in _TO_FETCH.finditer(planned)}
+            self._fetch_all([*asked, *words], packages[0].name, sum(sizes.values()))
+        except ProcessError as error:
+            raise HostError(f"'{words[0]}' could not be fetched: {_pick_reason(error.output)}") from error
+        files = tuple(sorted(path for path in self._debs.iterdir() if path.name in sizes))
+        if not files or len(files) != len(sizes):
+            raise HostError(f"apt fetched {len(files)} of {len(sizes)} packages for '{words[0]}'")
+        return files
+
+    def unpack(self, deb: Path, target: Path) -> None:
+        """Put the files of a package into a folder; none of its scripts run.
+
+        :raise HostError: it is damaged, or the disk is full
+        """
+        proc.run(["dpkg-deb", "--extract", deb, target], deadline=Deadline.after(_MAX_LOCAL_S))
+
+    def clean(self) -> None:
+        """Remove the packages that were fetched."""
+        shutil.rmtree(self._debs, ignore_errors=True)
+
+    @property
+    def _config(self) -> Path:
+        return self._folder / "apt.conf"
+
+    @property
+    def _target(self) -> tuple[str, ...]:
+        """Ask apt to prefer backports; of the suites of one release it takes what is newest by itself."""
+        return ("-t", self._suites.debian[0]) if self._suites.base else ()
+
+    @property
+    def _suites(self) -> Suites:
+        return self._table.release[self._release]
+
+    def _list_sources(self, mirror: str) -> str:
+        base = [self._table.release[self._suites.base]] if self._suites.base else []
+        option = f"[arch={_ARCHITECTURE} signed-by={self._table.keyring}]"
+        lines = []
+        for suites in (*base, self._suites):
+            lines += [f"deb {option} {mirror}/debian {suite} main\n" for suite in suites.debian]
+            lines += [f"deb {option} {mirror}/debian-security {suite} main\n" for suite in suites.security]
+        return "".join(lines)
+
+    def _make_config(self) -> str:
+        folder = self._folder
+        host = proc.run(["apt-config", "dump"], env=_make_environment(None), deadline=Deadline.after(_MAX_LOCAL_S))
+        settings = {
+            "APT::Architecture": _ARCHITECTURE,
+            "APT::Sandbox::User": _choose_sandbox_user(folder),
+            # Otherwise a list that could not be read is a warning.
+            "APT::Update::Error-Mode": "any",
+            "Acquire::Languages": "none",
+            "Acquire::AllowInsecureRepositories": "false",
+            "Acquire::AllowWeakRepositories": "false",
+            "APT::Get::AllowUnauthenticated": "false",
+            "Dir::State": folder,
+            "Dir::State::lists": folder / "lists",
+            "Dir::State::status": folder / "status",
+            "Dir::Cache": folder,
+            "Dir::Cache::archives": self._debs,
+            "Dir::Etc": folder / "etc",
+            "Dir::Etc::sourcelist": folder / "etc/sources.list",
+            # Names of nothing: no part of the host's settings is read.
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::main": "/dev/null",
+            "Dir::Etc::parts": "/dev/null",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "Dir::Etc::trusted": "/dev/null",
+            "Dir::Etc::trustedparts": "/dev/null",
+        }
+        lines = [f'{name} "{value}";\n' for name, value in settings.items()]
+        architectures = f'#clear APT::Architectures;\nAPT::Architectures {{ "{_ARCHITECTURE}"; }};\n'
+        return architectures + "".join(f"{line}\n" for line in _HOST_SETTING.findall(host)) + "".join(lines)
+
+    def _run(self, *words: str, seconds: float) -> str:
+        deadline = Deadline.after(seconds)
+        try:
+            return proc.run(words, cwd=self._debs, env=_make_environment(self._config), deadline=deadline)
+        except DeadlineError as error:
+            raise HostError(f"'{words[0]}' of {self._release} did not end in {seconds:.0f} s: try again") from error
+
+    def _fetch_all(self, command: Sequence[str], name: str, total: int) -> None:
+        """Run apt to its end, and tell how much there is of all that it fetches."""
+        log = self._folder / "fetch.log"
+        deadline = Deadline.after(_MAX_FETCH_S)
+        environment = _make_environment(self._config)
+        with (
+            open(log, "wb") as sink,
+            proc.start_process(
+                command, cwd=self._debs, env=environment, stdout=sink, stderr=subprocess.STDOUT
+            ) as process,
+        ):
+            while process.returncode is None:
+                self._progress(f"archive: fetching {name}, {_measure(self._debs) >> 20} of {total >> 20} MiB")
+                if deadline.expired:
+                    raise HostError(f"'{name}' could not be fetched in {_MAX_FETCH_S:.0f} s: try again")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_PROGRESS_EVERY_S)
+        if process.returncode != 0:
+            raise ProcessError(tuple(command), process.returncode, log.read_text(errors="backslashreplace"))
+
+
+@contextlib.contextmanager
+def open_archive(table: Table, release: str, progress: Progress) -> Iterator[Archive]:
+    """Yield a release of the archive, its lists read anew, with its lock held; what was fetched goes at the end.
+
+    :raise UsageError: there is no such release
+    :raise HostError: this host cannot fetch, or the archive cannot be reached
+    """
+    check_release(table, release)
+    reason = why_not_fetch(table)
+    if reason:
+        raise HostError(reason)
+    folder = make_folder("apt")
+    with hold_lock(folder / f".{release}.lock", "list of packages", progress):
+        archive = Archive(table, release, folder / release, progress)
+        try:
+            archive.update()
+            yield archive
+        finally:
+            archive.clean()
+
+
+def read_mirror() -> str:
+    """Return where the archive is, without a slash at its end.
+
+    :raise UsageError: the variable holds no URL
+    """
+    mirror = os.environ.get(MIRROR_VARIABLE) or DEFAULT_MIRROR
+    if not _MIRROR.fullmatch(mirror) or any(letter in mirror for letter in "'\"[]"):
+        raise UsageError(
+            f"{MIRROR_VARIABLE} is '{mirror}': allowed is a URL that begins with http://, https:// or file:///"
+        )
+    return mirror.rstrip("/")
+
+
+def _make_environment(config: Path | None) -> dict[str, str]:
+    """Return the user's environment, proxies included, with apt's messages in English."""
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    environment.pop("APT_CONFIG", None)
+    return environment if config is None else {**environment, "APT_CONFIG": os.fspath(config)}
+
+
+def _choose_sandbox_user(folder: Path) -> str:
+    """Return whom root's apt downloads as: its own user, unless that one cannot reach the cache."""
+    reachable = all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
+    return "_apt" if reachable else "root"
+
+
+def _find_candidate(policy: str, name: str) -> str:
+    """Return the version that ``apt-cache policy`` of several packages says of one, empty without."""
+    found = ""
+    for line in policy.splitlines():
+        if not line.startswith(" "):
+            found = line
+        elif found == f"{name}:" and line.startswith("  Candidate: "):
+            return line.split(": ", 1)[1].strip()
+    return ""
+
+
+def _pick_reason(output: str) -> str:
+    """Return the line of apt's output that says what went wrong."""
+    lines = [line for line in output.splitlines() if line.startswith(("E:", "W:", "Err:"))]
+    telling = [line for line in lines if "NO_PUBKEY" in line or "Could not" in line or "404" in line]
+    return (telling or lines or ["no output"])[0].split(":", 1)[-1].strip()
+
+
+def _measure(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
