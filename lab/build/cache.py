@@ -97,7 +97,11 @@ def cached(kind: str, key: str, build: Callable[[Path], None], progress: Progres
     :param build: fills the empty folder it is given
     :raise HostError: the disk is full, or another build of the same thing hung; BuildError as the recipe raises it
     """
-    folder = make_folder(kind)
+    return cached_in(make_folder(kind), kind, key, build, progress)
+
+
+def cached_in(folder: Path, kind: str, key: str, build: Callable[[Path], None], progress: Progress) -> Path:
+    """Do the same as :func:`cached` in a folder that is not in the cache; it is there already."""
     entry = folder / key
     if entry.is_dir():
         return entry

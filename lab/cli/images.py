@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lab.build.archive import read_table
 from lab.build.doctor import examine_host, examine_qemus
 from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
@@ -14,6 +15,7 @@ from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
 from lab.build.own_kernel import build_own_kernel
 from lab.build.qemu import find_qemu
+from lab.build.qemu_release import build_qemu
 from lab.cli import present
 from lab.cli.app import LAB_FAULT, JsonOption, QemuOption, out, print_json
 from lab.cli.progress import open_progress
@@ -39,7 +41,7 @@ def doctor(qemu: QemuOption = None, as_json: JsonOption = False) -> None:
 
 
 def build(
-    what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle or all")] = "all",
+    what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle, all, or qemu with --release")] = "all",
     base: Annotated[str, typer.Option(help=f"which kernel: {', '.join(each.name for each in BASES)}")] = DEFAULT_BASE,
     tree: Annotated[
         Path | None,
@@ -51,13 +53,23 @@ def build(
     config: Annotated[
         Path | None, typer.Option(metavar="FRAGMENT", help="with --tree: settings that win over the lab's own")
     ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option(help="of qemu: a release of Debian, whose QEMU is fetched and unpacked, and not installed"),
+    ] = None,
     qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build what guests are made of, or find it in the cache."""
     if qemu is not None and what not in FOR_QEMU:
         raise UsageError(f"--qemu goes with {' and '.join(FOR_QEMU)} only: '{what}' is the same for each QEMU")
-    if tree is not None or patches is not None or config is not None:
+    own = tree is not None or patches is not None or config is not None
+    if release is not None or (what == "qemu" and not own):
+        if own:
+            raise UsageError("--release is a QEMU's: --tree, --patches and --config are a kernel's")
+        _build_qemu(what, release, as_json)
+        return
+    if own:
         _build_own(what, base, tree, patches, config, as_json)
         return
     recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
@@ -67,7 +79,7 @@ def build(
         "all": lambda tell: build_images(tell, find_qemu(qemu, tell), base),
     }
     if what not in recipes:
-        raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}")
+        raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}, qemu")
     find_base(base)
     with open_progress() as progress:
         built = recipes[what](progress.tell)
@@ -79,9 +91,24 @@ def build(
         out().print(f"{name:10} {path}")
 
 
+<<<<<<< HEAD
 def _list_parts(built: ImageSet) -> dict[str, str]:
     files = {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "oracle")}
     return {**files, "qemu": str(built.qemu.path)}
+=======
+def _build_qemu(what: str, release: str | None, as_json: bool) -> None:
+    known = ", ".join(read_table().release)
+    if what != "qemu":
+        raise UsageError(f"--release is a QEMU's: 'lab build qemu --release {release}', and not '{what}'")
+    if release is None:
+        raise UsageError(f"qemu needs --release: there are {known}")
+    with open_progress() as progress:
+        program = build_qemu(release, progress.tell)
+    if as_json:
+        print_json({"qemu": str(program)})
+    else:
+        out().print(str(program), soft_wrap=True)
+>>>>>>> b374bdb (build: Run the QEMU of another release without installing it)
 
 
 def _build_own(

@@ -75,7 +75,23 @@ REFUSED = {
     "no trials": (("run", "--trials", "0", "--out", "{out}"), "--trials"),
     "no output folder": (("trial", "--mechanism", "nmi-self"), "--out"),
     "unknown command": (("trail",), "No such command 'trail'"),
-    "unknown recipe": (("build", "kernels"), "'kernels' cannot be built: there are kernel, initramfs, oracle, all"),
+    "unknown recipe": (
+        ("build", "kernels"),
+        "'kernels' cannot be built: there are kernel, initramfs, oracle, all, qemu",
+    ),
+    "qemu of no release": (
+        ("build", "qemu"),
+        "qemu needs --release: there are bullseye, bookworm, bookworm-backports,",
+    ),
+    "qemu of an unknown release": (
+        ("build", "qemu", "--release", "../x"),
+        "release '../x' is unknown: there are bullseye",
+    ),
+    "release of something else": (("build", "oracle", "--release", "trixie"), "--release is a QEMU's: 'lab build qemu"),
+    "release of a tree": (
+        ("build", "kernel", "--tree", "{out}", "--release", "trixie"),
+        "--release is a QEMU's: --tree",
+    ),
     "unknown kernel": (
         ("build", "kernel", "--base", "linux-5.0"),
         "'linux-5.0' is unknown: there are linux-6.1, linux-6.12",
