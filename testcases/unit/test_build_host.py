@@ -25,6 +25,7 @@ def checkout(tmp_path: Path) -> Path:
     tools.mkdir()
     add_tool(tools, "dpkg-query", 'shift 3; for name; do echo "installed $name"; done')
     add_tool(tools, "apt-get", 'echo "apt-get $*" >>"$LOG"')
+    add_tool(tools, "apt-cache", 'printf "%s:\\n  Candidate: 1.0\\n" "$2"')
     add_tool(tools, "sudo", '"$@"')
     add_tool(
         tools,
@@ -84,6 +85,14 @@ def test_only_missing_packages_are_installed(checkout: Path) -> None:
         "dpkg-query",
         'shift 3; for name; do case $name in bc) ;; flex) echo "config-files flex" ;;'
         ' *) echo "installed $name" ;; esac; done; exit 1',
+    )
+    # What apt has not installed is not there afterwards either.
+    add_tool(
+        checkout.parent / "tools",
+        "apt-get",
+        'echo "apt-get $*" >>"$LOG"; [[ $* != *install* ]] ||'
+        f" printf '#!/bin/bash\\nshift 3; for name; do echo \"installed $name\"; done'"
+        f" >{checkout.parent}/tools/dpkg-query",
     )
     status, _, ran = set_up(checkout)
     assert status == 0
