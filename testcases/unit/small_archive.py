@@ -73,9 +73,9 @@ def make_system(folder: Path, source: str) -> dict[str, str]:
     config.write_text(
         f'Dir::State "{root}";\nDir::State::lists "{root}/lists";\nDir::State::status "{root}/var/lib/dpkg/status";\n'
         f'Dir::Cache "{root}";\nDir::Cache::archives "{root}/archives";\nDir::Log "{root}/log";\n'
-        f'Dir::Etc "{root}/etc";\nDir::Etc::sourcelist "{root}/etc/sources.list";\n'
-        'Dir::Etc::main "/dev/null";\nDir::Etc::parts "/dev/null";\nDir::Etc::sourceparts "/dev/null";\nAPT::Architecture "amd64";\nAPT::Sandbox::User "root";\n'
+        f'Dir::Etc "{root}/etc";\nDir::Etc::sourcelist "{root}/etc/sources.list";\nDir::Etc::sourceparts "/dev/null";\n'
+        'Dir::Etc::main "/dev/null";\nDir::Etc::parts "/dev/null";\n'
         f'DPkg::Options {{ "--root={root}"; "--force-not-root"; "--force-bad-path"; "--log=/dev/null"; }};\n'
-        'Acquire::Languages "none";\nAcquire::Retries "0";\n'
+        'APT::Architecture "amd64";\nAPT::Sandbox::User "root";\nAcquire::Languages "none";\nAcquire::Retries "0";\n'
     )
     return {"APT_CONFIG": os.fspath(config), "DPKG_ADMINDIR": os.fspath(root / "var/lib/dpkg"), "LC_ALL": "C"}
