@@ -12,7 +12,7 @@ SUITES = ("trixie", "trixie-updates")
 
 def make_deb(folder: Path, name: str, version: str = "1.0", depends: str = "", files: Mapping[str, bytes] = {}) -> Path:
     """Build a real package; its script, which nobody but dpkg may run, leaves a trace."""
-    tree = folder / f"{name}-tree"
+    tree = folder / f"{name}-{version}-tree"
     (tree / "DEBIAN").mkdir(parents=True)
     lines = [f"Package: {name}", f"Version: {version}", "Architecture: all", "Maintainer: Lab <lab@localhost>"]
     lines += [f"Depends: {depends}"] if depends else []
@@ -20,6 +20,7 @@ def make_deb(folder: Path, name: str, version: str = "1.0", depends: str = "", f
     for path, data in files.items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_bytes(data)
+        (tree / path).chmod(0o755)
     deb = folder / f"{name}_{version}_all.deb"
     command = ["dpkg-deb", "--root-owner-group", "--build", os.fspath(tree), os.fspath(deb)]
     subprocess.run(command, check=True, capture_output=True, timeout=30)
