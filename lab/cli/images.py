@@ -91,11 +91,11 @@ def build(
         out().print(f"{name:10} {path}")
 
 
-<<<<<<< HEAD
 def _list_parts(built: ImageSet) -> dict[str, str]:
     files = {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "oracle")}
     return {**files, "qemu": str(built.qemu.path)}
-=======
+
+
 def _build_qemu(what: str, release: str | None, as_json: bool) -> None:
     known = ", ".join(read_table().release)
     if what != "qemu":
@@ -108,7 +108,6 @@ def _build_qemu(what: str, release: str | None, as_json: bool) -> None:
         print_json({"qemu": str(program)})
     else:
         out().print(str(program), soft_wrap=True)
->>>>>>> b374bdb (build: Run the QEMU of another release without installing it)
 
 
 def _build_own(
