@@ -3,7 +3,16 @@
 
 from collections.abc import Callable
 
-from lab.spec.evidence import BlockCount, Cover, Covered, EventKind, OracleEvent, OracleEvidence, SiblingView, WindowSeen
+from lab.spec.evidence import (
+    BlockCount,
+    Cover,
+    Covered,
+    EventKind,
+    OracleEvent,
+    OracleEvidence,
+    SiblingView,
+    WindowSeen,
+)
 from lab.witness.oracle.clock import TscClock
 from lab.witness.oracle.file import OracleFile
 from lab.witness.oracle.layout import (
