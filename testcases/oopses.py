@@ -189,7 +189,7 @@ def overwrite(machine: Machine, kernel: Kernel, victim: str, code: bytes, deadli
 
 def provoke(images: ImageSet, kernel: Kernel, defect: Defect) -> tuple[str, ...]:
     """Boot a guest, have the defect happen, and return what its console showed of it."""
-    spec = GuestSpec(qemu=images.qemu.path, topology=TOPOLOGY, kernel=images.kernel, initrd=images.initramfs)
+    spec = GuestSpec(qemu=images.qemu, topology=TOPOLOGY, kernel=images.kernel, initrd=images.initramfs)
     with (
         admit(TOPOLOGY.vcpus, Deadline.after(ADMISSION_S)),
         make_run_dir() as run_dir,

@@ -17,7 +17,6 @@ import pytest
 
 from lab.build.initramfs import make_key_archive
 from lab.build.keys import make_run_keys
-from lab.build.qemu import Qemu
 from lab.errors import DeadlineError, GuestError, GuestGone
 from lab.guest.machine import Machine, start_guest
 from lab.guest.nmi import ALL_VCPUS
@@ -26,6 +25,7 @@ from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
 from lab.spec.evidence import Ending
+from lab.spec.qemu import Qemu
 from lab.spec.topology import Topology
 
 pytestmark = pytest.mark.e2e
@@ -61,7 +61,7 @@ def booted(images: GuestImages, topology: str = "1x2x2", *kernel_args: str) -> I
     """Boot a guest; once it is over, see that nothing of it is left."""
     threads, descriptors = set(threading.enumerate()), count_descriptors()
     spec = GuestSpec(
-        qemu=images.qemu.path,
+        qemu=images.qemu,
         topology=Topology.parse(topology),
         kernel=images.kernel,
         initrd=images.initramfs,
@@ -209,9 +209,7 @@ def test_a_guest_that_cannot_boot_says_why(images: GuestImages) -> None:
 
 def test_a_kernel_that_qemu_does_not_take_says_why(images: GuestImages, tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(b"no kernel")
-    spec = GuestSpec(
-        qemu=images.qemu.path, topology=Topology(1, 1, 2), kernel=tmp_path / "kernel", initrd=images.initramfs
-    )
+    spec = GuestSpec(qemu=images.qemu, topology=Topology(1, 1, 2), kernel=tmp_path / "kernel", initrd=images.initramfs)
     with (
         make_run_dir() as run_dir,
         pytest.raises(GuestError, match="kernel"),
@@ -222,7 +220,7 @@ def test_a_kernel_that_qemu_does_not_take_says_why(images: GuestImages, tmp_path
 
 def test_a_boot_that_takes_too_long_leaves_nothing(images: GuestImages) -> None:
     begin = time.monotonic()
-    spec = GuestSpec(qemu=images.qemu.path, topology=Topology(1, 1, 2), kernel=images.kernel, initrd=images.initramfs)
+    spec = GuestSpec(qemu=images.qemu, topology=Topology(1, 1, 2), kernel=images.kernel, initrd=images.initramfs)
     with (
         make_run_dir() as run_dir,
         pytest.raises(DeadlineError, match="deadline reached"),
@@ -237,9 +235,10 @@ def test_a_boot_that_takes_too_long_leaves_nothing(images: GuestImages) -> None:
 LAB = """
 import sys
 from pathlib import Path
+from lab.build.qemu import find_qemu
 from test_guest import GuestSpec, Topology, make_keys, start_guest, Deadline
 kernel, initrd, qemu, folder = map(Path, sys.argv[1:])
-spec = GuestSpec(qemu=qemu, topology=Topology(1, 1, 2), kernel=kernel, initrd=initrd)
+spec = GuestSpec(qemu=find_qemu(qemu), topology=Topology(1, 1, 2), kernel=kernel, initrd=initrd)
 with start_guest(spec, make_keys(), folder, Deadline.after(120)) as machine:
     print(machine.pid, flush=True)
     sys.stdin.read()

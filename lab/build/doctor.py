@@ -19,10 +19,11 @@ from lab.build.initramfs import BUSYBOX, DROPBEAR
 from lab.build.kernel import GIB
 from lab.build.kernel_source import Origin, list_sources, locate_source
 from lab.build.qemu import INSTALL as QEMU_INSTALL
-from lab.build.qemu import OPTION, VARIABLE, Qemu, examine_qemu, find_qemu, list_paths
+from lab.build.qemu import OPTION, VARIABLE, examine_qemu, find_qemu, list_paths
 from lab.errors import HostError, UsageError
 from lab.host.paths import find_cache
 from lab.host.user import describe_user
+from lab.spec.qemu import Qemu
 
 MIN_DISK_GIB = 8
 MIN_CORES = 2
@@ -59,7 +60,7 @@ class QemuFound(msgspec.Struct, frozen=True, kw_only=True):
     """A QEMU of this host.
 
     :param problem: why guests cannot run on it, empty where they can; then all else is known
-    :param sees: what a plugin can see there, in a few words each
+    :param sees: what the oracle sees there, in a few words each
     :param runs_as: in a few words
     :param caution: what is known to go wrong with it
     """

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from lab.build.cache import Progress
 from lab.build.images import ImageSet, build_images
-from lab.build.qemu import Qemu
 from lab.errors import BuildError, UsageError
 from lab.host.files import read_text
 from lab.host.paths import IMAGES
 from lab.spec.base import BASES
 from lab.spec.mutant import Mutant, Subject, parse_mutant
+from lab.spec.qemu import Qemu
 
 MUTANTS = IMAGES / "mutants"
 #: More than any patch of one idea.

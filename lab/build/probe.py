@@ -22,6 +22,7 @@ from lab.host.deadline import Deadline
 from lab.host.handing import HandedFiles
 from lab.host.paths import IMAGES
 from lab.host.user import User
+from lab.spec.qemu import name_monitor
 
 SOURCES: Final = IMAGES / "probe"
 #: Below and above every interface there is or will be.
@@ -139,7 +140,7 @@ def ask_itself(path: Path, interface: int, user: User | None, progress: Progress
     return told, answer
 
 
-def try_start(path: Path, user: User | None) -> Answer:
+def try_start(path: Path, release: tuple[int, int], user: User | None) -> Answer:
     """Start the machine that guests have, firmware and all, and end it before its first instruction.
 
     :raise DeadlineError: it does not answer
@@ -148,7 +149,7 @@ def try_start(path: Path, user: User | None) -> Answer:
     with ours, theirs:
         ours.sendall(_QUIT)
         number = theirs.fileno()
-        words = (*_BARE, *_MACHINE, "-chardev", f"socket,id=end,fd={number}", "-mon", "chardev=end,mode=control")
+        words = (*_BARE, *_MACHINE, "-chardev", f"socket,id=end,fd={number}", *name_monitor(release, "end"))
         return _ask(path, words, user, number)
 
 

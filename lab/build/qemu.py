@@ -6,7 +6,6 @@ What a QEMU said of itself is kept in the cache until its files change.
 
 import contextlib
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -17,80 +16,22 @@ import msgspec
 
 from lab.build import probe
 from lab.build.cache import Progress, hash_once, make_folder, make_key
+from lab.build.qemu_release import list_fetched
 from lab.errors import DeadlineError, HostError, UsageError
 from lab.host.files import write_whole
-from lab.host.paths import find_cache
 from lab.host.user import NAME as NOBODY
 from lab.host.user import User, find_unprivileged
+from lab.spec.qemu import MAX_LEVEL, MIN_LEVEL, Qemu, read_release
 
 NAME: Final = "qemu-system-x86_64"
 OPTION: Final = "--qemu"
 VARIABLE: Final = "MCLAB_QEMU"
 INSTALL: Final = "apt-get install qemu-system-x86"
 MIN_RELEASE: Final = (7, 2)
-#: Of the plugin interface: what images/oracle is written for.
-MIN_LEVEL: Final = 1
-MAX_LEVEL: Final = 7
-#: Below the cache: QEMUs that the lab built or fetched, a folder each with an executable of this name.
-BUILT: Final = "qemu"
-RUN: Final = "run"
 
 _TARGET: Final = "x86_64"
 _PROBES: Final = "qemu-probes"
-_RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
 _ANOTHER: Final = f"name another one with {OPTION} PATH or {VARIABLE}"
-
-#: What plugins of an interface can see, and those of all later ones (include/plugins/qemu-plugin.h has the history).
-_SIGHTS: Final = (
-    (1, "blocks, instructions, and when a vCPU halts"),
-    (2, "registers"),
-    (4, "memory"),
-    (6, "each interrupt and exception, with the address it left"),
-)
-#: Releases with a known defect, and what that may do to a trial.
-_CAUTIONS: Final = {(8, 0): "8.0 can hang as two vCPUs translate code of one page, which 8.1 mends"}
-
-
-class Qemu(msgspec.Struct, frozen=True, kw_only=True):
-    """A QEMU that guests can run on.
-
-    :param path: absolute, as it is started
-    :param version: such as ``7.2.22 (Debian 1:7.2+dfsg-7)``
-    :param interface_min: the lowest plugin interface that it takes
-    :param interface_max: the highest one
-    :param sha256: of the program's file, also where ``path`` is a script that executes it
-    """
-
-    path: Path
-    version: str
-    interface_min: int
-    interface_max: int
-    sha256: str
-
-    @property
-    def release(self) -> tuple[int, int]:
-        """Its first two numbers."""
-        return read_release(self.version)
-
-    @property
-    def level(self) -> int:
-        """The plugin interface that the oracle is built for: the newest that both know."""
-        return min(self.interface_max, MAX_LEVEL)
-
-    @property
-    def sees(self) -> tuple[str, ...]:
-        """What a plugin can see there, in a few words each."""
-        return tuple(what for least, what in _SIGHTS if self.level >= least)
-
-    @property
-    def caution(self) -> str:
-        """What is known to go wrong with it, empty for nothing."""
-        return _CAUTIONS.get(self.release, "")
-
-    @property
-    def identity(self) -> str:
-        """What tells it from others on any host, for a person."""
-        return f"{self.version}, plugin interface {self.level}, SHA-256 {self.sha256[:12]}"
 
 
 class _Stamp(msgspec.Struct, frozen=True):
@@ -117,12 +58,6 @@ class _Memo(msgspec.Struct, frozen=True, kw_only=True):
     qemu: Qemu
     uid: int
     stamps: tuple[_Stamp, ...]
-
-
-def read_release(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version, zeros where it has none."""
-    match = _RELEASE.match(version)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def find_qemu(given: Path | None = None, progress: Progress = lambda _: None) -> Qemu:
@@ -175,10 +110,9 @@ def list_paths(given: Path | None = None) -> tuple[Path, ...]:
     named += [Path(variable)] if variable else []
     folders = [Path(each) for each in os.environ.get("PATH", "").split(os.pathsep)]
     on_path = [folder / NAME for folder in folders if folder.is_absolute()]
-    built = sorted((find_cache() / BUILT).glob(f"[!.]*/{RUN}"))
     known = [memo.qemu.path for memo in _read_memos()]
     absolute = [Path(os.path.abspath(each)) for each in named]  # noqa: PTH100  a link stays what it is called
-    there = [each for each in (*on_path, *built, *known) if os.access(each, os.X_OK) and each.is_file()]
+    there = [each for each in (*on_path, *list_fetched(), *known) if os.access(each, os.X_OK) and each.is_file()]
     # One file may be on PATH by several names, as /bin is /usr/bin.
     found = {os.path.realpath(each): each for each in reversed((*absolute, *there))}
     return tuple(reversed(found.values()))
@@ -281,7 +215,7 @@ def _probe(path: Path, user: User | None, progress: Progress) -> Qemu:
             f" and the oracle speaks {MIN_LEVEL} to {MAX_LEVEL}; {_ANOTHER}"
         )
     program = _check_itself(path, min(high, MAX_LEVEL), user, progress)
-    answer = probe.try_start(path, user)
+    answer = probe.try_start(path, read_release(version), user)
     if answer.status != 0:
         whom = f" as {NOBODY}" if user is not None else ""
         raise HostError(f"QEMU '{path}' does not start the lab's kind of machine{whom}: '{answer.last}'")

@@ -66,6 +66,12 @@ def build_qemu(release: str, progress: Progress) -> Path:
     return cached_in(_find_folder(), _KIND, make_key(_RECIPE, release, *table.qemu.packages), build, progress) / NAME
 
 
+def list_fetched() -> tuple[Path, ...]:
+    """Return the programs of all QEMUs that were fetched."""
+    folders = (make_folder(_KIND), _SYSTEM_CACHE / _KIND)
+    return tuple(path for folder in folders for path in sorted(folder.glob(f"[!.]*/{NAME}")))
+
+
 def _find_folder() -> Path:
     """Return a folder that QEMU finds whoever it runs as: the cache, or where that is root's alone the system's."""
     folder = make_folder(_KIND)

@@ -81,7 +81,7 @@ def _ratio(name: str, above: tuple[float, ...], below: tuple[float, ...]) -> Fig
 @contextlib.contextmanager
 def _start_plain(images: ImageSet, *kernel_args: str) -> Iterator[Machine]:
     spec = GuestSpec(
-        qemu=images.qemu.path,
+        qemu=images.qemu,
         topology=TOPOLOGY,
         kernel=images.kernel,
         initrd=images.initramfs,

@@ -8,13 +8,13 @@ import msgspec
 
 from lab.build.cache import Progress
 from lab.build.mutants import build_mutant
-from lab.build.qemu import Qemu
 from lab.errors import UsageError
 from lab.guest.machine import Machine
 from lab.guest.nmi import INJECT_S
 from lab.host.deadline import Deadline
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.mutant import Mutant, Subject
+from lab.spec.qemu import Qemu
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import Outcome
 from lab.witness.kernel import Kernel, read_kernel

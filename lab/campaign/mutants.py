@@ -18,12 +18,12 @@ import msgspec
 
 from lab.build.cache import Progress
 from lab.build.mutants import build_mutant, read_mutants
-from lab.build.qemu import Qemu
 from lab.campaign.blinded import LAB_MUTANTS, NEVER_SENT, STALE_VMLINUX, mute, on_control, read_stale
 from lab.errors import BuildError, UsageError
 from lab.spec.base import find_base
 from lab.spec.mutant import Mutant, Subject
 from lab.spec.plan import derive_seed, draw_plan
+from lab.spec.qemu import Qemu
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import Finding, Outcome, TrialRecord
 from lab.trial.pool import WarmGuests

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lab.build.images import ImageSet, build_images
-from lab.build.qemu import Qemu
 from lab.cli.axes import Axes, make_scenario
 from lab.errors import UsageError
 from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
 from lab.spec.placed import to_hold
+from lab.spec.qemu import Qemu
 from lab.spec.scenario import Scenario
 from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.witness.hold_places import find_holds

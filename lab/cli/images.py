@@ -30,8 +30,7 @@ FOR_QEMU = ("oracle", "all")
 def doctor(qemu: QemuOption = None, as_json: JsonOption = False) -> None:
     """Say what this host can do, and how to mend what it lacks."""
     qemus = examine_qemus(qemu)
-    usable = bool(qemus) and qemus[0].usable
-    checks = (*examine_host(qemu), try_kvm(Path(qemus[0].path) if usable else None))
+    checks = (*examine_host(qemu), try_kvm(find_qemu(qemu) if qemus and qemus[0].usable else None))
     if as_json:
         print_json({"checks": checks, "qemus": qemus})
     else:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU's command line, as a pure function of what is asked for."""
 
-import re
 from typing import Final
 
 import msgspec
 
-from lab.guest.spec import GuestSpec, Stepping
+from lab.guest.spec import GuestSpec
+from lab.spec.qemu import name_monitor
 
 #: nokaslr: the oracle's landmarks are link-time addresses. apic_extnmi=all: without it inject-nmi reaches CPU 0 only.
 #: tsc=reliable: without the hypervisor bit the clocksource watchdog would distrust an emulated TSC. panic=-1: a panic
@@ -46,21 +46,13 @@ class InheritedFds(msgspec.Struct, frozen=True, kw_only=True):
     console: int
 
 
-def find_stepping(qemu_version: str) -> Stepping:
-    """Return how a version of QEMU is told to translate one instruction at a time.
-
-    :param qemu_version: such as ``7.2.22 (Debian ..)``; one that cannot be read is taken for a new one
-    """
-    match = re.match(r"(\d+)\.(\d+)", qemu_version)
-    new = match is None or (int(match[1]), int(match[2])) >= STEPPED_BY_PROPERTY
-    return Stepping.PROPERTY if new else Stepping.OPTION
-
-
 def _accelerate(spec: GuestSpec) -> tuple[str, ...]:
     accelerator = spec.accelerator.value
-    if spec.stepping is Stepping.PROPERTY:
-        return ("-accel", accelerator + spec.stepping.value[0])
-    return ("-accel", accelerator, *spec.stepping.value)
+    if not spec.stepped:
+        return ("-accel", accelerator)
+    if spec.qemu.release >= STEPPED_BY_PROPERTY:
+        return ("-accel", f"{accelerator},one-insn-per-tb=on")
+    return ("-accel", accelerator, "-singlestep")
 
 
 def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
@@ -69,7 +61,7 @@ def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
     smp = f"{topology.vcpus},sockets={topology.sockets},cores={topology.cores},threads={topology.threads}"
     # fmt: off
     return (
-        str(spec.qemu),
+        str(spec.qemu.path),
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
@@ -84,9 +76,9 @@ def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
         "-smp", smp,
         "-m", str(spec.memory_mib),
         "-chardev", f"socket,id=monitor,fd={fds.monitor}",
-        "-mon", "chardev=monitor,mode=control",
+        *name_monitor(spec.qemu.release, "monitor"),
         "-chardev", f"socket,id=nmi,fd={fds.nmi_monitor}",
-        "-mon", "chardev=nmi,mode=control",
+        *name_monitor(spec.qemu.release, "nmi"),
         # Not -qtest: in 7.2 that takes no chardev of another name than its own. log=none: else each command is logged.
         "-chardev", f"socket,id=aim,fd={fds.qtest}",
         "-object", "qtest,id=qtest,chardev=aim,log=none",

@@ -143,8 +143,8 @@ def start_guest(
     :raise GuestGone: the guest ended while it booted; the text quotes its console and QEMU's messages
     :raise DeadlineError: it did not boot in time; quotes the same
     """
-    if not os.access(spec.qemu, os.X_OK):
-        raise HostError(f"QEMU '{spec.qemu}' is not there, or not executable")
+    if not os.access(spec.qemu.path, os.X_OK):
+        raise HostError(f"QEMU '{spec.qemu.path}' is not there, or not executable")
     initrd = run_dir / INITRD
     try:
         write_whole(initrd, spec.initrd.read_bytes() + keys.archive)

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import paramiko
 
+from lab.spec.qemu import Qemu
 from lab.spec.topology import Topology
 
 #: An Intel model that TCG can emulate and that has SMT. The kernel's microcode loader refuses to attach where CPUID
@@ -24,26 +25,17 @@ class Accelerator(enum.Enum):
     KVM = "kvm"
 
 
-class Stepping(enum.Enum):
-    """How QEMU is told to translate one instruction at a time; values are its words."""
-
-    NONE = ()
-    #: Before 8.1.
-    OPTION = ("-singlestep",)
-    #: Since then: a property of the accelerator.
-    PROPERTY = (",one-insn-per-tb=on",)
-
-
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A machine to start.
 
-    :param qemu: the program that runs it
+    :param qemu: what runs it
     :param initrd: the part that all runs share; the run's keys are appended to a copy
     :param kernel_args: appended to the lab's own kernel command line
     :param plugin: value of QEMU's ``-plugin``, or empty for none; may name the descriptor passed as ``oracle_fd``
+    :param stepped: QEMU translates one instruction at a time
     """
 
-    qemu: Path
+    qemu: Qemu
     topology: Topology
     kernel: Path
     initrd: Path
@@ -52,7 +44,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_args: tuple[str, ...] = ()
     plugin: str = ""
     accelerator: Accelerator = Accelerator.TCG
-    stepping: Stepping = Stepping.NONE
+    stepped: bool = False
 
 
 class GuestKeys(msgspec.Struct, frozen=True, kw_only=True):

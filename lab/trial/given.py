@@ -13,12 +13,12 @@ from lab.build.elf import read_build_id, read_kernel_version
 from lab.build.images import ImageSet
 from lab.build.initramfs import build_initramfs
 from lab.build.oracle import build_oracle
-from lab.build.qemu import Qemu
 from lab.errors import UsageError
 from lab.host.files import hash_file
 from lab.spec.base import Base
 from lab.spec.evidence import Match
 from lab.spec.mechanisms import mechanisms_of
+from lab.spec.qemu import Qemu
 from lab.witness.kernel import Kernel, read_kernel
 from lab.witness.landmarks import find_landmarks
 from lab.witness.recognise import recognise

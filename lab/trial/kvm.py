@@ -13,6 +13,7 @@ from lab.guest.machine import start_guest
 from lab.guest.spec import Accelerator, GuestSpec
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
+from lab.spec.qemu import Qemu
 from lab.spec.topology import Topology
 from lab.trial.keys import make_guest_keys
 
@@ -28,7 +29,7 @@ def _find_newest(kind: str, name: str) -> Path | None:
     return entries[-1] if entries else None
 
 
-def try_kvm(qemu: Path | None) -> Check:
+def try_kvm(qemu: Qemu | None) -> Check:
     """Boot a guest under KVM. Never a lack: the lab runs under TCG, and KVM has no oracle.
 
     :param qemu: what to boot it on, None where there is none

@@ -7,9 +7,8 @@ from typing import Final
 
 from lab.build.images import ImageSet
 from lab.errors import EvidenceError, GuestGone, GuestUnfit
-from lab.guest.command import find_stepping
 from lab.guest.machine import start_guest
-from lab.guest.spec import DEFAULT_CPU, Accelerator, GuestSpec, Stepping
+from lab.guest.spec import DEFAULT_CPU, Accelerator, GuestSpec
 from lab.guest.user import choose_user
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
@@ -73,7 +72,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
         write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
         handed = stack.enter_context(HandedFiles(choose_user(Accelerator.TCG)))
         spec = GuestSpec(
-            qemu=images.qemu.path,
+            qemu=images.qemu,
             topology=boot.topology,
             kernel=images.kernel,
             initrd=images.initramfs,
@@ -82,7 +81,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
             plugin=link.plugin_arguments(
                 handed.hand(images.oracle), handed.hand(landmarks), handed.hand(link.path, writable=True)
             ),
-            stepping=find_stepping(images.qemu.version) if stepped else Stepping.NONE,
+            stepped=stepped,
         )
         machine = stack.enter_context(start_guest(spec, make_guest_keys(), run_dir, deadline, link.pass_fd, handed))
         link.close_child_end()

@@ -12,10 +12,11 @@ from lab.build.images import ImageSet, build_images
 from lab.build.kernel import Kernel as BuiltKernel
 from lab.build.kernel import build_kernel, read_entry
 from lab.build.mutants import find_patch, read_mutants
-from lab.build.qemu import OPTION, Qemu
+from lab.build.qemu import OPTION
 from lab.errors import UsageError
 from lab.spec.evidence import Images
 from lab.spec.mutant import Subject
+from lab.spec.qemu import Qemu
 from lab.trial.given import GivenKernel, build_around
 from lab.witness.kernel import Kernel, read_kernel
 

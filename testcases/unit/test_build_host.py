@@ -8,8 +8,8 @@ import pytest
 
 from lab.build.doctor import examine_host
 from lab.build.oracle import NAME, build_oracle
-from lab.build.qemu import MAX_LEVEL, MIN_LEVEL
 from lab.host.paths import ROOT
+from lab.spec.qemu import MAX_LEVEL, MIN_LEVEL
 
 EXIT_USAGE = 2
 EXIT_HOST = 4

@@ -2,12 +2,15 @@
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from lab.guest.command import InheritedFds, command_line
 from lab.guest.spec import Accelerator, GuestSpec
+from lab.spec.qemu import Qemu
 from lab.spec.topology import Topology
 
-SPEC = GuestSpec(qemu=Path("/q/qemu"), topology=Topology(2, 3, 2), kernel=Path("/k/bzImage"), initrd=Path("/i/initrd"))
+QEMU = Qemu(path=Path("/q/qemu"), version="7.2.22 (Debian)", interface_min=0, interface_max=1, sha256="")
+SPEC = GuestSpec(qemu=QEMU, topology=Topology(2, 3, 2), kernel=Path("/k/bzImage"), initrd=Path("/i/initrd"))
 FDS = InheritedFds(monitor=5, nmi_monitor=6, qtest=7, console=9)
 
 
@@ -64,3 +67,29 @@ def test_what_a_spec_changes() -> None:
         "console=ttyS0 nokaslr apic_extnmi=all tsc=reliable panic=-1 printk.time=1 log_buf_len=4M nosmt lpj=4000",
     }
     assert words[words.index("-plugin") + 1] == "/o/oracle.so,landmarks=/o/marks"
+
+
+BY_OPTION = ("-accel", "tcg,thread=multi", "-singlestep")
+BY_PROPERTY = ("-accel", "tcg,thread=multi,one-insn-per-tb=on")
+MON = ("-mon", "chardev=nmi,mode=control")
+MONITOR = ("-object", "monitor-qmp,id=nmi-qmp,chardev=nmi")
+
+
+@pytest.mark.parametrize(
+    ("version", "parts"),
+    [
+        ("7.2.22", (BY_OPTION, MON)),
+        ("8.0.5", (BY_OPTION, MON)),
+        ("8.1.0", (BY_PROPERTY, MON)),
+        ("10.0.13", (BY_PROPERTY, MON)),
+        ("11.1.3", (BY_PROPERTY, MONITOR)),
+    ],
+)
+def test_each_release_is_told_in_its_own_words(version: str, parts: tuple[tuple[str, ...], ...]) -> None:
+    qemu = msgspec.structs.replace(QEMU, version=version)
+    words = command_line(msgspec.structs.replace(SPEC, qemu=qemu, stepped=True), FDS)
+    for part in parts:
+        first = words.index(part[-1]) - len(part) + 1
+        assert words[first : first + len(part)] == part
+    plain = command_line(msgspec.structs.replace(SPEC, qemu=qemu), FDS)
+    assert not {BY_OPTION[-1], BY_PROPERTY[-1]} & set(plain)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 from test_places import BASE, WRMSR_79, make_kernel, start_of
 
-from lab.build.qemu import Qemu
 from lab.cli import choice
 from lab.errors import UsageError
 from lab.spec.evidence import EventKind
@@ -15,6 +14,7 @@ from lab.spec.hold import LANDMARKS, Hold
 from lab.spec.mechanisms import MECHANISMS, find_mechanism
 from lab.spec.phase import Role
 from lab.spec.placed import Placed
+from lab.spec.qemu import Qemu
 from lab.spec.scenario import Scenario
 from lab.witness.hold_places import FoundHold, find_holds
 

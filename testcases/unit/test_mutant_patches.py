@@ -9,7 +9,6 @@ import pytest
 from lab.build.kernel import find_recipe
 from lab.build.mutants import MUTANTS, find_patch, read_mutants
 from lab.build.oracle import NAME, build_oracle
-from lab.build.qemu import MAX_LEVEL, MIN_LEVEL
 from lab.campaign.blinded import LAB_MUTANTS
 from lab.campaign.mutants import Fate, choose_mutants, list_mutants, weigh
 from lab.errors import BuildError, UsageError
@@ -18,6 +17,7 @@ from lab.judge.verdict import INVARIANTS
 from lab.spec.expected import expect
 from lab.spec.mechanism import Expectation
 from lab.spec.mutant import Mutant, Subject, parse_mutant
+from lab.spec.qemu import MAX_LEVEL, MIN_LEVEL
 from lab.spec.scenario import Scenario
 from lab.spec.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
 
