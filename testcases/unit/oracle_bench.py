@@ -28,12 +28,14 @@ _BASE = 0xF0000
 _COMPILE_S = 60.0
 
 
-def compile_plugin(folder: Path) -> Path:
+def compile_plugin(folder: Path, *flags: str) -> Path:
     """Compile all of images/oracle as the lab does, for the QEMU of this run."""
     plugin = folder / "oracle.so"
     sources = sorted(SOURCES.glob("*.c"))
     level = f"-DPLUGIN_API_VERSION={find_qemu().level}"
-    run(["gcc", *CFLAGS, level, "-shared", "-fPIC", "-o", plugin, *sources], deadline=Deadline.after(_COMPILE_S))
+    run(
+        ["gcc", *CFLAGS, level, *flags, "-shared", "-fPIC", "-o", plugin, *sources], deadline=Deadline.after(_COMPILE_S)
+    )
     return plugin
 
 

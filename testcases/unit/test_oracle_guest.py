@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from oracle_bench import Bench, compile_plugin, start_bench
 
+from lab.build.qemu import find_qemu
 from lab.errors import DeadlineError, GuestGone
 from lab.host.deadline import Deadline
-from lab.spec.evidence import EventKind, Hazard, OracleEvent, OracleEvidence
+from lab.spec.evidence import EventKind, Hazard, OracleEvent, OracleEvidence, Sees
 
 #: The region's mechanism in the bench's landmarks, and one that has no region there.
 MECHANISM = 3
@@ -109,7 +110,7 @@ def test_nmi_in_the_window_is_seen_with_its_iret(plugin: Path, tmp_path: Path) -
     seen = [
         (event.kind, event.symbol, event.hazard)
         for event in evidence.events
-        if event.vcpu == 1 and window.open_seq < event.seq < window.close_seq
+        if event.vcpu == 1 and window.open_seq < event.seq < window.close_seq and event.kind is not EventKind.NMI_TAKEN
     ]
     assert seen == [
         (EventKind.IN_FLIGHT, "region", Hazard.NONE),
@@ -123,6 +124,49 @@ def test_nmi_in_the_window_is_seen_with_its_iret(plugin: Path, tmp_path: Path) -
     region = next(block for block in sibling.blocks if block.in_region)
     assert region.last_seq > nmi.seq  # it went back to waiting
     assert entries == 1
+
+
+def test_what_qemu_itself_says_of_an_nmi_comes_right_before_its_entry(plugin: Path, tmp_path: Path) -> None:
+    with start_bench(tmp_path, plugin) as bench:
+        evidence = run_trial(bench, nmis=2, stretch_us=LONG_STRETCH_US)
+        labels = bench.guest.labels
+    both = [event for event in events_of(evidence, EventKind.NMI_TAKEN, EventKind.NMI_ENTRY) if event.vcpu == 1]
+    entries = [event for event in both if event.kind is EventKind.NMI_ENTRY]
+    assert entries
+    if Sees.INTERRUPTS not in evidence.sees:
+        assert both == entries
+        return
+    assert [event.kind for event in both] == [EventKind.NMI_TAKEN, EventKind.NMI_ENTRY] * len(entries)
+    taken = both[0]
+    assert taken.symbol == "nmi_entry"
+    assert labels["region"] <= taken.detail < labels["region_end"]  # where the sibling waits
+
+
+def test_the_oracle_says_which_interface_it_speaks_and_what_that_shows(plugin: Path, tmp_path: Path) -> None:
+    with start_bench(tmp_path, plugin) as bench:
+        evidence = run_trial(bench)
+    level = find_qemu().level
+    assert evidence.interface == level
+    assert (Sees.REGISTERS in evidence.sees) == (level >= 2)
+    assert (Sees.INLINE in evidence.sees) == (level >= 3)
+    assert (Sees.INTERRUPTS in evidence.sees) == (level >= 6) or level == 5  # of 5, only QEMU 10.2 has it
+
+
+def test_blocks_that_qemu_stores_are_those_that_the_oracle_is_called_for(tmp_path: Path) -> None:
+    """The two ways see the same of a guest that does the same: what was in flight, every block, every hazard."""
+    told = []
+    for flags in ((), ("-DORACLE_CALL_EVERY_BLOCK",)):
+        folder = tmp_path / str(len(told))
+        folder.mkdir()
+        with start_bench(folder, compile_plugin(folder, *flags), "NASTY") as bench:
+            evidence = run_trial(bench)
+        sibling = evidence.windows[0].siblings[0]
+        blocks = {(block.symbol, block.in_region) for block in sibling.blocks}
+        kinds = {(event.kind, event.symbol) for event in evidence.events if event.kind is not EventKind.IN_FLIGHT}
+        told.append((blocks, kinds))
+        assert sibling.outside_blocks > 10
+        assert (Sees.INLINE in evidence.sees) == (not flags and evidence.interface >= 3)
+    assert told[0] == told[1]
 
 
 def test_nasty_sibling_is_caught_without_any_nmi(plugin: Path, tmp_path: Path) -> None:

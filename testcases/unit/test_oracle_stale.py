@@ -9,7 +9,7 @@ from oracle_bench import BenchGuest, compile_plugin, start_bench
 
 from lab.host.deadline import Deadline
 from lab.judge import judge
-from lab.spec.evidence import EventKind
+from lab.spec.evidence import EventKind, Sees
 from lab.spec.verdict import Outcome
 
 
@@ -36,8 +36,9 @@ def test_an_innocent_instruction_is_no_update_and_is_counted(tmp_path: Path, mon
         bench.link.disarm()
         seen = bench.link.collect(bench.guest.symbolise)
     assert seen.points_wrong >= 1
-    assert seen.windows == ()
-    assert not [event for event in seen.events if event.kind in (EventKind.WINDOW_OPEN, EventKind.EARLY)]
+    updates = {event.symbol for event in seen.events if event.kind in (EventKind.WINDOW_OPEN, EventKind.EARLY)}
+    # Where the oracle reads registers it needs no landmark for a real one.
+    assert updates <= ({"window_site", "early_site"} if Sees.REGISTERS in seen.sees else set())
 
 
 def test_nothing_follows_from_an_oracle_that_knows_another_kernel() -> None:
