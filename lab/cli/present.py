@@ -234,6 +234,7 @@ def describe_soundness(ran: Soundness) -> dict[str, object]:
                 "line": one.cell.line,
                 "met": one.met,
                 "outcomes": one.outcomes,
+                "passes_needed": one.needed,
                 "caught": one.caught,
                 "invalid": dict(one.invalid),
                 "folder": one.folder,

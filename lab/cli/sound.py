@@ -52,6 +52,8 @@ def sound(
 ) -> None:
     """Run trials of all cells that docs/sound.md holds to be sound: exit 0 when the list bears up, 1 when not."""
     cells = _choose_cells(Held.FAILING if failing else Held.SOUND, only)
+    if not failing and trials is not None and trials < len(cells):
+        raise UsageError(f"trials is {trials}: allowed is {len(cells)} or more, one for each cell")
     asked = dict.fromkeys(cells, trials or DEFAULT_TRIES) if failing else share_out(trials or DEFAULT_TRIALS, cells)
     run_seed = check_seed(seed)
     on = find_qemu(qemu)

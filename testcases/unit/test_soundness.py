@@ -108,11 +108,28 @@ def test_trials_are_shared_out_evenly(trials: int, each: list[int]) -> None:
 
 def test_cells_of_one_machine_take_turns_and_machines_follow_each_other(tmp_path: Path) -> None:
     guests = Guests()
-    ran = run(tmp_path, guests, {FIRST: 2, OTHER_MACHINE: 1, SECOND: 1, THIRD: 0})
+    ran = run(tmp_path, guests, {FIRST: 2, OTHER_MACHINE: 1, SECOND: 1})
 
     assert guests.told == ["1", "2", "1", "retire 1x2x2", "4", "retire 1x1x2"]
-    assert [outcomes(one) for one in ran.results] == [(2, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 0)]
+    assert [outcomes(one) for one in ran.results] == [(2, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 0)]
     assert (ran.exit_status, ran.problems) == (0, ())
+
+
+def test_a_cell_without_a_trial_is_not_sound(tmp_path: Path) -> None:
+    ran = run(tmp_path, Guests(), {FIRST: 2, SECOND: 0, THIRD: 0})
+
+    assert [one.met for one in ran.results] == [True, False, False]
+    assert (ran.exit_status, ran.problems) == (1, ("2 of 3 cells have no trial, so nothing is known of them",))
+
+
+def test_a_cell_of_which_every_trial_is_invalid_is_not_sound(tmp_path: Path) -> None:
+    """Its vCPUs outnumber the host's cores, so that no limit on INVALID trials applies to it."""
+    ran = run(tmp_path, Guests({FIRST.scenario: [INVALIDS]}), {FIRST: 4, SECOND: 2})
+
+    assert [one.met for one in ran.results] == [False, True]
+    said = "nmi-self nmis = 1 (line 1): held to be sound, and 0 of 4 trials PASS: 1 or more must"
+    assert ran.problems[0] == said
+    assert ran.exit_status == 1
 
 
 def test_each_cells_trials_have_seeds_of_their_own_that_repeat(tmp_path: Path) -> None:
@@ -169,7 +186,7 @@ def test_reasons_of_invalid_trials_are_counted_by_kind() -> None:
 
     assert result.invalid == (("vCPU # slept # us at #", 2), ("missing: the oracle", 1))
     assert outcomes(result) == (0, 0, 3, 0)
-    assert result.met
+    assert not result.met
 
 
 def soundness(*cells: tuple[Cell, int, int], host_cores: int = 2) -> Soundness:
@@ -197,7 +214,13 @@ def soundness(*cells: tuple[Cell, int, int], host_cores: int = 2) -> Soundness:
         ([(FIRST, 50, 50), (OTHER_MACHINE, 99, 1)], 0),
         ([(FIRST, 100, 0), (OTHER_MACHINE, 49, 1)], 1),
         ([(OTHER_MACHINE, 100, 0)], 0),
-        ([(FIRST, 0, 1)], 0),
+        # A quarter of its trials, and one at least.
+        ([(FIRST, 25, 75)], 0),
+        ([(FIRST, 24, 76)], 1),
+        ([(FIRST, 1, 3)], 0),
+        ([(FIRST, 1, 4)], 1),
+        ([(FIRST, 0, 1)], 1),
+        ([(FIRST, 0, 0)], 1),
         ([], 1),
     ],
 )
@@ -243,6 +266,7 @@ def test_without_guests_it_stops_and_is_not_met(tmp_path: Path) -> None:
         (["--only", "no-such"], "only is 'no-such': the table 'Sound' of docs/sound.md has cells of nmi-self,"),
         (["--only", "uniform", "--failing"], "only is 'uniform': the table 'Known to fail' of docs/sound.md has"),
         (["--trials", "0"], "trials"),
+        (["--trials", "5", "--only", "nmi-self"], "trials is 5: allowed is 7 or more, one for each cell"),
         (["--seed", "-1"], "seed is -1: allowed is 0 to"),
         (["--out", "{full}"], "is not empty: name an empty or new one"),
     ],
