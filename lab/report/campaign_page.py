@@ -125,6 +125,13 @@ class Shown:
         return tuple(part for part in self.summary.parts if part.met is False)
 
     @property
+    def standing(self) -> bool | None:
+        """Whether every scenario did what it must; None where a scenario has no trial and no other speaks against it."""
+        if self.summary.met:
+            return True
+        return False if self.not_met else None
+
+    @property
     def waiting(self) -> int:
         """How many scenarios have no trial yet."""
         return sum(part.met is None for part in self.summary.parts)
@@ -142,7 +149,7 @@ def write_campaign_report(folder: Path) -> Path:
         page = make_environment().get_template("campaign.html").render(
             campaigns=shown,
             campaigns_more=len(campaigns[MAX_CAMPAIGNS:]),
-            met=all(each.summary.met for each in shown) and bool(shown),
+            title=_tell_standing(tuple(each.standing for each in shown)),
             killed=KILLED,
             kinds=KINDS,
             names=NAMES,
@@ -183,6 +190,12 @@ def _show(folder: Path, details: Details, campaigns: int) -> Shown:
         example=linked.number if linked else 1,
         evidence=_name_evidence(folder, Path(summary.evidence_dir), linked.evidence) if linked else "",
     )
+
+
+def _tell_standing(standings: Sequence[bool | None]) -> str:
+    if False in standings:
+        return "not as expected"
+    return "as expected" if standings and None not in standings else "not all tried"
 
 
 def _make_rows(details: Details) -> Iterable[Row]:

@@ -21,7 +21,7 @@ from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standin
 from lab.errors import HostError, UsageError
 from lab.host.paths import ROOT
 from lab.report.text import tell_time
-from lab.spec.verdict import Outcome
+from lab.spec.verdict import Finding, Outcome
 
 GOOD = 'summary = "x"\n[[scenarios]]\nscenario = { mechanism = "nmi-self" }\n'
 STANDING = Standing(
@@ -189,10 +189,15 @@ def test_a_scenario_without_a_trial_is_not_said_to_fail(kept: Path) -> None:
     assert "MET" not in row
 
 
-def test_a_scenario_that_waits_for_its_first_trial_does_not_decide_the_exit_status(tmp_path: Path) -> None:
+def test_a_campaign_is_met_once_every_scenario_has_shown_what_is_expected(tmp_path: Path) -> None:
+    caught = make_done(2, Outcome.FAIL, part="control")
+    findings = caught.record.invariants | {"quiet": Finding.BROKEN}
+    caught = msgspec.structs.replace(caught, record=msgspec.structs.replace(caught.record, invariants=findings))
     with open_store(tmp_path, make_spec()) as store:
         assert not summarise(tmp_path)[0].met
         store.add(make_done(1), Kept(), 1.0)
+        assert not summarise(tmp_path)[0].met
+        store.add(caught, Kept(), 2.0)
     assert summarise(tmp_path)[0].met
 
 
