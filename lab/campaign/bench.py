@@ -22,6 +22,7 @@ from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
 from lab.spec.base import find_base
 from lab.spec.boot import Boot
+from lab.spec.evidence import Ending
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.plan import draw_plan
 from lab.spec.scenario import Scenario
@@ -181,6 +182,8 @@ def _measure_trials(images: ImageSet, runs: int, progress: Progress) -> tuple[Fi
             plan = draw_plan(scenario, index)
             begin = time.monotonic()
             kept = session.run_trial(scenario, plan)
+            if kept.evidence.ending is not Ending.COMPLETE:
+                raise GuestError(f"a trial to be measured ended in {kept.evidence.ending.value}: {kept.evidence.reason}")
             write_evidence(folder / "evidence", kept.evidence, kept.raw)
             took_ms = (time.monotonic() - begin) * _MS_PER_S
             beyond_ms.append(took_ms - max(plan.stretch_us) / _MS_PER_S)

@@ -4,7 +4,8 @@
 A kernel's mutant is caught by a trial that ends as FAIL with one of the invariants broken that its patch names; any
 other FAIL does not count. A witness's mutant is caught by a trial of a sound mechanism that ends as INVALID with one of
 its invariants no longer held; beside it goes a trial of a control. It has fooled the lab once the sound mechanism FAILs
-or the control PASSes.
+or the control PASSes. INVALID is also how a trial of a guest ends that shows nothing at all, so the same scenario has to
+PASS without the mutant first.
 """
 
 import enum
@@ -17,6 +18,7 @@ from typing import Final
 import msgspec
 
 from lab.build.cache import Progress
+from lab.build.images import build_images
 from lab.build.mutants import build_mutant, read_mutants
 from lab.campaign.blinded import LAB_MUTANTS, NEVER_SENT, STALE_VMLINUX, mute, on_control, read_stale
 from lab.errors import BuildError, UsageError
@@ -31,8 +33,14 @@ from lab.trial.record import keep_trial
 from lab.witness.kernel import read_kernel
 
 DEFAULT_TRIALS: Final = 100
+#: So many trials of the sound images may be INVALID before a witness's mutant is not hunted: a busy host's are.
+BASELINE_TRIALS: Final = 5
 #: A mutant that keeps its guests from booting shows nothing, and takes minutes to say so.
 MAX_FAILED_BOOTS: Final = 2
+
+
+#: Behind a mutant's name: the folder of the last trial without it.
+BASELINE: Final = "-without"
 
 
 class Fate(enum.Enum):
@@ -111,7 +119,10 @@ def hunt(
     begin = time.monotonic()
     try:
         images = build_mutant(mutant, progress, qemu)
+        unfit = _why_unfit(mutant, qemu, folder, seed, progress) if mutant.ends_in is Outcome.INVALID else ""
     except BuildError as error:
+        unfit = str(error)
+    if unfit:
         return Kill(
             mutant=mutant.name,
             subject=mutant.subject,
@@ -122,7 +133,7 @@ def hunt(
             outcomes={},
             build_s=time.monotonic() - begin,
             hunt_s=0.0,
-            reason=str(error),
+            reason=unfit,
             evidence="",
         )
     stale = mutant == STALE_VMLINUX
@@ -157,6 +168,22 @@ def hunt(
         reason=record.reason,
         evidence=mutant.name,
     )
+
+
+def _why_unfit(mutant: Mutant, qemu: Qemu, folder: Path, seed: int, progress: Progress) -> str:
+    """Say why an INVALID trial would show nothing of a witness's mutant; empty once one without the mutant passed."""
+    base = find_base(mutant.base).name
+    images = build_images(progress, qemu, base)
+    name = f"{mutant.name}{BASELINE}"
+    with WarmGuests({base: images}, {base: read_kernel(images.vmlinux)}, progress) as guests:
+        for index in range(BASELINE_TRIALS):
+            plan = draw_plan(mutant.scenario, derive_seed(seed, name, index))
+            _, record = keep_trial(folder / name, guests.run_trial(mutant.scenario, plan), index + 1, name)
+            if record.outcome is Outcome.PASS:
+                return ""
+            if guests.failed_boots >= MAX_FAILED_BOOTS:
+                break
+    return f"without the mutant none of {index + 1} trials passed, so INVALID shows nothing: {record.reason}"
 
 
 def weigh(mutant: Mutant, scenario: Scenario, record: TrialRecord) -> Fate:

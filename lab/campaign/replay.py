@@ -8,6 +8,7 @@ window breaks ``quiet`` each time, and whether its IRET comes before the window'
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -15,9 +16,12 @@ from lab.judge.verdict import list_accused
 from lab.spec.evidence import Evidence
 from lab.spec.plan import Plan
 from lab.spec.scenario import Scenario
-from lab.spec.verdict import Outcome, TrialRecord, Verdict
+from lab.spec.verdict import EXIT_STATUS, Outcome, TrialRecord, Verdict
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept
+
+#: Exit status when a trial did not end the same way each time, or when a failure did not come back.
+NOT_AGAIN: Final = 1
 
 #: Runs one trial: :meth:`lab.trial.pool.WarmGuests.run_trial`.
 RunTrial = Callable[[Scenario, Plan], Kept]
@@ -53,6 +57,13 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     def same(self) -> int:
         """How many ended the same way."""
         return sum(each.same for each in self.tries)
+
+    @property
+    def exit_status(self) -> int:
+        """0 when each ended the same way, else 1; of a trial that shows nothing, the status of its outcome."""
+        if self.outcome not in (Outcome.PASS, Outcome.FAIL):
+            return EXIT_STATUS[self.outcome]
+        return 0 if self.tries and self.same == len(self.tries) else NOT_AGAIN
 
 
 def ends_the_same(first: Verdict, again: Verdict) -> bool:

@@ -10,9 +10,9 @@ from lab.build.qemu import find_same_qemu
 from lab.campaign.case import Case, list_changes, to_toml
 from lab.campaign.minimise import DEFAULT_TRIALS, LAST, Minimised, Need, check_fails
 from lab.campaign.minimise import minimise as minimise_evidence
-from lab.campaign.replay import Replayed
+from lab.campaign.replay import NOT_AGAIN, Replayed
 from lab.campaign.replay import replay as replay_evidence
-from lab.cli.app import Interrupted, JsonOption, KernelOption, QemuOption, VmlinuxOption, out, print_json
+from lab.cli.app import Interrupted, JsonOption, KernelOption, QemuOption, VmlinuxOption, complain, out, print_json
 from lab.cli.choice import take_own
 from lab.cli.present import clean, make_table
 from lab.cli.progress import Progress, open_progress
@@ -24,13 +24,12 @@ from lab.judge.verdict import list_accused
 from lab.report.story import tell_story
 from lab.spec.evidence import Evidence
 from lab.spec.plan_check import check_plan
+from lab.spec.verdict import Outcome
 from lab.trial.folder import claim_output, read_evidence, refuse_output
 from lab.trial.given import GivenKernel
 from lab.trial.pool import WarmGuests
 from lab.trial.same_images import find_same
 
-#: Exit status when a trial did not end the same way each time, or when a failure did not come back.
-NOT_AGAIN = 1
 #: In the folder of a minimised trial: the scenario that is left.
 MINIMAL = "minimal.toml"
 MAX_TIMES = 10_000
@@ -49,7 +48,10 @@ def replay(
     qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a kept trial again with the same images, plan and holds: exit 0 when each ended the same way, 1 when not."""
+    """Run a kept trial again with the same images, plan and holds: exit 0 when each ended the same way, 1 when not.
+
+    A trial that is INVALID or ERROR itself shows nothing: the exit status is 3 or 4 then.
+    """
     evidence = _read(folder)
     own = take_own(kernel, vmlinux)
     target = target or folder.resolve().parent / f"{folder.resolve().name}-replay"
@@ -64,7 +66,9 @@ def replay(
         print_json({"same": replayed.same, "of": times, "replayed": replayed, "evidence": str(results)})
     else:
         _show_replayed(replayed, results)
-    raise typer.Exit(0 if replayed.same == times else NOT_AGAIN)
+    if replayed.outcome not in (Outcome.PASS, Outcome.FAIL):
+        complain(f"the trial itself ended as {replayed.outcome.value}: that others end so shows nothing", 0)
+    raise typer.Exit(replayed.exit_status)
 
 
 def minimise(

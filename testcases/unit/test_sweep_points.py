@@ -393,6 +393,31 @@ def test_nothing_known_is_not_complete() -> None:
     assert sum_up(Known()).exit_status == 3
 
 
+def test_a_role_of_which_no_block_is_known_leaves_a_sweep_incomplete() -> None:
+    """The points of the other role are no evidence about it."""
+    known = Known()
+    found = found_at(1)
+    known.take(found)
+    for point in known.points:
+        known.take(
+            Tried(
+                role=found.role,
+                phase=found.phase,
+                pc=found.pc,
+                rank=point.rank,
+                outcome=Outcome.PASS,
+                reason="",
+                asked=1,
+                arrival=1,
+                attempts=1,
+            )
+        )
+    other = Role.PRIMARY if found.role is Role.SIBLING else Role.SIBLING
+    assert sum_up(known, roles=(found.role,)).exit_status == 0
+    swept = sum_up(known, roles=(found.role, other))
+    assert (swept.exit_status, swept.unseen) == (3, (other,))
+
+
 def test_a_block_that_is_come_to_more_often_makes_the_further_points_alone() -> None:
     known = Known()
     lead = (Visit(Block(Role.SIBLING, Phase.ARMED, 8), 1),)

@@ -3,11 +3,13 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from lab.campaign.sweep.journal import Broke, Dry, Tried
 from lab.campaign.sweep.known import Known
+from lab.spec.phase import Role
 from lab.spec.verdict import Outcome
 
 #: What differs between the reasons of points that could not be tried for the same reason.
@@ -32,6 +34,7 @@ class Swept:
     :param masked: blocks that only NMIs of the sweep lead to, in their handler, where no further one can enter
     :param stopped: why the rest was not tried, empty when all was
     :param uncovered: blocks of its loads that the oracle had no place for: not all points are known
+    :param unseen: roles asked for of which no block is known
     """
 
     known: int
@@ -46,11 +49,12 @@ class Swept:
     masked: int
     stopped: str
     uncovered: int
+    unseen: tuple[Role, ...] = ()
 
     @property
     def is_complete(self) -> bool:
         """Whether every point that there is was tried."""
-        return 0 < self.known == self.tried and not self.stopped and not self.uncovered
+        return 0 < self.known == self.tried and not self.stopped and not self.uncovered and not self.unseen
 
     @property
     def exit_status(self) -> int:
@@ -60,8 +64,11 @@ class Swept:
         return COMPLETE_AND_CLEAN if self.is_complete else INCOMPLETE
 
 
-def sum_up(known: Known, stopped: str = "") -> Swept:
-    """Say what is known of a sweep so far. Pure."""
+def sum_up(known: Known, stopped: str = "", roles: Iterable[Role] = ()) -> Swept:
+    """Say what is known of a sweep so far. Pure.
+
+    :param roles: whose blocks were asked for
+    """
     points = set(known.points)
     done = [tried for point, tried in known.tried.items() if point in points]
     good = [tried for tried in done if tried.was_tried]
@@ -82,4 +89,5 @@ def sum_up(known: Known, stopped: str = "") -> Swept:
         masked=len(known.masked),
         stopped=stopped,
         uncovered=known.uncovered,
+        unseen=tuple(role for role in roles if role not in {point.block.role for point in points}),
     )

@@ -71,7 +71,7 @@ def run_sweep(
     :raise HostError: the host failed; what is in the journal stays
     """
     sweep = _Sweep(ask, guests, journal, advance, until_broken)
-    return sum_up(sweep.known, sweep.run())
+    return sum_up(sweep.known, sweep.run(), ask.roles)
 
 
 class _Sweep:
