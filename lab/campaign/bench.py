@@ -183,7 +183,9 @@ def _measure_trials(images: ImageSet, runs: int, progress: Progress) -> tuple[Fi
             begin = time.monotonic()
             kept = session.run_trial(scenario, plan)
             if kept.evidence.ending is not Ending.COMPLETE:
-                raise GuestError(f"a trial to be measured ended in {kept.evidence.ending.value}: {kept.evidence.reason}")
+                raise GuestError(
+                    f"a trial to be measured ended in {kept.evidence.ending.value}: {kept.evidence.reason}"
+                )
             write_evidence(folder / "evidence", kept.evidence, kept.raw)
             took_ms = (time.monotonic() - begin) * _MS_PER_S
             beyond_ms.append(took_ms - max(plan.stretch_us) / _MS_PER_S)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from lab.spec.expected import QUIET, Expected
 from lab.spec.mechanism import Expectation
-from lab.spec.verdict import Finding, Outcome, TrialRecord
+from lab.spec.verdict import NO_NMIS_ASKED, Finding, Outcome, TrialRecord
 
 HARMLESS = "harmless"
 
@@ -41,12 +41,16 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeCounts:
-    """How many trials ended how."""
+    """How many trials ended how.
+
+    :param passed_without_nmis: of those that passed, how many asked for no NMI
+    """
 
     passed: int = 0
     failed: int = 0
     invalid: int = 0
     error: int = 0
+    passed_without_nmis: int = 0
 
     @property
     def trials(self) -> int:
@@ -55,11 +59,32 @@ class OutcomeCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Struck:
+    """What trials show in which an NMI was proven pending on a live sibling in its core's window.
+
+    :param quiet: how the invariant was found in those trials, and ``harmless``
+    :param sent: NMIs of all trials
+    :param masked: trials in which NMIs met a sibling's masked LINT1 in its core's window
+    """
+
+    quiet: Tally = Tally()
+    harmless: Tally = Tally()
+    sent: int = 0
+    masked: int = 0
+
+    @property
+    def trials(self) -> int:
+        """How many there were."""
+        return self.quiet.trials
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MechanismResult:
     """What the trials of one mechanism amount to.
 
     :param met: it did what its expectation says
     :param reason: why, or why not, in one sentence
+    :param struck: those trials alone in which an NMI reached a sibling
     """
 
     name: str
@@ -69,38 +94,47 @@ class MechanismResult:
     outcomes: OutcomeCounts
     quiet: Tally
     harmless: Tally
+    struck: Struck = Struck()
 
 
 def weigh_mechanism(name: str, expected: Expected, records: Iterable[TrialRecord]) -> MechanismResult:
     """Hold one mechanism's records against its expectation; records of others are left out."""
-    outcomes: Counter[Outcome] = Counter()
-    quiet: Counter[Finding] = Counter()
-    harmless: Counter[Finding] = Counter()
-    caught = 0
-    for record in records:
-        if record.mechanism != name:
-            continue
-        found = record.invariants.get(QUIET, Finding.UNSEEN)
-        outcomes[record.outcome] += 1
-        quiet[found] += 1
-        harmless[record.invariants.get(HARMLESS, Finding.UNSEEN)] += 1
-        broken = any(record.invariants.get(one) is Finding.BROKEN for one in expected.caught_by)
-        caught += record.outcome is Outcome.FAIL and broken
-    counts = OutcomeCounts(
-        passed=outcomes[Outcome.PASS],
-        failed=outcomes[Outcome.FAIL],
-        invalid=outcomes[Outcome.INVALID],
-        error=outcomes[Outcome.ERROR],
+    own = [record for record in records if record.mechanism == name]
+    caught = sum(
+        record.outcome is Outcome.FAIL
+        and any(record.invariants.get(one) is Finding.BROKEN for one in expected.caught_by)
+        for record in own
     )
+    counts = count_outcomes(own)
     met, reason = weigh_counts(expected, counts, caught)
+    struck = [record for record in own if record.nmis_on_siblings]
     return MechanismResult(
         name=name,
         expectation=expected.kind,
         met=met,
         reason=reason,
         outcomes=counts,
-        quiet=_tally(quiet),
-        harmless=_tally(harmless),
+        quiet=_tally(own, QUIET),
+        harmless=_tally(own, HARMLESS),
+        struck=Struck(
+            quiet=_tally(struck, QUIET),
+            harmless=_tally(struck, HARMLESS),
+            sent=sum(record.nmis.sent for record in own),
+            masked=sum(bool(record.nmis.masked) for record in own),
+        ),
+    )
+
+
+def count_outcomes(records: Iterable[TrialRecord]) -> OutcomeCounts:
+    """Count how trials ended."""
+    records = tuple(records)
+    outcomes = Counter(record.outcome for record in records)
+    return OutcomeCounts(
+        passed=outcomes[Outcome.PASS],
+        failed=outcomes[Outcome.FAIL],
+        invalid=outcomes[Outcome.INVALID],
+        error=outcomes[Outcome.ERROR],
+        passed_without_nmis=sum(record.without_nmis for record in records),
     )
 
 
@@ -119,7 +153,8 @@ def run_met(results: Iterable[MechanismResult]) -> bool:
     return bool(met) and all(met)
 
 
-def _tally(counter: Counter[Finding]) -> Tally:
+def _tally(records: Iterable[TrialRecord], name: str) -> Tally:
+    counter = Counter(record.invariants.get(name, Finding.UNSEEN) for record in records)
     return Tally(held=counter[Finding.HELD], broken=counter[Finding.BROKEN], unseen=counter[Finding.UNSEEN])
 
 
@@ -136,6 +171,8 @@ def weigh_counts(expected: Expected, counts: OutcomeCounts, caught: int) -> tupl
     if counts.invalid * INVALID_ONE_IN > trials:
         return False, f"{counts.invalid} of {trials} trials are INVALID: more than one in {INVALID_ONE_IN} show nothing"
     because = f": {expected.why}" if expected.why else ""
+    without = counts.passed_without_nmis
+    asked = f" ({NO_NMIS_ASKED}{f' in {without}' if without < counts.passed else ''})" if without else ""
     if expected.kind is Expectation.CAUGHT:
         what = " or ".join(expected.caught_by)
         if not caught:
@@ -152,4 +189,4 @@ def weigh_counts(expected: Expected, counts: OutcomeCounts, caught: int) -> tupl
         return False, f"{counts.failed} of {trials} trials FAIL"
     if not counts.passed:
         return False, f"no trial of {trials} passed"
-    return True, f"{expected.kind.value}: {counts.passed} of {trials} trials PASS and none FAILs{because}"
+    return True, f"{expected.kind.value}: {counts.passed} of {trials} trials PASS{asked} and none FAILs{because}"

@@ -4,8 +4,8 @@
 A kernel's mutant is caught by a trial that ends as FAIL with one of the invariants broken that its patch names; any
 other FAIL does not count. A witness's mutant is caught by a trial of a sound mechanism that ends as INVALID with one of
 its invariants no longer held; beside it goes a trial of a control. It has fooled the lab once the sound mechanism FAILs
-or the control PASSes. INVALID is also how a trial of a guest ends that shows nothing at all, so the same scenario has to
-PASS without the mutant first.
+or the control PASSes. A guest that shows nothing at all is INVALID, too, so the same scenario has to PASS without the
+mutant first.
 """
 
 import enum

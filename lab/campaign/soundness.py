@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.campaign.expectation import OutcomeCounts
+from lab.campaign.expectation import OutcomeCounts, count_outcomes
 from lab.campaign.runner import MAX_FAILED_BOOTS, NOT_MET, describe_run, name_trial
 from lab.campaign.store import RunStore
 from lab.spec.boot import Boot
@@ -31,8 +31,8 @@ from lab.trial.record import keep_unless_passed
 CELLS: Final = "cells"
 #: Where a host core is there for every vCPU, so many INVALID trials in a hundred, or more, need an explanation.
 MAX_INVALID_PERCENT: Final = 2
-#: Of a sound cell's trials, so many in a hundred PASS, and one at least: where vCPUs outnumber the host's cores most may
-#: be INVALID, and of a cell of which all are, nothing is known.
+#: Of a sound cell's trials so many in a hundred must PASS, and one at least. Where vCPUs outnumber the host's cores,
+#: most may be INVALID; of a cell of which all are, nothing is known.
 MIN_PASS_PERCENT: Final = 25
 
 #: What tells one trial's reason from another's of the same kind.
@@ -124,6 +124,7 @@ def add_up(counts: Iterable[OutcomeCounts]) -> OutcomeCounts:
         failed=sum(one.failed for one in every),
         invalid=sum(one.invalid for one in every),
         error=sum(one.error for one in every),
+        passed_without_nmis=sum(one.passed_without_nmis for one in every),
     )
 
 
@@ -188,16 +189,10 @@ def run_cells(
 def weigh_cell(cell: Cell, records: Iterable[TrialRecord], folder: str = "") -> CellResult:
     """Hold one cell's records against what it is held to be."""
     records = tuple(records)
-    outcomes = Counter(record.outcome for record in records)
     reasons = Counter(_PARTICULAR.sub("#", record.reason) for record in records if record.outcome is Outcome.INVALID)
     return CellResult(
         cell=cell,
-        outcomes=OutcomeCounts(
-            passed=outcomes[Outcome.PASS],
-            failed=outcomes[Outcome.FAIL],
-            invalid=outcomes[Outcome.INVALID],
-            error=outcomes[Outcome.ERROR],
-        ),
+        outcomes=count_outcomes(records),
         caught=sum(_is_caught(cell, record) for record in records),
         invalid=tuple(reasons.most_common()),
         folder=folder,

@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.campaign.night.loop import Standing
-from lab.campaign.night.reader import NO_TRIAL, Summary
+from lab.campaign.night.reader import NO_TRIAL, PartStanding, Summary
 from lab.campaign.night.sums import CELLS, BucketStanding
 from lab.report.text import clean, format_mib, tell_time
 from lab.spec.phase import Phase, Role
-from lab.spec.verdict import Outcome
+from lab.spec.verdict import NO_NMIS_ASKED, Outcome
 
 #: In a log: a line a minute, and one when something fails.
 LOG_S: Final = 60.0
@@ -136,7 +136,7 @@ def make_summary_view(summary: Summary) -> Group:
         "scenario", "topology", *(outcome.value for outcome in Outcome), "NMIs sent", "in a window", "expected"
     )
     for part in summary.parts:
-        counts = (str(part.outcomes.get(outcome.value, 0)) for outcome in Outcome)
+        counts = (_tell_count(part, outcome) for outcome in Outcome)
         met = NO_TRIAL if part.met is None else f"{part.expected}: {part.standing}"
         table.add_row(part.name, part.topology, *counts, str(part.nmis_sent), str(part.nmis_proven), met)
     evidence = ", ".join(f"{state} {count}" for state, count in sorted(summary.evidence.items())) or "none"
@@ -159,6 +159,13 @@ def make_summary_view(summary: Summary) -> Group:
         tries = f"{each.failed}/{each.attempts} tries, {kind}"
         below.append(Text(f"FAIL trial {each.number} {each.part}, {tries}: {clean(each.reason)}"))
     return Group(head, table, *below)
+
+
+def _tell_count(part: PartStanding, outcome: Outcome) -> str:
+    count, without = part.outcomes.get(outcome.value, 0), part.passed_without_nmis
+    if outcome is not Outcome.PASS or not without:
+        return str(count)
+    return f"{count} ({NO_NMIS_ASKED}{f' in {without}' if without < count else ''})"
 
 
 def make_list_table(summaries: Iterable[Summary]) -> Table:

@@ -12,15 +12,16 @@ from rich.text import Text
 from lab.build.doctor import Check, QemuFound
 from lab.build.own_kernel import OwnKernel
 from lab.campaign.bench import Figure
-from lab.campaign.expectation import MechanismResult
+from lab.campaign.expectation import MechanismResult, OutcomeCounts, run_met
 from lab.campaign.soundness import Soundness, add_up
 from lab.campaign.store import Run
+from lab.report.answer import answer
 from lab.report.buckets import count_buckets
 from lab.report.figures import measure_price
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import Added, measure_added
 from lab.report.text import clean, format_us
-from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
+from lab.spec.verdict import NO_NMIS_ASKED, Finding, Outcome, TrialRecord, Verdict
 
 __all__ = ["clean"]
 
@@ -30,6 +31,8 @@ _OUTCOME_STYLE = {
     Outcome.INVALID: "yellow",
     Outcome.ERROR: "bold magenta",
 }
+#: Of a PASS without NMIs, which is nothing to be glad of.
+_UNASKED_STYLE = "default"
 _FINDING_STYLE = {Finding.HELD: "green", Finding.BROKEN: "bold red", Finding.UNSEEN: "yellow"}
 #: How many proofs of one invariant a person is shown; the verdict's file has all.
 _SHOWN_PROOFS = 3
@@ -82,6 +85,8 @@ def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
     """Return a trial as ``--json`` prints it."""
     return {
         "outcome": record.outcome,
+        "label": record.label,
+        "without_nmis": record.without_nmis,
         "reason": record.reason,
         "mechanism": record.mechanism,
         "topology": record.topology,
@@ -107,7 +112,7 @@ def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
 def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
     """Return one trial's verdict for a terminal."""
     head = Text.assemble(
-        (verdict.outcome.value, _OUTCOME_STYLE[verdict.outcome]),
+        (record.label, _UNASKED_STYLE if record.without_nmis else _OUTCOME_STYLE[verdict.outcome]),
         f"  {record.mechanism} {record.topology} seed {record.seed}: {clean(verdict.reason)}",
     )
     table = make_table("invariant", "finding", "why")
@@ -121,10 +126,12 @@ def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
         table.add_row(name, Text(invariant.finding.value, _FINDING_STYLE[invariant.finding]), why)
     nmis = record.nmis
     windows = ", ".join(f"core {span.who} {format_us(span.us)}" for span in record.durations.host_windows_us)
-    counts = f"{nmis.sent} sent, {nmis.proven_in_window} proven in a window, {nmis.entries} entries"
+    proven = f"{nmis.proven_in_window} proven in a window, {record.nmis_on_siblings} of them on a sibling"
+    counts = f"{nmis.sent} sent, {proven}, {nmis.entries} entries"
     facts = (
         f"NMIs: {counts}, {nmis.handled} handled",
         f"windows: {windows or 'none'}; {record.windows_judged} judged, {record.windows_unseen} unseen",
+        *_tell_clock(record),
         *((f"bucket: {clean(record.bucket)}",) if record.bucket else ()),
         *(f"when it stopped answering: {clean(line)}" for line in verdict.stall),
         f"evidence: {record.evidence}",
@@ -132,10 +139,18 @@ def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
     return Group(head, Text(""), table, Text(""), *(Text(fact) for fact in facts))
 
 
+def _tell_clock(record: TrialRecord) -> tuple[str, ...]:
+    claimed, measured = record.durations.tsc_claimed_khz, record.durations.tsc_measured_khz
+    if claimed is None or measured is None:
+        return ()
+    return (f"the guest's TSC: {claimed / 1_000:.3f} MHz by the guest, {measured / 1_000:.3f} MHz measured",)
+
+
 def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> dict[str, object]:
     """Return a run as ``--json`` prints it."""
+    results = tuple(results)
     return {
-        "met": run.info.exit_status == 0,
+        "met": run.info.exit_status == 0 and run_met(results),
         "finished": run.info.finished,
         "trials": len(run.records),
         "mechanisms": [
@@ -144,7 +159,10 @@ def describe_run(run: Run, results: Iterable[MechanismResult], page: Path) -> di
                 "expectation": result.expectation,
                 "met": result.met,
                 "reason": result.reason,
+                "headline": answer(result)[0],
+                "answer": answer(result)[1],
                 "outcomes": result.outcomes,
+                "trials_with_an_nmi_on_a_sibling": result.struck.trials,
                 "quiet": result.quiet,
                 "harmless": result.harmless,
                 "added": measure_added(run.records, result.name),
@@ -164,7 +182,17 @@ def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableTy
     """Return a run's table for a terminal."""
     outcomes = [outcome.value for outcome in reversed(Outcome)]
     table = make_table(
-        "mechanism", "expected", "met", "quiet", "harmless", *outcomes, "NMIs", "window", "load", "added"
+        "mechanism",
+        "expected",
+        "met",
+        "quiet",
+        "harmless",
+        *outcomes,
+        "NMIs",
+        "on a sibling",
+        "window",
+        "load",
+        "added",
     )
     for result in results:
         records = [record for record in run.records if record.mechanism == result.name]
@@ -177,11 +205,12 @@ def make_run_table(run: Run, results: Iterable[MechanismResult]) -> RenderableTy
             Text("yes", "green") if result.met else Text("NO", "bold red"),
             f"{result.quiet.held} of {result.quiet.trials}",
             f"{result.harmless.held} of {result.harmless.trials}",
-            str(result.outcomes.passed),
+            _format_passed(result.outcomes),
             str(result.outcomes.invalid),
             str(result.outcomes.failed),
             str(result.outcomes.error),
             f"{sent}, {proven} in windows",
+            f"{result.struck.trials} of {result.quiet.trials}",
             format_us(price.window.p50_us),
             format_us(price.load.p50_us),
             _format_added(measure_added(run.records, result.name)),
@@ -210,6 +239,14 @@ def make_bucket_table(run: Run) -> Table | None:
         names = ", ".join(bucket.mechanisms)
         table.add_row(str(bucket.count), names, Text(clean(bucket.title)), str(bucket.first), str(bucket.seed))
     return table if buckets else None
+
+
+def _format_passed(counts: OutcomeCounts) -> str:
+    """Return how many passed, and how many of them without an NMI: those are no protection."""
+    without = counts.passed_without_nmis
+    if not without:
+        return str(counts.passed)
+    return f"{counts.passed} ({NO_NMIS_ASKED}{f' in {without}' if without < counts.passed else ''})"
 
 
 def _format_added(added: Added | None) -> str:
@@ -253,10 +290,10 @@ def make_soundness_table(ran: Soundness) -> RenderableType:
         because = Text("\n".join(f"{count} x {clean(reason)}" for reason, count in one.invalid))
         met = Text("yes", "green") if one.met else Text("NO", "bold red")
         met = met if one.outcomes.trials else Text("no trial yet", "dim")
-        numbers = (counts.passed, counts.invalid, counts.failed, counts.error)
+        numbers = (_format_passed(counts), counts.invalid, counts.failed, counts.error)
         table.add_row(one.cell.mechanism, one.cell.axes, one.cell.held.value, met, *map(str, numbers), because)
     total = add_up(one.outcomes for one in ran.results)
-    numbers = (total.passed, total.invalid, total.failed, total.error)
+    numbers = (_format_passed(total), total.invalid, total.failed, total.error)
     table.add_row("all", "", "", "", *map(str, numbers), "")
     return table
 

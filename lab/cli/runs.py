@@ -37,6 +37,7 @@ from lab.cli.campaign_view import make_summary_view
 from lab.cli.choice import build_bases, choose_scenarios, take_own
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
+from lab.report.answer import answer
 from lab.report.campaign_page import write_campaign_report
 from lab.report.page import write_report
 from lab.spec.mechanisms import FIRST_CAMPAIGN
@@ -149,7 +150,8 @@ def _tell_run(folder: Path, page: Path, as_json: bool) -> None:
     out().print(present.make_run_table(stored, results))
     out().print(present.make_coverage_view(stored))
     for result in results:
-        out().print(f"{result.name}: {result.reason}")
+        headline, sentence = answer(result)
+        out().print(f"{result.name}: {result.reason}\n  {headline}: {sentence}")
     buckets = present.make_bucket_table(stored)
     if buckets is not None:
         out().print(buckets)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which offset of the guest's TSC against the host's both witnesses allow.
+"""At which rate the guest's TSC goes, and which offset of it against the host's both witnesses allow.
 
 TCG gives every vCPU the host's TSC plus one constant, so each pair of a guest's stamp and an oracle's record whose
 order is known bounds that constant, and all bounds together must leave room for a value. The order is known from
@@ -10,13 +10,28 @@ entry is the release record, and before that vCPU calls in again or the load end
 So that a window lies within the wait and the update that the guest tells of is not checked apart: it is what the
 bounds of the update say, and what those of the wait imply as long as the oracle saw call-in, window and release in
 order. An empty intersection says that the two witnesses cannot both be right.
+
+The rate is measured: each of the oracle's records has a reading of the host's TSC and one of CLOCK_MONOTONIC. What the
+guest takes its TSC for is an estimate of its kernel's, made once at boot against an emulated timer, and no duration of
+the guest's is computed by it. Where the two differ, the kernel's own limits are as far off, and so is what it tells of.
 """
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from lab.judge.facts import NS_PER_US, Facts
-from lab.spec.evidence import CpuState, EventKind
+from lab.judge.facts import NS_PER_US, Facts, to_us
+from lab.spec.evidence import CpuState, EventKind, OracleEvent
+
+#: How far what a guest takes its TSC for may be off what was measured. On a host that lets it boot in peace the two
+#: differ by a millionth; a guest that is off by more than 3 % is not used at all (lab.trial.guest_clock).
+MAX_OFF: Final = 0.05
+#: Records at either end of a load that the rate is measured by: the median of all pairs is that of the undisturbed.
+_RATE_RECORDS: Final = 32
+#: They lie in so much of the load's time at either end.
+_RATE_END: Final = 0.25
+_US_PER_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +79,111 @@ def find_offset(facts: Facts) -> Offset | None:
     return Offset(low=low.value, high=high.value, low_from=low.text, high_from=high.text)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """At which rate the guest's TSC goes.
+
+    :param claimed_khz: what the guest takes it for
+    :param measured_khz: what the oracle's records give
+    """
+
+    claimed_khz: int
+    measured_khz: float
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the guest is so far off that its kernel's limits are others than they are meant to be."""
+        return abs(self.claimed_khz / self.measured_khz - 1) > MAX_OFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestSpan:
+    """One duration that the guest tells of, and what the oracle saw of it.
+
+    :param what: in words
+    :param cycles: of the guest's TSC
+    :param least_us: the oracle saw the guest in it for so long, and ``most_us``: between what came before and after it;
+        by the host's clock, None where a record is missing
+    """
+
+    cpu: int
+    what: str
+    cycles: int
+    least_us: float | None
+    most_us: float | None
+
+
 def find_cycles_per_us(facts: Facts) -> float | None:
-    """Estimate the host's TSC rate from the oracle's first and last record; None without two of them apart."""
-    if len(facts.events) < 2:
+    """Measure the TSC's rate by the oracle's records; None without two of them apart.
+
+    A thread may be kept from running between the two clocks of a record, so no pair of records decides alone: it is the
+    median over all pairs of one near the beginning and one near the end.
+    """
+    events = sorted(facts.events, key=lambda event: event.mono_ns)
+    if len(events) < 2:
         return None
-    first, last = facts.events[0], facts.events[-1]
-    cycles, ns = last.tsc - first.tsc, last.mono_ns - first.mono_ns
-    return cycles * NS_PER_US / ns if cycles > 0 and ns > 0 else None
+    first_ns, last_ns = events[0].mono_ns, events[-1].mono_ns
+    margin_ns = (last_ns - first_ns) * _RATE_END
+    early = [event for event in events if event.mono_ns <= first_ns + margin_ns][:_RATE_RECORDS]
+    late = [event for event in events if event.mono_ns >= last_ns - margin_ns][-_RATE_RECORDS:]
+    slopes = [_slope(one, other) for one in early for other in late if other.mono_ns > one.mono_ns]
+    rate = statistics.median(slopes) * NS_PER_US if slopes else 0.0
+    return rate if rate > 0 else None
+
+
+def find_rate(facts: Facts) -> Rate | None:
+    """Return both rates; None where one of them is not known."""
+    guest, cycles_per_us = facts.evidence.guest, find_cycles_per_us(facts)
+    khz = guest.state.tsc_khz if guest is not None and guest.state is not None else 0
+    if khz <= 0 or cycles_per_us is None:
+        return None
+    return Rate(claimed_khz=khz, measured_khz=cycles_per_us * _US_PER_MS)
+
+
+def find_updates(facts: Facts) -> tuple[GuestSpan, ...]:
+    """Return how long each primary's update took by the guest: a CPU that did none leaves zeros."""
+    windows = {window.seen.primary: window.seen for window in facts.windows if window.seen.close_seq}
+    spans = []
+    for state in _list_states(facts):
+        if state.update_begin_tsc and state.update_end_tsc:
+            seen = windows.get(state.cpu)
+            least_us = to_us(seen.close_ns - seen.open_ns) if seen is not None else None
+            cycles = state.update_end_tsc - state.update_begin_tsc
+            spans.append(_span(facts, state.cpu, "update", cycles, least_us))
+    return tuple(spans)
+
+
+def find_waits(facts: Facts) -> tuple[GuestSpan, ...]:
+    """Return how long each CPU waited by the guest."""
+    spans = []
+    for state in _list_states(facts):
+        if state.wait_begin_tsc and state.wait_end_tsc:
+            call_in, release = facts.call_in(state.cpu), next(iter(facts.releases(state.cpu)), None)
+            cycles = state.wait_end_tsc - state.wait_begin_tsc
+            spans.append(_span(facts, state.cpu, "wait", cycles, _between(call_in, release)))
+    return tuple(spans)
+
+
+def _span(facts: Facts, cpu: int, what: str, cycles: int, least_us: float | None) -> GuestSpan:
+    # An offline thread may leave its wait when the load is over.
+    most_us = _between(facts.begin, facts.end) if cpu not in facts.offline else None
+    return GuestSpan(cpu=cpu, what=what, cycles=cycles, least_us=least_us, most_us=most_us)
+
+
+def _list_states(facts: Facts) -> Sequence[CpuState]:
+    guest = facts.evidence.guest
+    # After a second load the stamps are of that one.
+    if guest is None or guest.state is None or facts.repeat is not None:
+        return ()
+    return guest.state.cpus
+
+
+def _slope(one: OracleEvent, other: OracleEvent) -> float:
+    return (other.tsc - one.tsc) / (other.mono_ns - one.mono_ns)
+
+
+def _between(first: OracleEvent | None, last: OracleEvent | None) -> float | None:
+    return to_us(last.mono_ns - first.mono_ns) if first is not None and last is not None else None
 
 
 def _find_bounds(facts: Facts, state: CpuState) -> Iterator[_Bound]:

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How long things took. Host times: the oracle and the injection log. Guest times: the rendezvous state."""
 
-from collections.abc import Sequence
+from typing import Final
 
-from lab.judge.clocks import find_cycles_per_us, find_offset
+from lab.judge.clocks import GuestSpan, find_cycles_per_us, find_offset, find_rate, find_updates, find_waits
 from lab.judge.facts import Facts, to_us
 from lab.judge.nmis import explain
-from lab.spec.evidence import CpuState, OracleEvent
+from lab.spec.evidence import OracleEvent
 from lab.spec.verdict import Durations, Span
+
+#: Of a rate in kHz: a load of a tenth of a second tells no more.
+KHZ_DIGITS: Final = 3
 
 
 def find_durations(facts: Facts) -> Durations:
     """Fill in what the evidence gives; what it does not stays empty."""
     offset = find_offset(facts)
-    cycles_per_us = find_cycles_per_us(facts)
+    cycles_per_us, rate = find_cycles_per_us(facts), find_rate(facts)
     known = offset if offset is not None and offset.possible else None
     return Durations(
         host_load_us=_between(facts.begin, facts.end),
@@ -29,13 +32,11 @@ def find_durations(facts: Facts) -> Durations:
             for vcpu in facts.vcpus
             for entry, sent in explain(facts, vcpu).taken
         ),
-        guest_waits_us=_find_guest_spans(
-            facts, [(state.cpu, state.wait_begin_tsc, state.wait_end_tsc) for state in _states(facts)]
-        ),
-        guest_updates_us=_find_guest_spans(
-            facts, [(state.cpu, state.update_begin_tsc, state.update_end_tsc) for state in _states(facts)]
-        ),
+        guest_waits_us=_measure(find_waits(facts), cycles_per_us),
+        guest_updates_us=_measure(find_updates(facts), cycles_per_us),
         tsc_offset_cycles=known.middle if known else None,
+        tsc_claimed_khz=rate.claimed_khz if rate is not None else None,
+        tsc_measured_khz=round(rate.measured_khz, KHZ_DIGITS) if rate is not None else None,
         tsc_error_us=(known.high - known.low) / 2 / cycles_per_us if known and cycles_per_us else None,
     )
 
@@ -65,17 +66,8 @@ def _find_holds(facts: Facts) -> tuple[Span, ...]:
     return tuple(holds)
 
 
-def _states(facts: Facts) -> Sequence[CpuState]:
-    guest = facts.evidence.guest
-    if guest is None or guest.state is None or facts.repeat is not None:
+def _measure(spans: tuple[GuestSpan, ...], cycles_per_us: float | None) -> tuple[Span, ...]:
+    """Return durations by the rate that was measured; none where it was not."""
+    if cycles_per_us is None:
         return ()
-    return guest.state.cpus
-
-
-def _find_guest_spans(facts: Facts, stamps: Sequence[tuple[int, int, int]]) -> tuple[Span, ...]:
-    guest = facts.evidence.guest
-    khz = guest.state.tsc_khz if guest is not None and guest.state is not None else 0
-    if khz <= 0:
-        return ()
-    # A CPU that did no update leaves zeros.
-    return tuple(Span(who=cpu, us=(end - begin) * 1_000 / khz) for cpu, begin, end in stamps if begin and end)
+    return tuple(Span(who=span.cpu, us=span.cycles / cycles_per_us) for span in spans)

@@ -20,7 +20,7 @@ from lab.spec.mechanism import Expectation
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.phase import Phase
 from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Invariant, NmiCount, Outcome, Verdict
+from lab.spec.verdict import NO_NMIS_ASKED, Finding, Invariant, NmiCount, Outcome, Verdict
 
 #: In the order of cause and effect, so that the first broken one heads the verdict.
 INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
@@ -122,7 +122,7 @@ def _tell_nmis(facts: Facts, counted: NmiCount, proven: Proven) -> str:
     plan, phase = facts.evidence.plan, facts.evidence.scenario.phase
     held = f", {len(plan.holds)} holds reached and let go" if plan.holds else ""
     if not counted.sent:
-        return f", without NMIs, as asked{held}"
+        return f", {NO_NMIS_ASKED}: nothing is shown of what one would do{held}"
     if phase not in (None, Phase.WINDOW):
         return f", {counted.sent} of {counted.sent} NMIs sent in {phase.value}, as asked{held}"
     return (
@@ -269,6 +269,8 @@ def _count_nmis(facts: Facts, proven: Proven) -> NmiCount:
         handled=sum(_count_handled(facts, cpu) for cpu in facts.vcpus),
         entries=len(facts.every_of_kind(EventKind.NMI_ENTRY)),
         proven_in_window=proven.total,
+        on_siblings=proven.siblings,
+        masked=proven.masked,
     )
 
 

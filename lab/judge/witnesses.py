@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether inside and outside tell the same story, which witnesses are missing, and which landmarks were not hit."""
 
-from lab.judge.clocks import find_cycles_per_us, find_offset
+from lab.judge.clocks import (
+    MAX_OFF,
+    GuestSpan,
+    Rate,
+    find_cycles_per_us,
+    find_offset,
+    find_rate,
+    find_updates,
+    find_waits,
+)
 from lab.judge.facts import Facts
 from lab.judge.finding import broken, held, unseen
 from lab.spec.base import Witness
@@ -11,6 +20,7 @@ from lab.spec.verdict import Invariant, Proof
 
 #: What the patched kernel calls a CPU that took no part in the last load (``mclab_role_names`` in its lab.c).
 _ABSENT = "absent"
+_KHZ_PER_MHZ = 1_000
 
 
 def judge_agreement(facts: Facts) -> Invariant:
@@ -39,7 +49,9 @@ def judge_agreement(facts: Facts) -> Invariant:
     seen = facts.evidence.oracle
     taken = ["QEMU's own account of NMIs"] if seen is not None and Sees.INTERRUPTS in seen.sees else []
     told = [*ours, "/proc/interrupts", "revisions", *(["clocks"] if has_state else []), *taken]
-    return held(name, f"{', '.join(told[:-1])} and {told[-1]} fit what the oracle saw")
+    rate = find_rate(facts) if has_state else None
+    rates = f"; {_tell_rate(rate)}" if rate is not None else ""
+    return held(name, f"{', '.join(told[:-1])} and {told[-1]} fit what the oracle saw{rates}")
 
 
 def find_missing_witnesses(facts: Facts) -> list[str]:
@@ -176,11 +188,45 @@ def _compare_clocks(facts: Facts, doubts: list[str]) -> list[Proof]:
     if offset is None or find_cycles_per_us(facts) is None:
         doubts.append("no pair of times ties the guest's clock to the host's")
         return []
-    if offset.possible:
+    proofs = _compare_rates(facts, doubts)
+    if not offset.possible:
+        gap = offset.low - offset.high
+        text = f"no TSC offset fits both {offset.low_from} and {offset.high_from}: {gap} cycles are missing"
+        proofs.append(Proof(text=text))
+    return proofs
+
+
+def _compare_rates(facts: Facts, doubts: list[str]) -> list[Proof]:
+    """Hold what the guest takes its TSC for, and what it so claims to have waited and updated, against the host's."""
+    rate = find_rate(facts)
+    if rate is None:
+        doubts.append("the rendezvous state names no rate of the guest's TSC")
         return []
-    gap = offset.low - offset.high
-    text = f"no TSC offset fits both {offset.low_from} and {offset.high_from}: {gap} cycles are missing"
-    return [Proof(text=text)]
+    proofs = []
+    if rate.is_off:
+        claimed, measured = rate.claimed_khz / _KHZ_PER_MHZ, rate.measured_khz / _KHZ_PER_MHZ
+        text = f"the guest takes its TSC for one of {claimed:.3f} MHz, and {measured:.3f} MHz were measured"
+        proofs.append(Proof(text=text))
+    spans = (*find_updates(facts), *find_waits(facts))
+    return proofs + [proof for span in spans for proof in _compare_span(span, rate)]
+
+
+def _compare_span(span: GuestSpan, rate: Rate) -> list[Proof]:
+    claimed_us = span.cycles * _KHZ_PER_MHZ / rate.claimed_khz
+    too_short = span.least_us is not None and claimed_us < span.least_us * (1 - MAX_OFF)
+    too_long = span.most_us is not None and claimed_us > span.most_us * (1 + MAX_OFF)
+    if not too_short and not too_long:
+        return []
+    seen = f"at least {span.least_us:.1f}" if too_short else f"at most {span.most_us:.1f}"
+    text = (
+        f"the {span.what} of CPU {span.cpu} took {claimed_us:.1f} us by the guest, and the oracle saw {seen} us of it"
+    )
+    return [Proof(text=text, vcpu=span.cpu)]
+
+
+def _tell_rate(rate: Rate) -> str:
+    claimed, measured = rate.claimed_khz / _KHZ_PER_MHZ, rate.measured_khz / _KHZ_PER_MHZ
+    return f"TSC of {claimed:.3f} MHz by the guest, {measured:.3f} MHz measured"
 
 
 def _why_stamps_doubted(facts: Facts, state: CpuState) -> str:

@@ -86,6 +86,7 @@ class Figures:
     """What came of reading all trials.
 
     :param reasons: the most frequent first; ``reasons_more`` trials have others
+    :param uniformity: each test as if it were the only one
     """
 
     course: Course
@@ -209,7 +210,7 @@ def read_figures(
     reasons, times, shots = _Reasons(), _Times(), Shots()
     for line in lines:
         timed.setdefault(line.part, _Timed()).add(line)
-        shots.add(line.mechanism, line.nmis_sent, line.fractions)
+        shots.add(line.mechanism, line.nmis_sent, line.fractions, line.shots)
         is_expected = line.outcome is Outcome.FAIL and expected.get(line.part, False)
         times.add(line, "expected" if is_expected else line.outcome.value)
         if line.outcome in (Outcome.ERROR, Outcome.INVALID):

@@ -4,22 +4,23 @@
 import datetime
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from lab import __version__
-from lab.campaign.expectation import MechanismResult, Tally
+from lab.campaign.expectation import MechanismResult, Struck, Tally
 from lab.campaign.night.details import Details, SittingHeld, count_outcomes, open_details
 from lab.campaign.night.reader import KILLED, Failure, PartStanding, Summary
 from lab.campaign.night.sums import CELLS, BucketStanding, Landed
 from lab.errors import EvidenceError
 from lab.host.files import write_whole
+from lab.report.answer import answer
 from lab.report.campaign_figures import KINDS, Bin, Course, Figures, read_figures
 from lab.report.environment import make_environment
 from lab.report.example import find_evidence, link_evidence
-from lab.report.figures import answer
-from lab.report.landings import SUSPICIOUS_P, CoverageRow, tally_places
+from lab.report.landings import CoverageRow, Uniformity, correct, tally_places
 from lab.report.page import PAGE
 from lab.report.stacks import Column, Stacks, draw_stacks
 from lab.report.text import tell_time
@@ -58,6 +59,7 @@ class Row:
     sentence: str
     quiet: Tally
     harmless: Tally
+    struck: Struck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ class Shown:
 
     :param cells: in how many of all pairs of phase and role an NMI was set pending
     :param unseen: the others
+    :param uniformity: the tests of ``figures``, corrected for all that stand on the page
     :param example: a trial's number to show commands with, and ``evidence`` a folder that is kept, empty without one
     """
 
@@ -118,6 +121,7 @@ class Shown:
     sittings_more: int
     example: int
     evidence: str
+    uniformity: tuple[Uniformity, ...] = ()
 
     @property
     def not_met(self) -> tuple[PartStanding, ...]:
@@ -126,7 +130,7 @@ class Shown:
 
     @property
     def standing(self) -> bool | None:
-        """Whether every scenario did what it must; None where a scenario has no trial and no other speaks against it."""
+        """Whether every scenario did what it must; None where one has no trial and no other speaks against it."""
         if self.summary.met:
             return True
         return False if self.not_met else None
@@ -145,7 +149,7 @@ def write_campaign_report(folder: Path) -> Path:
     :raise HostError: the page could not be written
     """
     with open_details(folder) as campaigns:
-        shown = tuple(_show(folder, each, len(campaigns)) for each in campaigns[:MAX_CAMPAIGNS])
+        shown = _correct([_show(folder, each, len(campaigns)) for each in campaigns[:MAX_CAMPAIGNS]])
         page = make_environment().get_template("campaign.html").render(
             campaigns=shown,
             campaigns_more=len(campaigns[MAX_CAMPAIGNS:]),
@@ -155,13 +159,18 @@ def write_campaign_report(folder: Path) -> Path:
             names=NAMES,
             all_cells=len(CELLS),
             max_hosts=MAX_HOSTS,
-            suspicious_p=SUSPICIOUS_P,
             report_version=__version__,
             written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
     path = folder / PAGE
     write_whole(path, page.encode(errors="backslashreplace"))
     return path
+
+
+def _correct(shown: Sequence[Shown]) -> tuple[Shown, ...]:
+    """Correct the tests of all campaigns for how many there are: they stand on one page."""
+    tests = iter(correct([test for each in shown for test in each.figures.uniformity]))
+    return tuple(replace(each, uniformity=tuple(islice(tests, len(each.figures.uniformity)))) for each in shown)
 
 
 def _show(folder: Path, details: Details, campaigns: int) -> Shown:
@@ -202,7 +211,7 @@ def _make_rows(details: Details) -> Iterable[Row]:
     tallies = details.tally()
     asked = {part.name: part for part in details.spec.parts}
     for part in details.summary.parts:
-        quiet, harmless = tallies.get(part.name, (Tally(), Tally()))
+        quiet, harmless, struck = tallies.get(part.name, (Tally(), Tally(), Struck()))
         result = MechanismResult(
             name=part.name,
             expectation=Expectation(part.expected),
@@ -211,6 +220,7 @@ def _make_rows(details: Details) -> Iterable[Row]:
             outcomes=count_outcomes(part),
             quiet=quiet,
             harmless=harmless,
+            struck=struck,
         )
         headline, sentence = answer(result) if part.met is not None else ("", "")
         yield Row(
@@ -221,6 +231,7 @@ def _make_rows(details: Details) -> Iterable[Row]:
             sentence=sentence,
             quiet=quiet,
             harmless=harmless,
+            struck=struck,
         )
 
 

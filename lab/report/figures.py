@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.campaign.expectation import MechanismResult, Tally
+from lab.campaign.expectation import Tally
 from lab.errors import UsageError
-from lab.spec.mechanism import CONTROLS
 from lab.spec.topology import Topology
 from lab.spec.verdict import Durations, Finding, Outcome, Span, TrialRecord
 
@@ -19,8 +18,8 @@ from lab.spec.verdict import Durations, Finding, Outcome, Span, TrialRecord
 TIMED_OUTCOMES = (Outcome.PASS, Outcome.FAIL)
 #: Invariants that no scenario requires: a break of them accuses nobody (design: the invariants).
 NEVER_REQUIRED = ("still", "nmis-serviced")
-#: The chance of a bound being wrong, for the rule of three.
-BOUND_RISK = 0.05
+
+_KHZ_PER_MHZ = 1_000
 
 _parse_topology = functools.cache(Topology.parse)
 
@@ -56,10 +55,24 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestClock:
+    """At which rates guests' TSCs went, in MHz as measured, and by how much guests took them for others.
+
+    :param off_percent: of the guest that was off most
+    """
+
+    trials: int
+    low_mhz: float
+    high_mhz: float
+    off_percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NmiTotals:
     """NMIs over all trials of a mechanism.
 
     :param trials_proven: trials with at least one NMI proven in a window
+    :param trials_struck: trials with at least one proven pending on a sibling in its core's window
     """
 
     sent: int
@@ -67,6 +80,7 @@ class NmiTotals:
     entries: int
     proven_in_window: int
     trials_proven: int
+    trials_struck: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,47 +91,6 @@ class Group:
     outcome: Outcome
     reason: str
     count: int
-
-
-def answer(result: MechanismResult) -> tuple[str, str]:
-    """Answer the mail's question for one mechanism: a headline and a sentence."""
-    quiet, harmless = result.quiet, result.harmless
-    if quiet.broken and harmless.broken:
-        return "Neither", (
-            f"the sibling left its wait in {_of(quiet.broken, quiet)}"
-            f" and executed nasty instructions in {_of(harmless.broken, harmless)}"
-        )
-    if quiet.broken and harmless.held:
-        return "No nasty ones", (
-            f"the sibling left its wait in {_of(quiet.broken, quiet)},"
-            f" and no nasty instruction was seen in the {harmless.held} that could tell"
-        )
-    if quiet.broken:
-        return "Not quiet", f"the sibling left its wait in {_of(quiet.broken, quiet)}; whether harmlessly is unseen"
-    if harmless.broken:
-        return "Nasty ones", f"the sibling executed nasty instructions in {_of(harmless.broken, harmless)}"
-    if quiet.held and not (result.met and result.expectation not in CONTROLS):
-        # A control that nobody caught says that the lab is blind, not that the sibling was quiet.
-        return "Not shown", (
-            f"no break was seen in the {quiet.held} of {quiet.trials} trials that could tell,"
-            " which is no answer while this mechanism is not as expected"
-        )
-    if quiet.held:
-        return "No instruction at all", (
-            f"nothing outside its wait was seen in the {quiet.held} of {quiet.trials} trials that could tell"
-        )
-    return "Unknown", f"none of {quiet.trials} trials could tell"
-
-
-def bound_percent(tally: Tally) -> float | None:
-    """Return below which share of trials, in percent, a break stays when none was seen, at 95 % confidence."""
-    if tally.broken or not tally.held:
-        return None
-    return 100.0 * float(1 - BOUND_RISK ** (1 / tally.held))
-
-
-def _of(count: int, tally: Tally) -> str:
-    return f"{count} of {tally.trials} trials"
 
 
 def measure_price(records: Iterable[TrialRecord]) -> Price:
@@ -144,6 +117,20 @@ def measure_price(records: Iterable[TrialRecord]) -> Price:
     )
 
 
+def measure_clock(records: Iterable[TrialRecord]) -> GuestClock | None:
+    """Say at which rates guests' TSCs went; None where no trial has measured it."""
+    rates = [(record.durations.tsc_claimed_khz, record.durations.tsc_measured_khz) for record in records]
+    known = [(claimed, measured) for claimed, measured in rates if claimed and measured and np.isfinite(measured)]
+    if not known:
+        return None
+    return GuestClock(
+        trials=len(known),
+        low_mhz=min(measured for _, measured in known) / _KHZ_PER_MHZ,
+        high_mhz=max(measured for _, measured in known) / _KHZ_PER_MHZ,
+        off_percent=max(abs(100 * (claimed / measured - 1)) for claimed, measured in known),
+    )
+
+
 def _find_beyond(record: TrialRecord) -> list[float]:
     windows_us = {span.who: span.us for span in record.durations.host_windows_us}
     try:
@@ -166,6 +153,7 @@ def measure_spread(values_us: Sequence[float]) -> Spread:
 
 def total_nmis(records: Iterable[TrialRecord]) -> NmiTotals:
     """Add up the NMIs of one mechanism's trials."""
+    records = tuple(records)
     nmis = [record.nmis for record in records]
     return NmiTotals(
         sent=sum(nmi.sent for nmi in nmis),
@@ -173,6 +161,7 @@ def total_nmis(records: Iterable[TrialRecord]) -> NmiTotals:
         entries=sum(nmi.entries for nmi in nmis),
         proven_in_window=sum(nmi.proven_in_window for nmi in nmis),
         trials_proven=sum(nmi.proven_in_window > 0 for nmi in nmis),
+        trials_struck=sum(record.nmis_on_siblings > 0 for record in records),
     )
 
 

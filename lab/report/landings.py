@@ -10,7 +10,7 @@ import msgspec
 from scipy.stats import kstest
 
 from lab.spec.phase import PHASES, Phase
-from lab.spec.verdict import TrialRecord
+from lab.spec.verdict import MAX_FRACTIONS, TrialRecord
 
 #: Fewer shots than this would let nearly everything pass for uniform.
 MIN_SHOTS: Final = 50
@@ -31,8 +31,11 @@ class Uniformity(msgspec.Struct, frozen=True, kw_only=True):
 
     :param shots: that landed there
     :param sent: NMIs in the same trials, wherever they landed
+    :param tested: how many of the shots were tested: of a trial with many, a random sample
     :param statistic: the largest distance between the two distributions
     :param p: how often chance alone would make it as large
+    :param tests: how many tests stand on the same page
+    :param p_holm: how often chance alone would make one of them as striking (Holm)
     """
 
     mechanism: str
@@ -41,14 +44,25 @@ class Uniformity(msgspec.Struct, frozen=True, kw_only=True):
     sent: int
     statistic: float
     p: float
+    tested: int
+    tests: int = 1
+    p_holm: float = 1.0
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether chance alone is no good explanation any more."""
+        return self.p_holm < SUSPICIOUS_P
 
     @property
     def sentence(self) -> str:
         """What it means."""
         shown = f"{self.shots} of {self.sent} NMIs of {self.mechanism} landed in {self.phase}"
-        if self.p < SUSPICIOUS_P:
-            return f"{shown}, unevenly over its length (D = {self.statistic:.3f}, p = {self.p:.2g})"
-        return f"{shown}; nothing speaks against evenly over its length (D = {self.statistic:.3f}, p = {self.p:.2g})"
+        shown += f" ({self.tested} of them tested)" if self.tested < self.shots else ""
+        found = f"D = {self.statistic:.3f}, p = {self.p_holm:.2g}"
+        found += f" by Holm for {self.tests} tests, {self.p:.2g} alone" if self.tests > 1 else ""
+        if self.is_uneven:
+            return f"{shown}, unevenly over its length ({found})"
+        return f"{shown}; nothing speaks against evenly over its length ({found})"
 
 
 def tally_coverage(records: Iterable[TrialRecord]) -> tuple[CoverageRow, ...]:
@@ -81,25 +95,54 @@ def measure_uniformity(records: Sequence[TrialRecord]) -> tuple[Uniformity, ...]
     """Test each mechanism's shots in each phase that has enough of them."""
     shots = Shots()
     for record in records:
-        shots.add(record.mechanism, record.nmis.sent, record.fractions)
-    return shots.measure()
+        shots.add(record.mechanism, record.nmis.sent, record.fractions, record.shots)
+    return correct(shots.measure())
+
+
+def correct(found: Sequence[Uniformity]) -> tuple[Uniformity, ...]:
+    """Give each of the tests of a page its p for all of them: of a hundred, one has p below 0.01 by chance alone.
+
+    Holm's step-down: the k-th smallest of n, from 0, is taken n - k times, and none comes out below one before it.
+    """
+    at_least = 0.0
+    p_holm = {}
+    for rank, index in enumerate(sorted(range(len(found)), key=lambda index: found[index].p)):
+        at_least = max(at_least, min(1.0, (len(found) - rank) * found[index].p))
+        p_holm[index] = at_least
+    return tuple(
+        msgspec.structs.replace(each, tests=len(found), p_holm=p_holm[index]) for index, each in enumerate(found)
+    )
 
 
 class Shots:
-    """Random shots as they are read, trial after trial: eight bytes for each."""
+    """Random shots as they are read, trial after trial: eight bytes for each.
+
+    Labs that did not count shots kept the first ones of a trial with many, which lie early in their phase: those trials
+    are left out.
+    """
 
     def __init__(self) -> None:
         self._fractions: dict[tuple[str, Phase], array[float]] = {}
         self._sent: Counter[str] = Counter()
+        self._landed: Counter[tuple[str, Phase]] = Counter()
 
-    def add(self, mechanism: str, sent: int, fractions: Mapping[str, Iterable[float]]) -> None:
-        """Take one trial's, by phase; what is no phase is left out."""
+    def add(
+        self, mechanism: str, sent: int, fractions: Mapping[str, Sequence[float]], shots: Mapping[str, int]
+    ) -> None:
+        """Take one trial's, by phase; what is no phase is left out.
+
+        :param shots: how many there were, of which ``fractions`` may be a sample
+        """
         self._sent[mechanism] += sent
         for phase in PHASES:
-            self._fractions.setdefault((mechanism, phase), array("d")).extend(fractions.get(phase.value, ()))
+            found = fractions.get(phase.value, ())
+            if phase.value not in shots and len(found) >= MAX_FRACTIONS:
+                continue
+            self._fractions.setdefault((mechanism, phase), array("d")).extend(found)
+            self._landed[mechanism, phase] += shots.get(phase.value, len(found))
 
     def measure(self) -> tuple[Uniformity, ...]:
-        """Test each mechanism's shots in each phase that has enough of them."""
+        """Test each mechanism's shots in each phase that has enough of them, each as if it were the only one."""
         return tuple(
             self._test(mechanism, phase, fractions)
             for (mechanism, phase), fractions in self._fractions.items()
@@ -111,10 +154,12 @@ class Shots:
         return Uniformity(
             mechanism=mechanism,
             phase=phase.value,
-            shots=len(fractions),
+            shots=self._landed[mechanism, phase],
             sent=self._sent[mechanism],
+            tested=len(fractions),
             statistic=float(result.statistic),
             p=float(result.pvalue),
+            p_holm=float(result.pvalue),
         )
 
 

@@ -13,6 +13,7 @@ from lab.campaign.expectation import MechanismResult, Tally, run_met, weigh_run
 from lab.campaign.store import RECORDS, MechanismAsked, Run, read_run
 from lab.errors import EvidenceError
 from lab.host.files import write_whole
+from lab.report.answer import answer
 from lab.report.buckets import count_buckets
 from lab.report.environment import make_environment
 from lab.report.example import Example, find_evidence, find_example, link_evidence
@@ -21,10 +22,9 @@ from lab.report.figures import (
     Group,
     NmiTotals,
     Price,
-    answer,
-    bound_percent,
     count_broken,
     group_reasons,
+    measure_clock,
     measure_price,
     tally_invariant,
     total_nmis,
@@ -50,9 +50,8 @@ MAX_GROUPS = 60
 class Row:
     """One mechanism on the page.
 
-    :param headline: the answer to the mail's question in a few words
+    :param headline: the answer to the mail's question in a few words, with the bound of what was not seen
     :param sentence: the same, with numbers
-    :param bound: below how many percent of trials ``quiet`` breaks, where no break was seen
     :param still: whether the sibling stayed in one loop, which no mechanism promises
     :param added: what it adds to the rendezvous as it was, where that was measured beside it
     :param broken: invariants that broke, and in how many trials
@@ -62,7 +61,6 @@ class Row:
     result: MechanismResult
     headline: str
     sentence: str
-    bound: float | None
     still: Tally | None
     windows_judged: int
     windows_unseen: int
@@ -97,8 +95,9 @@ def write_report(run_folder: Path) -> Path:
         torn=run.torn,
         trials=len(run.records),
         rows=rows,
-        met=run_met(row.result for row in rows),
+        met=_find_standing(run, rows),
         outcomes={outcome.value: sum(r.outcome is outcome for r in run.records) for outcome in Outcome},
+        without_nmis=sum(record.without_nmis for record in run.records),
         groups=_group(run.records),
         buckets=count_buckets(run.records)[:MAX_GROUPS],
         surprises=[trial for trial in listed if trial.record.outcome is not Outcome.PASS],
@@ -110,12 +109,21 @@ def write_report(run_folder: Path) -> Path:
         coverage=tally_coverage(run.records),
         phases=list_columns(tally_coverage(run.records)),
         uniformity=measure_uniformity(run.records),
+        clock=measure_clock(run.records),
         reference=REFERENCE,
         scenario_words=shlex.join(to_words(run.info.scenario)[2:]),
     )  # fmt: skip
     path = run_folder / PAGE
     write_whole(path, page.encode(errors="backslashreplace"))
     return path
+
+
+def _find_standing(run: Run, rows: Sequence[Row]) -> bool | None:
+    """Return whether every mechanism did what it must; None while nothing speaks against it, and not all has run."""
+    met = run_met(row.result for row in rows)
+    if not run.info.finished:
+        return False if any(row.result.outcomes.trials and not row.result.met for row in rows) else None
+    return met
 
 
 def reproduce(record: TrialRecord, scenario: Scenario) -> str:
@@ -143,7 +151,6 @@ def _make_rows(run_folder: Path, run: Run) -> Iterator[Row]:
             result=result,
             headline=headline,
             sentence=sentence,
-            bound=bound_percent(result.quiet),
             still=tally_invariant(records, STILL),
             windows_judged=sum(record.windows_judged for record in records),
             windows_unseen=sum(record.windows_unseen for record in records),

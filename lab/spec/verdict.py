@@ -2,6 +2,7 @@
 """What the judge concludes, and the compact record of a trial that outlives its evidence."""
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -25,6 +26,17 @@ class Outcome(enum.Enum):
     INVALID = "INVALID"
     PASS = "PASS"  # noqa: S105
 
+
+#: How a PASS of a trial is called that asked for no NMI.
+NO_NMIS_ASKED: Final = "no NMIs asked"
+WITHOUT_NMIS: Final = f"{Outcome.PASS.value} ({NO_NMIS_ASKED})"
+
+#: Places of ``TrialRecord.coverage`` where an NMI is pending on a sibling in its core's window.
+ON_SIBLINGS: Final = tuple(f"{Phase.WINDOW.value} {role.value}" for role in (Role.SIBLING, Role.OFFLINE))
+
+#: Shots of one trial and phase that ``TrialRecord.fractions`` keeps: a plan of a thousand NMIs makes a record no longer
+#: than a few kilobytes.
+MAX_FRACTIONS: Final = 256
 
 #: Exit status of ``lab trial`` and ``lab judge``; 2 is wrong usage.
 EXIT_STATUS = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INVALID: 3, Outcome.ERROR: 4}
@@ -75,10 +87,12 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     :param host_holds_us: per sibling, from call-in to release; where the update itself holds it, from its stall to the
         window's close
     :param host_nmi_delay_us: from each NMI's sending to the entry that took it, one per entry and vCPU
-    :param guest_waits_us: per CPU, wait begin to wait end by the guest's TSC
+    :param guest_waits_us: per CPU, wait begin to wait end by the guest's TSC, at the rate that was measured
     :param guest_updates_us: per primary
     :param tsc_offset_cycles: guest TSC less host TSC, the middle of what all pairs allow; None without pairs
     :param tsc_error_us: half the width of what they allow
+    :param tsc_claimed_khz: the rate that the guest takes its TSC for; None where it names none
+    :param tsc_measured_khz: the rate by the oracle's pairs of TSC and CLOCK_MONOTONIC; None as above
     """
 
     host_load_us: float | None = None
@@ -90,6 +104,8 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     guest_updates_us: tuple[Span, ...] = ()
     tsc_offset_cycles: int | None = None
     tsc_error_us: float | None = None
+    tsc_claimed_khz: int | None = None
+    tsc_measured_khz: float | None = None
 
 
 class Handler(enum.Enum):
@@ -191,12 +207,16 @@ class NmiCount(msgspec.Struct, frozen=True, kw_only=True):
     :param handled: taken by the kernel's ordinary handlers, over all CPUs
     :param entries: NMI entries the oracle saw, self-NMIs included
     :param proven_in_window: sent and acknowledged within a window of a sibling that was alive after it
+    :param on_siblings: those of them that were pending on a sibling; None in records of labs that did not count them
+    :param masked: sent and acknowledged within a window, and met a sibling's masked LINT1; None as above
     """
 
     sent: int = 0
     handled: int = 0
     entries: int = 0
     proven_in_window: int = 0
+    on_siblings: int | None = None
+    masked: int | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,7 +250,9 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     :param evidence: the evidence folder, relative to the run's folder
     :param coverage: ``phase role`` to how many NMIs were set pending there, ``unsure`` for a phase that is one of two
     :param match: how kernel and vmlinux are known to belong together, None where no guest booted
-    :param fractions: phase to how far into it each random NMI was set pending, 0 to 1, one for each that surely was
+    :param fractions: phase to how far into it random NMIs were set pending, 0 to 1, one for each that surely was; of
+        many, a sample in which each is as likely as any other
+    :param shots: phase to how many there were; empty in records of labs that kept the first ones and did not count
     :param bucket: what went wrong, in words that equal failures share; see lab/judge/bucket.py
     """
 
@@ -251,3 +273,21 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     coverage: dict[str, int] = {}
     fractions: dict[str, tuple[float, ...]] = {}
     bucket: str = ""
+    shots: dict[str, int] = {}
+
+    @property
+    def nmis_on_siblings(self) -> int:
+        """NMIs proven pending on a live sibling in its core's window; of an older record, all that landed there."""
+        if self.nmis.on_siblings is not None:
+            return self.nmis.on_siblings
+        return sum(self.coverage.get(place, 0) for place in ON_SIBLINGS)
+
+    @property
+    def without_nmis(self) -> bool:
+        """Whether it passed without an NMI, as asked: nothing is shown of protection against them."""
+        return self.outcome is Outcome.PASS and not self.nmis.sent
+
+    @property
+    def label(self) -> str:
+        """Its outcome, in words that nobody takes for protection where there was nothing to be protected from."""
+        return WITHOUT_NMIS if self.without_nmis else self.outcome.value

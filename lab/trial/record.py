@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From kept evidence to a verdict beside it, and to the record that outlives it."""
 
+import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from lab.judge import judge
 from lab.judge.bucket import find_bucket
 from lab.spec.evidence import Evidence
-from lab.spec.verdict import Outcome, TrialRecord, Verdict
+from lab.spec.verdict import MAX_FRACTIONS, Outcome, TrialRecord, Verdict
 from lab.trial.folder import write_evidence, write_verdict
 from lab.trial.session import Kept
 
@@ -17,8 +19,6 @@ UNSURE: Final = "unsure"
 
 #: A window of 50 ms lasts no longer than 10000 times what the host's clock can tell apart in it.
 FRACTION_DIGITS: Final = 4
-#: Of one trial and phase; a plan of a thousand NMIs makes a record no longer than a few kilobytes.
-MAX_FRACTIONS: Final = 256
 
 
 def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name: str) -> TrialRecord:
@@ -26,6 +26,7 @@ def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name
 
     :param evidence_name: its folder, relative to that of the run
     """
+    fractions = list_fractions(evidence, verdict)
     return TrialRecord(
         trial=number,
         mechanism=evidence.scenario.mechanism,
@@ -43,7 +44,8 @@ def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name
         coverage=dict(
             Counter(f"{each.pending.value if each.pending else UNSURE} {each.role.value}" for each in verdict.landings)
         ),
-        fractions=list_fractions(evidence, verdict),
+        fractions={phase: sample(shots, evidence.plan.seed, phase) for phase, shots in fractions.items()},
+        shots={phase: len(shots) for phase, shots in fractions.items()},
         match=evidence.images.match if evidence.images is not None else None,
         bucket=find_bucket(evidence, verdict),
     )
@@ -64,7 +66,20 @@ def list_fractions(evidence: Evidence, verdict: Verdict) -> dict[str, tuple[floa
         aimed_at = topology.core_of(injection.vcpu) if injection.vcpu >= 0 else injection.core
         if topology.core_of(each.vcpu) == aimed_at:
             fractions.setdefault(each.pending.value, {}).setdefault(each.nmi, round(each.fraction, FRACTION_DIGITS))
-    return {phase: tuple(found.values())[:MAX_FRACTIONS] for phase, found in fractions.items()}
+    return {phase: tuple(found.values()) for phase, found in fractions.items()}
+
+
+def sample(shots: Sequence[float], seed: int, phase: str) -> tuple[float, ...]:
+    """Return MAX_FRACTIONS of a phase's shots, each as likely as any other, or all of fewer.
+
+    A plan's shots are in order of time, so that its first ones lie early in their phase. The same trial gives the same
+    sample.
+
+    :param seed: of the trial's plan
+    """
+    if len(shots) <= MAX_FRACTIONS:
+        return tuple(shots)
+    return tuple(random.Random(f"{seed}/{phase}").sample(shots, MAX_FRACTIONS))
 
 
 def keep_trial(folder: Path, kept: Kept, number: int, evidence_name: str) -> tuple[Verdict, TrialRecord]:

@@ -305,7 +305,7 @@ def make_record(
             "released-after-update": Finding.HELD,
             "within-deadline": Finding.HELD,
         },
-        nmis=NmiCount(sent=12, handled=48, entries=52, proven_in_window=int(source.random() * 9)),
+        nmis=NmiCount(sent=12, handled=48, entries=52, proven_in_window=9, on_siblings=1 + int(source.random() * 8)),
         durations=Durations(
             host_load_us=21_000 + source.random() * 20_000,
             host_rendezvous_us=900 + source.random() * 900,

@@ -277,7 +277,7 @@ def test_a_scenario_without_nmis_needs_none() -> None:
     verdict = judge(Load(sends=[]).build())
 
     assert verdict.outcome is Outcome.PASS, verdict.reason
-    assert "without NMIs, as asked" in verdict.reason
+    assert "no NMIs asked: nothing is shown of what one would do" in verdict.reason
 
 
 @pytest.mark.parametrize(("build", "reason"), [row[1:] for row in DOUBTING], ids=[row[0] for row in DOUBTING])

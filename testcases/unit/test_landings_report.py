@@ -43,7 +43,7 @@ def test_even_shots_and_uneven_ones_are_told_apart() -> None:
     source = random.Random(1)
     even = tuple(source.random() for _ in range(500))
     found = {
-        name: measure_uniformity([record(fractions={"window": shots})])[0]
+        name: measure_uniformity([record(fractions={"window": shots}, shots={"window": len(shots)})])[0]
         for name, shots in (("even", even), ("early", tuple(shot**2 for shot in even)))
     }
     assert found["even"].p > 0.05

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_samples import make_evidence, make_info, make_record, make_verdict, write_sample_run
 
-from lab.campaign.expectation import Tally
 from lab.campaign.store import MechanismAsked, RunStore
 from lab.errors import EvidenceError
 from lab.report import page as page_module
 from lab.report.environment import judge_again
 from lab.report.example import find_evidence, find_example, link_evidence
-from lab.report.figures import bound_percent, group_reasons, measure_price, measure_spread
+from lab.report.figures import group_reasons, measure_price, measure_spread
 from lab.report.page import reproduce, write_report
 from lab.report.panel import BADGE_GAP_PX, GUTTER_PX, WIDTH_PX, Axis, Lane, Moment, Panel, Stretch, draw_panel
 from lab.report.text import clean, format_us
@@ -98,9 +97,14 @@ def test_the_page_answers_the_mails_question(sample: Path) -> None:
     text = words(read_page(sample))
     assert "No instruction at all on the sibling, or just no nasty ones?" in text
     assert "✓ every mechanism did what it must" in text
-    assert "the sibling left its wait in 15 of 20 trials" in text
-    assert "nothing outside its wait was seen in the 19 of 20 trials that could tell" in text
-    assert "fewer than 15 % of trials break" in text
+    # 15 of 19: Clopper and Pearson's interval.
+    assert (
+        "the sibling left its wait in 15 of the 19 trials that could tell (78.9 %, 95 % interval 54.4 to 93.9 %)"
+        in text
+    )
+    assert "nothing outside its wait was seen in the 19 of 20 trials that could tell and in which an NMI" in text
+    # 1 - 0.05 ** (1 / 19) is 14.59 %.
+    assert "No instruction at all, breaks in fewer than 15 % of trials (95 %)" in text
     assert "Caught, as it must be." in text
     assert "window of core 1 unseen: its sibling ran 5 blocks" in text
     assert "error of mapping guest TSC to host TSC, ±" in text
@@ -286,7 +290,7 @@ def test_a_break_that_nobody_requires_is_no_accusation(tmp_path: Path) -> None:
 
 def test_a_control_that_nobody_caught_answers_nothing(tmp_path: Path) -> None:
     text = words(read_page(write_run(tmp_path, [make_record(1, "stop-machine", Outcome.PASS)])))
-    assert "Not shown no break was seen in the 1 of 1 trials that could tell, which is no answer" in text
+    assert "Not shown no break was seen in the 1 of 1 trials that could tell and in which an NMI was pending" in text
     assert "not caught" in text
     assert "No instruction at all nothing" not in text
 
@@ -408,12 +412,6 @@ def test_reasons_that_differ_in_numbers_are_one_group() -> None:
     records = [make_record(n, "x", Outcome.INVALID, reason=f"core {n} unseen at 0x{n:x}") for n in range(9)]
     groups = group_reasons(records, (Outcome.INVALID,))
     assert [(group.count, group.reason) for group in groups] == [(9, "core 0 unseen at 0x0")]
-
-
-def test_bound_is_the_rule_of_three() -> None:
-    assert bound_percent(Tally(held=300)) == pytest.approx(1.0, abs=0.01)
-    assert bound_percent(Tally(held=3, broken=1)) is None
-    assert bound_percent(Tally(unseen=3)) is None
 
 
 @given(st.text())

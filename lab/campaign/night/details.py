@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from lab.campaign.expectation import HARMLESS, OutcomeCounts, Tally
+from lab.campaign.expectation import HARMLESS, OutcomeCounts, Struck, Tally
 from lab.campaign.night.database import NAME
 from lab.campaign.night.reader import Failure, PartStanding, Summary, find_failures, open_campaigns, sum_up
 from lab.campaign.night.spec import CampaignSpec
 from lab.campaign.night.store import read_spec
-from lab.campaign.night.sums import sum_findings
+from lab.campaign.night.sums import sum_findings, sum_masked
 from lab.errors import EvidenceError
 from lab.spec.expected import QUIET
 from lab.spec.verdict import Durations, Outcome
@@ -89,6 +89,7 @@ class TrialLine(msgspec.Struct, frozen=True, kw_only=True):
     evidence: str
     durations: Durations
     fractions: dict[str, tuple[float, ...]]
+    shots: dict[str, int] = {}
 
 
 class Details:
@@ -159,14 +160,28 @@ class Details:
         """Return the failures of one title that were stored last, newest first; empty for those that have none."""
         return find_failures(self._connection, self._campaign, limit, title)
 
-    def tally(self) -> dict[str, tuple[Tally, Tally]]:
-        """Return how ``quiet`` and ``harmless`` were found, for each scenario that has a trial."""
-        counts = sum_findings(self._connection, self._campaign, (QUIET, HARMLESS))
-        return {
-            part.name: (_tally(counts.get((part.name, QUIET), {})), _tally(counts.get((part.name, HARMLESS), {})))
-            for part in self.summary.parts
-            if part.outcomes
-        }
+    def tally(self) -> dict[str, tuple[Tally, Tally, Struck]]:
+        """Return how ``quiet`` and ``harmless`` were found, for each scenario that has a trial.
+
+        The third says the same of the trials alone in which an NMI reached a sibling.
+        """
+        names = (QUIET, HARMLESS)
+        counts = sum_findings(self._connection, self._campaign, names)
+        struck = sum_findings(self._connection, self._campaign, names, struck=True)
+        masked = sum_masked(self._connection, self._campaign)
+        found = {}
+        for part in self.summary.parts:
+            quiet, harmless = (_tally(counts.get((part.name, name), {})) for name in names)
+            struck_quiet, struck_harmless = (_tally(struck.get((part.name, name), {})) for name in names)
+            reached = Struck(
+                quiet=struck_quiet,
+                harmless=struck_harmless,
+                sent=part.nmis_sent,
+                masked=masked.get(part.name, 0),
+            )
+            if part.outcomes:
+                found[part.name] = (quiet, harmless, reached)
+        return found
 
     def read_trials(self) -> Iterator[TrialLine]:
         """Yield all trials, in the order in which they were stored.
@@ -176,9 +191,10 @@ class Details:
         began = {sitting.id: _read_time(sitting.began) for sitting in self.sittings}
         durations = msgspec.json.Decoder(Durations)
         fractions = msgspec.json.Decoder(dict[str, tuple[float, ...]])
+        shots = msgspec.json.Decoder(dict[str, int])
         query = (
             "SELECT number, part, mechanism, outcome, reason, sitting, began, took_s, nmis_sent, evidence, durations,"
-            " fractions FROM trials WHERE campaign = ? ORDER BY rowid"
+            " fractions, shots FROM trials WHERE campaign = ? ORDER BY rowid"
         )
         for (
             number,
@@ -208,6 +224,7 @@ class Details:
                     evidence=evidence,
                     durations=durations.decode(texts[0]),
                     fractions=fractions.decode(texts[1]),
+                    shots=shots.decode(texts[2]),
                 )
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise EvidenceError(f"trial {number} of the store is no record of this lab: {error}") from error
@@ -235,6 +252,7 @@ def count_outcomes(part: PartStanding) -> OutcomeCounts:
         failed=counts.get("FAIL", 0),
         invalid=counts.get("INVALID", 0),
         error=counts.get("ERROR", 0),
+        passed_without_nmis=part.passed_without_nmis,
     )
 
 

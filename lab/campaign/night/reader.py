@@ -40,6 +40,7 @@ class PartStanding(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one scenario.
 
     :param met: its trials did what is expected of them; None without a trial
+    :param passed_without_nmis: of its trials that passed, how many asked for no NMI
     """
 
     name: str
@@ -51,6 +52,7 @@ class PartStanding(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: dict[str, int]
     nmis_sent: int
     nmis_proven: int
+    passed_without_nmis: int = 0
 
     @property
     def standing(self) -> str:
@@ -123,7 +125,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def met(self) -> bool:
-        """Whether the trials of every scenario did what is expected of them; of one without a trial nothing is known."""
+        """Whether the trials of every scenario did what is expected of them: one without a trial has shown nothing."""
         return bool(self.parts) and all(part.met for part in self.parts)
 
     @property
@@ -191,7 +193,7 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
     columns = (
         "campaign, number, mechanism, topology, seed, outcome, reason, nmis_sent, nmis_handled, nmis_entries,"
         " nmis_proven, durations, windows_judged, windows_unseen, kernel_sha256, kernel_match, evidence,"
-        " bucket, fractions"
+        " bucket, fractions, shots, nmis_siblings, nmis_masked"
     )
     with open_reader(folder) as connection:
         # The names are ours.
@@ -203,7 +205,8 @@ def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> Tri
     campaign, number, *rest = row
     key = (campaign, number)
     (mechanism, topology, seed, outcome, reason, sent, handled, entries, proven) = rest[:9]
-    (durations, judged, unseen, kernel, match, evidence, bucket, fractions) = rest[9:]
+    (durations, judged, unseen, kernel, match, evidence, bucket, fractions, shots, *reached) = rest[9:]
+    on_siblings, masked = (value if isinstance(value, int) else None for value in reached)
     invariants = connection.execute("SELECT name, finding FROM invariants WHERE campaign = ? AND number = ?", key)
     coverage = connection.execute("SELECT place, nmis FROM coverage WHERE campaign = ? AND number = ?", key)
     try:
@@ -216,7 +219,11 @@ def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> Tri
                 "outcome": Outcome(outcome),
                 "reason": reason,
                 "invariants": {name: Finding(finding) for name, finding in invariants},
-                "nmis": NmiCount(**_as_numbers(sent=sent, handled=handled, entries=entries, proven_in_window=proven)),
+                "nmis": NmiCount(
+                    **_as_numbers(sent=sent, handled=handled, entries=entries, proven_in_window=proven),
+                    on_siblings=on_siblings,
+                    masked=masked,
+                ),
                 "durations": msgspec.json.decode(str(durations), type=Durations),
                 "windows_judged": judged,
                 "windows_unseen": unseen,
@@ -226,6 +233,7 @@ def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> Tri
                 "match": Match(match) if match else None,
                 "bucket": bucket,
                 "fractions": msgspec.json.decode(str(fractions)),
+                "shots": msgspec.json.decode(str(shots)),
             },
             TrialRecord,
         )
@@ -295,8 +303,9 @@ def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running:
 
 def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outcomes: dict[str, int]) -> PartStanding:
     key = (campaign, part.name)
-    sent, proven = connection.execute(
-        "SELECT coalesce(sum(nmis_sent), 0), coalesce(sum(nmis_proven), 0) FROM trials WHERE campaign = ? AND part = ?",
+    sent, proven, without = connection.execute(
+        "SELECT coalesce(sum(nmis_sent), 0), coalesce(sum(nmis_proven), 0),"
+        " coalesce(sum(outcome = 'PASS' AND nmis_sent = 0), 0) FROM trials WHERE campaign = ? AND part = ?",
         key,
     ).fetchone()
     expected = expect(part.whole)
@@ -312,6 +321,7 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outco
         failed=outcomes.get("FAIL", 0),
         invalid=outcomes.get("INVALID", 0),
         error=outcomes.get("ERROR", 0),
+        passed_without_nmis=without,
     )
     met, reason = weigh_counts(expected, counts, caught)
     return PartStanding(
@@ -324,6 +334,7 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outco
         outcomes=outcomes,
         nmis_sent=sent,
         nmis_proven=proven,
+        passed_without_nmis=without,
     )
 
 

@@ -118,7 +118,20 @@ _FRACTIONS: Final = ("ALTER TABLE trials ADD COLUMN fractions TEXT NOT NULL DEFA
 _EVIDENCE_DIR: Final = ("ALTER TABLE campaigns ADD COLUMN evidence_dir TEXT NOT NULL DEFAULT ''",)
 #: What guests ran on during a sitting, which its user may change; images have its SHA-256.
 _QEMU: Final = ("ALTER TABLE sittings ADD COLUMN qemu TEXT NOT NULL DEFAULT ''",)
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _HOST_AND_BUCKET, _FRACTIONS, _EVIDENCE_DIR, _QEMU)
+#: Whom NMIs reached, NULL where no lab counted it, and how many shots there were of which ``fractions`` are a sample.
+_REACHED_AND_SHOTS: Final = (
+    "ALTER TABLE trials ADD COLUMN nmis_siblings INTEGER",
+    "ALTER TABLE trials ADD COLUMN nmis_masked INTEGER",
+    "ALTER TABLE trials ADD COLUMN shots TEXT NOT NULL DEFAULT '{}'",
+)
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    _FIRST,
+    _HOST_AND_BUCKET,
+    _FRACTIONS,
+    _EVIDENCE_DIR,
+    _QEMU,
+    _REACHED_AND_SHOTS,
+)
 VERSION: Final = len(MIGRATIONS)
 
 

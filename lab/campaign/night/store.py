@@ -323,6 +323,8 @@ class CampaignStore:
             "nmis_handled": record.nmis.handled,
             "nmis_entries": record.nmis.entries,
             "nmis_proven": record.nmis.proven_in_window,
+            "nmis_siblings": record.nmis.on_siblings,
+            "nmis_masked": record.nmis.masked,
             "windows_judged": record.windows_judged,
             "windows_unseen": record.windows_unseen,
             "durations": msgspec.json.encode(record.durations).decode(),
@@ -337,6 +339,7 @@ class CampaignStore:
             "steal_ppm": done.steal_ppm,
             "bucket": record.bucket,
             "fractions": msgspec.json.encode(record.fractions).decode(),
+            "shots": msgspec.json.encode(record.shots).decode(),
         }
         # The names are ours; every value is a parameter.
         columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)

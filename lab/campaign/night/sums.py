@@ -7,11 +7,20 @@ from typing import Final
 import msgspec
 
 from lab.spec.phase import Phase, Role
+from lab.spec.verdict import ON_SIBLINGS
 
 #: Of failures that share a title; a guest may think of any number of titles.
 MAX_BUCKETS: Final = 60
 #: All pairs of a phase and a role in which an NMI can be set pending.
 CELLS: Final = tuple(f"{phase.value} {role.value}" for phase in Phase for role in Role)
+
+_PLACES: Final = ", ".join(f"'{place}'" for place in ON_SIBLINGS)
+#: Of a trial ``t``: as lab.spec.verdict.TrialRecord.nmis_on_siblings counts. The words are ours.
+_STRUCK: Final = (
+    "(t.nmis_siblings > 0 OR (t.nmis_siblings IS NULL AND EXISTS"  # noqa: S608
+    " (SELECT 1 FROM coverage AS c WHERE c.campaign = t.campaign AND c.number = t.number AND c.nmis > 0"
+    f" AND c.place IN ({_PLACES}))))"
+)
 
 
 class Landed(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,18 +63,29 @@ def sum_outcomes(connection: sqlite3.Connection, campaign: int) -> dict[str, dic
 
 
 def sum_findings(
-    connection: sqlite3.Connection, campaign: int, names: tuple[str, ...]
+    connection: sqlite3.Connection, campaign: int, names: tuple[str, ...], *, struck: bool = False
 ) -> dict[tuple[str, str], dict[str, int]]:
-    """Return, for each scenario and invariant of those named, in how many trials it was found how."""
+    """Return, for each scenario and invariant of those named, in how many trials it was found how.
+
+    :param struck: count those trials alone in which an NMI was pending on a sibling in its core's window
+    """
     counts: dict[tuple[str, str], dict[str, int]] = {}
+    # The words are ours.
     query = (
-        "SELECT t.part, i.name, i.finding, count(*) FROM trials AS t CROSS JOIN invariants AS i"
-        " ON i.campaign = t.campaign AND i.number = t.number AND i.name = ? WHERE t.campaign = ? GROUP BY 1, 2, 3"
+        "SELECT t.part, i.name, i.finding, count(*) FROM trials AS t CROSS JOIN invariants AS i"  # noqa: S608
+        " ON i.campaign = t.campaign AND i.number = t.number AND i.name = ?"
+        f" WHERE t.campaign = ?{f' AND {_STRUCK}' if struck else ''} GROUP BY 1, 2, 3"
     )
     for name in names:
         for part, found, finding, count in connection.execute(query, (name, campaign)):
             counts.setdefault((part, found), {})[finding] = count
     return counts
+
+
+def sum_masked(connection: sqlite3.Connection, campaign: int) -> dict[str, int]:
+    """Return, for each scenario, in how many trials NMIs met a sibling's masked LINT1 in its core's window."""
+    query = "SELECT part, coalesce(sum(nmis_masked > 0), 0) FROM trials WHERE campaign = ? GROUP BY part"
+    return dict(connection.execute(query, (campaign,)).fetchall())
 
 
 def sum_coverage(connection: sqlite3.Connection, campaign: int) -> tuple[Landed, ...]:
