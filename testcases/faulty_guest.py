@@ -64,6 +64,16 @@ def make_faulty_cache(images: ImageSet, cache: Path) -> None:
     _replace(initramfs, pad(initramfs.read_bytes()) + write_archive(files))
 
 
+def make_blind_cache(images: ImageSet, blind: Path, cache: Path) -> None:
+    """Make a cache of the default images with another oracle, one that loses what it sees.
+
+    :param blind: the oracle
+    """
+    for path in (images.kernel, images.initramfs):
+        _copy(path, cache)
+    _replace(_copy(images.oracle, cache), blind.read_bytes())
+
+
 def spoil_payload(image: bytes) -> bytes:
     """Return a bzImage that unpacks to nothing."""
     start, _ = find_payload(image)
