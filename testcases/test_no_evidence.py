@@ -124,9 +124,8 @@ def test_its_story_begins_with_its_outcome(lab: Lab, blind: Path) -> None:
 @pytest.mark.parametrize("nmis", [(), ("--nmis", "0")])
 def test_a_run_is_not_met(lab: Lab, tmp_path: Path, nmis: tuple[str, ...]) -> None:
     out = tmp_path / "out"
-    done = lab(
-        "run", "--mechanism", "nmi-self", "--mechanism", "stop-machine", *SMALL, *nmis, "--trials", "1", "--out", out
-    )
+    # Of a control a break may be seen all the same, which is evidence.
+    done = lab("run", "--mechanism", "nmi-self", *SMALL, *nmis, "--trials", "2", "--out", out)
     assert done.returncode == 1, done.stdout + done.stderr
     assert_nothing_is_green(done, out / PAGE)
     again = lab("report", out, "--json")
@@ -153,7 +152,7 @@ def test_a_mutant_of_a_witness_is_not_caught(lab: Lab, tmp_path: Path) -> None:
     done = lab("mutants", "nmis-never-sent", "--trials", "1", "--out", tmp_path / "out")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "without the mutant none of" in done.stdout
-    assert " caught " not in done.stdout
+    assert re.search(r"^nmis-never-sent +lab +error ", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_a_campaign_is_not_met(lab: Lab, tmp_path: Path) -> None:

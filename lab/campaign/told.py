@@ -56,7 +56,7 @@ def tell_trials(trials: Sequence[CaseTrial]) -> str:
             lines += [f"no end  {what}", f"  lab trial {words} --out DIR"]
         else:
             folder = shlex.quote(str(each.folder))
-            lines += [f"{each.record.outcome.value}  {what}: {each.record.reason}"]
+            lines += [f"{each.record.label}  {what}: {each.record.reason}"]
             lines += [f"  lab judge {folder}", f"  lab replay {folder}"]
     if len(order) > MAX_TOLD:
         lines.append(f"{len(order) - MAX_TOLD} more are in JUnit's properties (--junitxml)")

@@ -23,6 +23,7 @@ def describe_story(story: Story, verdict: Verdict) -> dict[str, object]:
     """Return the story as ``--json`` prints it."""
     return {
         "outcome": verdict.outcome,
+        "label": verdict.label,
         "reason": clean(verdict.reason),
         "threads": story.threads,
         "rows": story.rows,
@@ -36,7 +37,7 @@ def describe_story(story: Story, verdict: Verdict) -> dict[str, object]:
 def make_story_view(story: Story, evidence: Evidence, verdict: Verdict) -> RenderableType:
     """Return the story for a terminal of 80 columns or more."""
     scenario = evidence.scenario
-    head = f"{verdict.outcome.value}  {scenario.mechanism} {scenario.topology} seed {evidence.plan.seed}"
+    head = f"{verdict.label}  {scenario.mechanism} {scenario.topology} seed {evidence.plan.seed}"
     parts: list[RenderableType] = [Text(f"{head}: {clean(verdict.reason)}"), Text("")]
     parts.append(_make_rows(story, evidence))
     if story.elsewhere:

@@ -242,6 +242,16 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[NmiEntry, ...] = ()
     stall: tuple[str, ...] = ()
 
+    @property
+    def without_nmis(self) -> bool:
+        """Whether it passed without an NMI, as asked: nothing is shown of protection against them."""
+        return _is_without_nmis(self)
+
+    @property
+    def label(self) -> str:
+        """Its outcome, in words that nobody takes for protection where there was nothing to be protected from."""
+        return _label(self)
+
 
 class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One trial as the store keeps it.
@@ -285,9 +295,17 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def without_nmis(self) -> bool:
         """Whether it passed without an NMI, as asked: nothing is shown of protection against them."""
-        return self.outcome is Outcome.PASS and not self.nmis.sent
+        return _is_without_nmis(self)
 
     @property
     def label(self) -> str:
         """Its outcome, in words that nobody takes for protection where there was nothing to be protected from."""
-        return WITHOUT_NMIS if self.without_nmis else self.outcome.value
+        return _label(self)
+
+
+def _is_without_nmis(of: Verdict | TrialRecord) -> bool:
+    return of.outcome is Outcome.PASS and not of.nmis.sent
+
+
+def _label(of: Verdict | TrialRecord) -> str:
+    return WITHOUT_NMIS if of.without_nmis else of.outcome.value
