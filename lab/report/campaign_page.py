@@ -136,6 +136,11 @@ class Shown:
         return False if self.not_met else None
 
     @property
+    def without_nmis(self) -> int:
+        """How many trials passed that asked for no NMI."""
+        return sum(part.passed_without_nmis for part in self.summary.parts)
+
+    @property
     def waiting(self) -> int:
         """How many scenarios have no trial yet."""
         return sum(part.met is None for part in self.summary.parts)
