@@ -21,6 +21,7 @@ from faulty_guest import make_blind_cache
 from lab.build.images import ImageSet
 from lab.build.mutants import find_patch
 from lab.build.oracle import NAME, build_oracle
+from lab.build.qemu import find_qemu
 from lab.campaign.mutants import choose_mutants
 from lab.host.paths import ROOT
 from lab.report.page import PAGE
@@ -47,7 +48,7 @@ def lab(images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Run a command of the lab whose oracle loses what it sees."""
     cache = tmp_path_factory.mktemp("blind")
     (blind,) = choose_mutants(["drops-records"])
-    make_blind_cache(images, build_oracle(print, find_patch(blind)) / NAME, cache)
+    make_blind_cache(images, build_oracle(print, find_qemu().level, find_patch(blind)) / NAME, cache)
 
     def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
