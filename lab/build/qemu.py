@@ -114,8 +114,10 @@ def list_paths(given: Path | None = None) -> tuple[Path, ...]:
     absolute = [Path(os.path.abspath(each)) for each in named]  # noqa: PTH100  a link stays what it is called
     there = [each for each in (*on_path, *list_fetched(), *known) if os.access(each, os.X_OK) and each.is_file()]
     # One file may be on PATH by several names, as /bin is /usr/bin.
-    found = {os.path.realpath(each): each for each in reversed((*absolute, *there))}
-    return tuple(reversed(found.values()))
+    found: dict[str, Path] = {}
+    for each in (*absolute, *there):
+        found.setdefault(os.path.realpath(each), each)
+    return tuple(found.values())
 
 
 def examine_qemu(path: Path, progress: Progress = lambda _: None) -> Qemu:
