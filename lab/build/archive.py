@@ -209,6 +209,8 @@ class Archive:
 
     def _list_sources(self, mirror: str) -> str:
         base = [self._table.release[self._suites.base]] if self._suites.base else []
+        # apt uses a package of file: where it is, and would fetch nothing.
+        mirror = mirror.replace("file://", "copy:", 1)
         option = f"[arch={_ARCHITECTURE} signed-by={self._table.keyring}]"
         lines = []
         for suites in (*base, self._suites):
