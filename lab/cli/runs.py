@@ -39,6 +39,7 @@ from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.report.answer import answer
 from lab.report.campaign_page import write_campaign_report
+from lab.report.hosts_page import RECORDS, write_hosts_report
 from lab.report.page import write_report
 from lab.spec.mechanisms import FIRST_CAMPAIGN
 from lab.trial.pool import WarmGuests
@@ -109,20 +110,31 @@ def _page_of_what_ends(folder: Path) -> Iterator[None]:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a run or of a campaign")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a run, a campaign or test-hosts")],
     as_json: JsonOption = False,
 ) -> None:
-    """Write the page of a run or of a campaign again."""
+    """Write the page of a run, of a campaign or of a fresh host again."""
     if not folder.is_dir():
         raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
     if (folder / NAME).exists():
         _report_campaign(folder, as_json)
         return
     try:
+        if (folder / RECORDS).exists():
+            _report_hosts(folder, as_json)
+            return
         page = write_report(folder)
     except EvidenceError as error:
         raise UsageError(str(error)) from error
     _tell_run(folder, page, as_json)
+
+
+def _report_hosts(folder: Path, as_json: bool) -> None:
+    page = write_hosts_report(folder)
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        out().print(f"report: {page}", soft_wrap=True)
 
 
 def _report_campaign(folder: Path, as_json: bool) -> None:
