@@ -20,7 +20,7 @@ PACKAGES = """\
 # a list of ours
 lab-alpha
 lab-old-name | lab-new-name  # either
-optional lab-source-6.1   # else it is fetched
+optional lab-source-6.1   # it is fetched
 """
 #: Takes what setup wants of Python, and is quick.
 PYTHON = (
@@ -88,7 +88,7 @@ def open_folder() -> Iterator[Path]:
 def test_setup_installs_what_the_archive_has_and_says_what_it_lacks(host: Host) -> None:
     status, printed = host.set_up()
     assert status == 0, printed
-    assert "setup: without lab-source-6.1: else it is fetched\n" in printed
+    assert "setup: lab-source-6.1 is not there: it is fetched\n" in printed
     assert host.list_installed() == ["lab-alpha", "lab-new-name"], "lab-source-6.12 matches lab-source-6.1 as a pattern"
     status, printed = host.set_up()
     assert (status, printed.splitlines()[0]) == (0, "setup: all packages are there")
