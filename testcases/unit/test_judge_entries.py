@@ -32,11 +32,11 @@ def test_two_accounts_that_agree_one_for_one_are_named() -> None:
     assert "QEMU's own account of NMIs" in agreement(evidence).reason
 
 
-@pytest.mark.parametrize("fault", [{"without": 0}, {"without": 2}, {"twice": 1}])
+@pytest.mark.parametrize(("without", "twice"), [(0, None), (2, None), (None, 1)])
 def test_an_entry_that_qemu_knows_nothing_of_and_one_that_was_never_seen_are_disagreements(
-    fault: dict[str, int],
+    without: int | None, twice: int | None
 ) -> None:
-    evidence = build(**fault)
+    evidence = build(without=without, twice=twice)
     assert agreement(evidence).finding is Finding.BROKEN
     assert judge(evidence).outcome is Outcome.INVALID
 

@@ -154,7 +154,7 @@ def test_the_oracle_says_which_interface_it_speaks_and_what_that_shows(plugin: P
 
 def test_blocks_that_qemu_stores_are_those_that_the_oracle_is_called_for(tmp_path: Path) -> None:
     """The two ways see the same of a guest that does the same: what was in flight, every block, every hazard."""
-    told = []
+    told: list[tuple[object, object]] = []
     for flags in ((), ("-DORACLE_CALL_EVERY_BLOCK",)):
         folder = tmp_path / str(len(told))
         folder.mkdir()

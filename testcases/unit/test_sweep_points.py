@@ -367,7 +367,7 @@ def test_a_journal_goes_on_only_with_the_same_sweep_of_the_same_kernel(tmp_path:
     other = msgspec.structs.replace(ASK, last=Phase.CLOSING)
     for changed in (begun(other), begun(sha="1" * 64)):
         with (
-            pytest.raises(UsageError, match="another one, or its kernel has changed"),
+            pytest.raises(UsageError, match="another one, or its kernel or QEMU has changed"),
             Journal(tmp_path, changed, True),
         ):
             pass
