@@ -1,93 +1,78 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A slice of everything on the QEMUs of other releases of Debian, whose plugin interfaces are others than this host's.
+"""Guests on several QEMUs, side by side in one process, and what says which one a trial ran on.
 
-Each is fetched and unpacked once. Where Debian's archive is out of reach that is said, and nothing is tried, but in
-continuous integration, where it is a failure.
+Further QEMUs than that of the run are named by MCLAB_QEMUS, as PATH names folders.
 """
 
-import json
+import contextlib
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lab.build.qemu import examine_qemu
-from lab.build.qemu_release import build_qemu
-from lab.errors import HostError
-from lab.host.paths import ROOT
-from lab.spec.evidence import Sees
-from lab.trial.folder import read_evidence
+from lab.build.images import ImageSet, build_images
+from lab.build.kernel import DEFAULT_BASE
+from lab.build.qemu import find_qemu
+from lab.errors import UsageError
+from lab.spec.evidence import Evidence, Images
+from lab.spec.plan import draw_plan
+from lab.spec.scenario import Scenario
+from lab.spec.topology import Topology
+from lab.spec.verdict import Outcome
+from lab.trial.pool import WarmGuests
+from lab.trial.record import keep_trial
+from lab.trial.same_images import find_same
+from lab.witness.kernel import Kernel
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
+QEMUS = tuple(Path(each) for each in os.environ.get("MCLAB_QEMUS", "").split(os.pathsep) if each)
+#: Of a control's trials, one at least must show it to be broken.
+TRIALS = 3
 
-LAB = (sys.executable, "-m", "lab.cli")
-#: Releases by what their QEMU shows the oracle, of versions 4 and 7 of the interface.
-RELEASES = {
-    "trixie": {Sees.REGISTERS, Sees.INLINE},
-    "trixie-backports": {Sees.REGISTERS, Sees.INLINE, Sees.INTERRUPTS},
-}
-SMALL = ("--topology", "1x1x2")
-#: Three kernels, caught by three different ways of looking.
-MUTANTS = ("reads-msr-while-waiting", "updates-twice", "offline-not-released")
-PATIENCE_S = 800
-
-
-@pytest.fixture(scope="module", params=RELEASES)
-def release(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+pytestmark = [
+    pytest.mark.skipif(not QEMUS, reason="MCLAB_QEMUS names no further QEMU"),
+    pytest.mark.timeout(900),
+]
 
 
-@pytest.fixture(scope="module")
-def qemu(release: str) -> Path:
-    try:
-        return build_qemu(release, lambda _: None)
-    except HostError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no QEMU of {release} here: {error}")
+def run_one(guests: WarmGuests, mechanism: str, seed: int, folder: Path) -> tuple[Outcome, Evidence]:
+    scenario = Scenario(mechanism=mechanism, topology=Topology(1, 1, 2))
+    kept = guests.run_trial(scenario, draw_plan(scenario, seed))
+    _, record = keep_trial(folder / f"{mechanism}-{seed}", kept, seed, mechanism)
+    return record.outcome, kept.evidence
 
 
-def lab(qemu: Path, *words: str | Path) -> tuple[int, dict[str, Any]]:
-    command = (*LAB, *words, "--qemu", qemu, "--json")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode in (0, 1, 3), done.stderr
-    return done.returncode, json.loads(done.stdout)
+def try_mechanisms(images: ImageSet, kernel: Kernel, folder: Path) -> Evidence:
+    with WarmGuests({DEFAULT_BASE: images}, {DEFAULT_BASE: kernel}, print) as guests:
+        controls = [run_one(guests, "stop-machine", seed, folder) for seed in range(1, TRIALS + 1)]
+        sound = [run_one(guests, "nmi-self", seed, folder) for seed in range(1, TRIALS + 1)]
+    assert Outcome.FAIL in {outcome for outcome, _ in controls}
+    assert {outcome for outcome, _ in sound} <= {Outcome.PASS, Outcome.INVALID}
+    assert Outcome.PASS in {outcome for outcome, _ in sound}
+    return sound[-1][1]
 
 
-def test_controls_are_caught_and_sound_mechanisms_are_not_accused(qemu: Path, tmp_path: Path) -> None:
-    names = ("stop-machine", "nmi-spin-as-posted", "nmi-self", "upstream")
-    chosen = [word for name in names for word in ("--mechanism", name)]
-    status, found = lab(qemu, "run", *chosen, *SMALL, "--trials", "4", "--seed", "7", "--out", tmp_path / "run")
-    outcomes = {each["mechanism"]: each["outcomes"] for each in found["mechanisms"]}
-    assert status == 0, outcomes
-    for control in names[:2]:
-        assert outcomes[control]["failed"] >= 1
-    for sound in names[2:]:
-        assert outcomes[sound]["failed"] == 0
-        assert outcomes[sound]["passed"] >= 1
+@pytest.mark.parametrize("path", QEMUS, ids=str)
+def test_a_control_is_caught_and_a_sound_mechanism_is_not_accused(path: Path, kernel: Kernel, tmp_path: Path) -> None:
+    qemu = find_qemu(path)
+    evidence = try_mechanisms(build_images(print, qemu), kernel, tmp_path)
+    assert evidence.images is not None
+    assert (evidence.images.qemu_version, evidence.images.qemu_sha256) == (qemu.version, qemu.sha256)
+    assert evidence.images.plugin_interface == qemu.level
 
 
-def test_the_oracle_sees_what_this_interface_shows(release: str, qemu: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "one"
-    lab(qemu, "trial", "--mechanism", "nmi-self", *SMALL, "--seed", "7", "--out", folder)
-    oracle = read_evidence(folder).oracle
-    assert oracle is not None
-    assert set(oracle.sees) == RELEASES[release]
-    assert oracle.interface == examine_qemu(qemu).level
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mutant_is_caught_there_too(qemu: Path, mutant: str, tmp_path: Path) -> None:
-    status, found = lab(qemu, "mutants", mutant, "--trials", "19", "--seed", "1", "--out", tmp_path / "kills")
-    assert status == 0, found
-
-
-def test_a_small_sweep_ends_complete_and_clean(qemu: Path, tmp_path: Path) -> None:
-    window = ("--role", "sibling", "--from", "window", "--to", "window")
-    status, swept = lab(qemu, "sweep", "--mechanism", "nmi-self", *window, "--out", tmp_path / "sweep")
-    assert swept["broken"] == []
-    assert swept["known"] >= 5
-    assert status == 0, swept
+@pytest.mark.parametrize("path", QEMUS, ids=str)
+def test_guests_on_two_qemus_run_at_once_and_neither_poses_as_the_other(
+    path: Path, images: ImageSet, kernel: Kernel, tmp_path: Path
+) -> None:
+    other = build_images(print, find_qemu(path))
+    found: list[Images | None] = []
+    with contextlib.ExitStack() as stack:
+        for each in (images, other):
+            guests = stack.enter_context(WarmGuests({DEFAULT_BASE: each}, {DEFAULT_BASE: kernel}, print))
+            found.append(run_one(guests, "nmi-self", 1, tmp_path / str(len(found)))[1].images)
+    here, there = found
+    assert here == images.describe()
+    assert there == other.describe()
+    assert find_same(there, DEFAULT_BASE, None, other.qemu, "", print)[0] == other
+    with pytest.raises(UsageError, match=r"QEMU differs: the trial's is .*, the one there is .*; name the trial's own"):
+        find_same(there, DEFAULT_BASE, None, images.qemu, "", print)

@@ -2,13 +2,14 @@
 """Campaigns without guests: specifications, and trials that have ended, for tests of the store and of the loop."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from evidence_builder import Load
 
+from lab.build.images import ImageSet
 from lab.campaign.night.database import lock_campaign, open_writer
 from lab.campaign.night.executor import Ended
 from lab.campaign.night.spec import CampaignSpec, Limits, Part, choose_trial
@@ -68,13 +69,15 @@ def make_done(
 
 
 @contextlib.contextmanager
-def open_store(folder: Path, spec: CampaignSpec | None = None) -> Iterator[CampaignStore]:
+def open_store(
+    folder: Path, spec: CampaignSpec | None = None, images: Mapping[str, ImageSet] | None = None
+) -> Iterator[CampaignStore]:
     """Begin a campaign, or go on with the one that is there."""
     folder.mkdir(exist_ok=True)
     with lock_campaign(folder), open_writer(folder) as connection:
         store = CampaignStore(connection, folder)
         if spec is not None:
-            store.create(spec, {})
+            store.create(spec, images or {})
         store.find()
         store.begin_sitting(1, "")
         yield store

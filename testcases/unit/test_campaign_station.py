@@ -10,17 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 from evidence_builder import Load, change
-from night_samples import KEPT, PARTS, make_spec
+from night_samples import KEPT, PARTS, make_spec, open_store
 
 from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu
+from lab.campaign.night import images as night_images
 from lab.campaign.night import station
 from lab.campaign.night.images import ImagesMissing, ImageSource, find_images, open_images, receive_images
+from lab.campaign.night.reader import read_campaign_qemu
 from lab.campaign.night.share import claim_root
 from lab.campaign.night.spec import CampaignSpec
 from lab.campaign.night.station import Station, spoils
 from lab.campaign.night.trial import Job, Missing, TrialDone, unpack_evidence
-from lab.errors import GuestGone, HostError
+from lab.errors import GuestGone, HostError, UsageError
+from lab.host.paths import find_cache
 from lab.judge import judge
 from lab.spec.evidence import Ending, Evidence
 from lab.spec.phase import Phase
@@ -80,7 +83,11 @@ class Guests:
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     (tmp_path / "runtime").mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    find_qemu()
+    known = find_cache() / "qemu-probes"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # What is known of the host's QEMU: asking it anew takes longer than these tests.
+    (find_cache() / known.name).symlink_to(known)
     monkeypatch.setattr(station, "read_kernel", lambda path: path)
     return make_images(tmp_path)
 
@@ -306,3 +313,33 @@ def test_a_cache_that_is_cleared_as_a_guest_boots_costs_no_trial(
 def test_only_a_campaigns_own_images_are_read() -> None:
     with pytest.raises(HostError, match="none of this campaign's"):
         ImageSource({}).read("0" * 64)
+
+
+def test_a_campaign_goes_on_with_another_qemu_only_where_it_is_named(tmp_path: Path, images: ImageSet) -> None:
+    other = msgspec.structs.replace(images, qemu=msgspec.structs.replace(images.qemu, sha256="e" * 64))
+    folder = tmp_path / "campaign"
+    with open_store(folder, make_spec()) as store:
+        # Of a store that an older lab began, which does not say.
+        assert read_campaign_qemu(folder) == ""
+        store.check_images({}, other_qemu=False)
+    with open_store(tmp_path / "told", make_spec(), {"linux-6.1": images}) as store:
+        assert read_campaign_qemu(tmp_path / "told") == images.qemu.sha256
+        store.check_images({"linux-6.1": images}, other_qemu=False)
+        with pytest.raises(UsageError, match=r"SHA-256 eeeeeeeeeeee, and the campaign in .* ran on [0-9a-f]{12}: name"):
+            store.check_images({"linux-6.1": other}, other_qemu=False)
+        assert read_campaign_qemu(tmp_path / "told") == images.qemu.sha256
+        store.check_images({"linux-6.1": other}, other_qemu=True)
+        assert read_campaign_qemu(tmp_path / "told") == "e" * 64
+
+
+def test_guests_of_two_qemus_are_never_the_same(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
+    """A campaign may be resumed with another QEMU on workers that kept its guests."""
+    guests = Guests("pp")
+    monkeypatch.setattr(pool, "open_session", guests.open_session)
+    other = msgspec.structs.replace(images, qemu=msgspec.structs.replace(images.qemu, sha256="e" * 64))
+    monkeypatch.setattr(night_images, "match_qemu", lambda qemu: qemu)
+    with Station() as here:
+        for each in (images, other):
+            job = Job(campaign="u", spec=make_spec(PARTS[:1]), number=1, images={"linux-6.1": each})
+            assert isinstance(here.run(job), TrialDone)
+    assert guests.boots == 2

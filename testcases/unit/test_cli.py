@@ -290,27 +290,6 @@ def test_without_qemu_it_says_what_mends_it(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("version", "plugin_answer", "sentence"),
-    [
-        ("6.2.0", "Could not load plugin", "7.2 or newer"),
-        ("8.2.0", "-plugin: invalid option", "use a QEMU built with --enable-plugins"),
-    ],
-)
-def test_a_qemu_that_does_not_fit_is_refused(tmp_path: Path, version: str, plugin_answer: str, sentence: str) -> None:
-    qemu = tmp_path / "qemu-system-x86_64"
-    qemu.write_text(
-        f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version {version}" && exit\n'
-        f'echo "{plugin_answer}" >&2\nexit 1\n'
-    )
-    qemu.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run_lab("trial", "--mechanism", "nmi-self", "--out", str(tmp_path / "out"), PATH=path)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="shown for root, whom permissions do not stop")
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
