@@ -58,7 +58,9 @@ class Landmarks(msgspec.Struct, frozen=True):
         mechanism leaves those alone
     :param update: the WRMSR 0x79, where a search of the kernel's code does not find it
     :param wait_loop: reached by a thread that starts to wait; optional, a broken mechanism may never get there
-    :param wait_region: all code that a thread may execute between its call-in and its release test
+    :param wait_region: the mechanism's own code that a thread may execute between its call-in and its release test
+    :param wait_calls: functions that this code calls to wait: they, and all that they call, belong to the region too
+        (lab/witness/closure.py); those that a kernel does not have were compiled into others
     :param parking: functions of the wait region that park a thread by MONITOR and MWAIT: an emulator whose MWAIT does
         not wait executes them over and over
     """
@@ -70,6 +72,7 @@ class Landmarks(msgspec.Struct, frozen=True):
     self_nmi: Place = ""
     wait_loop: Place = ""
     wait_region: tuple[Stretch, ...] = ()
+    wait_calls: tuple[str, ...] = ()
     self_nmi_by: Threads = Threads.NONE
     ipi_nmi: Place = ""
     ipi_nmi_to: Threads = Threads.NONE

@@ -5,12 +5,22 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.spec.mechanism import RENDEZVOUS, Expectation, Landmarks, Mechanism, Threads
-from lab.spec.places import Call, Copied, CopiedStretch, Copies, Exits, IfThere, Locked, Path, Return, Turn
+from lab.spec.places import Call, Copied, CopiedStretch, Copies, Exits, Locked, Path, Return, Turn
 
-#: ndelay(), touch_nmi_watchdog() and what they call on these kernels.
-_DELAY = ("__ndelay", "__const_udelay", "__delay", "delay_tsc", "touch_softlockup_watchdog")
+#: By these names kernels have ndelay() and touch_nmi_watchdog(), which the rendezvous before 6.7 calls while it waits.
+_WAIT_CALLS = (
+    "__ndelay",
+    "__udelay",
+    "__const_udelay",
+    "__delay",
+    "touch_nmi_watchdog",
+    "arch_touch_nmi_watchdog",
+    "touch_softlockup_watchdog",
+)
+#: By these they have cpumask_first(), which it calls between its two waits.
+_FIRST_SIBLING = ("find_first_bit", "_find_first_bit")
 
-_STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus", *_DELAY)
+_STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus")
 
 #: Where 6.12's code may have been compiled into, the innermost first.
 _LOAD_612 = ("load_late_stop_cpus", "load_late_locked", "reload_store")
@@ -45,21 +55,6 @@ _STOP = Call("stop_machine_cpuslocked", ("microcode_reload_late", "load_late_loc
 _GATHER = Call("__wait_for_cpus", ("__reload_late",), Turn.FIRST)
 _LEAVE = Call("__wait_for_cpus", ("__reload_late",), Turn.LAST)
 
-#: What calls and returns go through on kernels with mitigations, and what a small function may have been made of.
-_MAYBE = tuple(
-    IfThere(name)
-    for name in (
-        "__x86_return_thunk",
-        *(f"__x86_indirect_thunk_{register}" for register in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp")),
-        *(f"__x86_indirect_thunk_r{number}" for number in range(8, 16)),
-    )
-)
-#: ndelay(), touch_nmi_watchdog() and finding one's core, by whatever functions a configuration has for them.
-_MAYBE_DELAY = tuple(
-    IfThere(name)
-    for name in (*_DELAY, "delay_loop", "touch_nmi_watchdog", "arch_touch_nmi_watchdog", "_find_first_bit")
-)
-
 _STOP_MACHINE = Landmarks(
     load_begin="microcode_reload_late",
     load_end="mclab_load_end",
@@ -68,6 +63,7 @@ _STOP_MACHINE = Landmarks(
     self_nmi="",
     wait_loop="__wait_for_cpus",
     wait_region=_STOP_MACHINE_REGION,
+    wait_calls=_WAIT_CALLS,
 )
 
 #: What all rendezvous in the NMI handler have in common; how they get there, each has of its own.
@@ -76,6 +72,7 @@ _IN_NMI = msgspec.structs.replace(
     call_in="mclab_nmi_call_in",
     wait_loop="mclab_nmi_wait_for_primary",
     wait_region=("mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary"),
+    wait_calls=(),
 )
 
 #: arch/x86/kernel/cpu/microcode/smi_handler.S: one copy for each CPU but the first, at its SMBASE + 0x8000.
@@ -155,6 +152,7 @@ MECHANISMS = (
             primary_call_in="mclab_park_wait_siblings",
             wait_loop="mclab_park_hlt",
             wait_region=("mclab_park_hlt",),
+            wait_calls=(),
             ipi_nmi="mclab_park_wake",
             ipi_nmi_to=Threads.SIBLINGS,
             lint1_masked_by=Threads.SIBLINGS,
@@ -172,6 +170,7 @@ MECHANISMS = (
             primary_call_in="mclab_park_wait_siblings",
             wait_loop="mclab_park_mwait",
             wait_region=("mclab_park_mwait",),
+            wait_calls=(),
             lint1_masked_by=Threads.SIBLINGS,
             parking=("mclab_park_mwait",),
         ),
@@ -195,6 +194,7 @@ MECHANISMS = (
             primary_release="mclab_record_release",
             wait_loop="mclab_init_park",
             wait_region=("mclab_init_park",),
+            wait_calls=(),
             lint1_masked_by=Threads.SIBLINGS,
             parking=("mclab_init_park",),
         ),
@@ -230,6 +230,7 @@ MECHANISMS = (
             update=Copied("mclab_smi_wrmsr", _SMI_HANDLERS),
             wait_loop=Copied("mclab_smi_hold", _SMI_HANDLERS),
             wait_region=(CopiedStretch("mclab_smi_call_in", "mclab_smi_leave", _SMI_HANDLERS),),
+            wait_calls=(),
         ),
     ),
     Mechanism(
@@ -257,7 +258,8 @@ STOCK_MECHANISMS = (
             release=Return(_LEAVE),
             self_nmi="",
             wait_loop="__wait_for_cpus",
-            wait_region=("__wait_for_cpus", Path(Return(_GATHER), _LEAVE), *_MAYBE_DELAY, *_MAYBE),
+            wait_region=("__wait_for_cpus", Path(Return(_GATHER), _LEAVE)),
+            wait_calls=(*_WAIT_CALLS, *_FIRST_SIBLING),
         ),
     ),
     Mechanism(
@@ -266,7 +268,7 @@ STOCK_MECHANISMS = (
         base="stock-since-6.7",
         bit=0,
         expectation=Expectation.CLEAN,
-        landmarks=msgspec.structs.replace(_UPSTREAM, wait_region=(*_UPSTREAM.wait_region, *_MAYBE)),
+        landmarks=_UPSTREAM,
     ),
 )
 

@@ -61,12 +61,6 @@ class Path(msgspec.Struct, frozen=True):
     end: Call
 
 
-class IfThere(msgspec.Struct, frozen=True):
-    """The whole of a function that some kernels have, and others inline or leave out."""
-
-    function: str
-
-
 class Copies(msgspec.Struct, frozen=True):
     """Code that is data to the kernel, which copies it to where it is executed. All names are symbols of vmlinux.
 
@@ -103,4 +97,4 @@ class CopiedStretch(msgspec.Struct, frozen=True):
 #: A place in the kernel's code; a name alone stands for the function's entry.
 Place = str | Call | Return | Locked | Exits | Copied
 #: Where a thread may be; a name alone stands for the whole function.
-Stretch = str | Path | IfThere | CopiedStretch
+Stretch = str | Path | CopiedStretch

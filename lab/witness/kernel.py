@@ -4,8 +4,9 @@
 import difflib
 import re
 import struct
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import capstone
 import msgspec
@@ -25,17 +26,53 @@ _CODE_TYPES: Final = (0, 2)  # STT_NOTYPE, STT_FUNC
 #: Data, labels in it, and numbers (``.set``).
 _OBJECT_TYPES: Final = (0, 1)  # STT_NOTYPE, STT_OBJECT
 _SHN_UNDEF: Final = 0
+_SHF_ALLOC: Final = 0x2
 _SHF_EXECINSTR: Final = 0x4
 #: What the compiler appends to the name of a function that it specialised for its callers.
 _CLONE: Final = re.compile(r"(?:\.(?:constprop|isra)\.\d+)+$", re.ASCII)
+_POINTER_BYTES: Final = 8
+#: What may fill the space behind a function's last instruction.
+_PADDING: Final = b"\x00\x90\xcc"
 #: How many names an error offers in place of one that does not exist.
 _NEAREST: Final = 3
 
-#: ``mov $0x79, %ecx``: MSR_IA32_UCODE_WRITE on its way to WRMSR.
-_MOV_79: Final = b"\xb9" + struct.pack("<I", 0x79)
-_ECX: Final = ("ecx", "rcx", "cx", "cl")
-#: The disassembler gives addresses as signed numbers.
-_ALL_BITS: Final = 2**64 - 1
+#: Capstone 5 reads neither WRMSRNS nor the forms of WRMSRNS and RDMSR that name their register themselves.
+_WRMSRNS: Final = b"\x0f\x01\xc6"
+_WRMSRNS_IMMEDIATE: Final = re.compile(rb"\xc4[\xe7\xc7]\x7a\xf6[\xc0-\xc7](....)", re.DOTALL)
+#: In their encodings, what tells the two apart that exist: F3 writes, F2 reads.
+_RDMSR_IMMEDIATE: Final = re.compile(rb"\xc4[\xe7\xc7]\x7b\xf6[\xc0-\xc7](....)", re.DOTALL)
+
+T = TypeVar("T")
+
+
+class MsrAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """An instruction that the disassembler does not know, with as much of its interface as is asked for.
+
+    :param msr: the register that it names itself, None for the one in ECX
+    """
+
+    address: int
+    size: int
+    mnemonic: str
+    msr: int | None = None
+    op_str: str = ""
+    operands: tuple[Any, ...] = ()
+    prefix: tuple[int, ...] = (0, 0, 0, 0)
+
+    def group(self, _group: int) -> bool:
+        """Say whether it is one of a kind: neither a call, nor a jump, nor a return."""
+        return False
+
+    def regs_access(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the general registers that it reads and writes, of which those it writes matter: none."""
+        return (), ()
+
+    def reg_name(self, _register: int) -> str:
+        """Return a register's name."""
+        raise LookupError("no register is told of")
+
+
+Instruction: TypeAlias = capstone.CsInsn | MsrAccess
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -54,6 +91,13 @@ class Object(msgspec.Struct, frozen=True):
     size: int
 
 
+class Section(msgspec.Struct, frozen=True):
+    """A part of vmlinux that is loaded."""
+
+    start: int
+    data: bytes
+
+
 class Kernel:
     """Functions by name and by address, their code, and other symbols by name. Make it with :func:`read_kernel`."""
 
@@ -63,8 +107,17 @@ class Kernel:
         text: dict[int, bytes],
         objects: tuple[Object, ...] = (),
         data: dict[int, bytes] | None = None,
+        labels: tuple[Function, ...] = (),
+        sections: Mapping[str, Section] | None = None,
     ) -> None:
         self._functions = functions
+        self._code_at: dict[int, list[Function]] = {}
+        for code in (*functions, *labels):
+            self._code_at.setdefault(code.start, []).append(code)
+        self._made: dict[str, object] = {}
+        self._disassembled: dict[Function, tuple[Instruction, ...]] = {}
+        #: Sections of vmlinux that have content, by name.
+        self.sections = sections or {}
         self._starts = np.array([function.start for function in functions], dtype=np.uint64)
         self._named: dict[str, list[Function]] = {}
         self._clones: dict[str, list[Function]] = {}
@@ -101,6 +154,16 @@ class Kernel:
         """
         return self.find(name) if name in self._named or name in self._clones else None
 
+    def find_all(self, name: str) -> tuple[Function, ...]:
+        """Return all functions of a name, and all that the compiler made of them."""
+        return (*self._named.get(name, ()), *self._clones.get(name, ()))
+
+    def remember(self, what: str, make: Callable[["Kernel"], T]) -> T:
+        """Return what is made of this kernel once."""
+        if what not in self._made:
+            self._made[what] = make(self)
+        return cast(T, self._made[what])
+
     def find_object(self, name: str) -> Object:
         """Return what a symbol that is no function stands for.
 
@@ -129,6 +192,46 @@ class Kernel:
             return None
         return self._functions[index]
 
+    def find_code(self, address: int) -> Function | None:
+        """Return the code that a call to an address enters: a function, or what follows a label that has no size."""
+        there = self._code_at.get(address)
+        return there[0] if there else self.find_at(address)
+
+    def list_names(self, address: int) -> tuple[str, ...]:
+        """Return all names of the code that begins at an address: a thunk has several."""
+        return tuple(code.name for code in self._code_at.get(address, ()))
+
+    def find_named(self, pattern: re.Pattern[str]) -> frozenset[int]:
+        """Return where all code begins whose whole name a pattern describes."""
+        return frozenset(
+            start for start, there in self._code_at.items() if any(pattern.fullmatch(code.name) for code in there)
+        )
+
+    def find_object_at(self, address: int) -> Object | None:
+        """Return the data that an address lies in."""
+        for there in self._objects.values():
+            for found in there:
+                if found.start <= address < found.start + found.size:
+                    return found
+        return None
+
+    def read_pointer(self, address: int) -> int | None:
+        """Return the eight bytes at an address as vmlinux has them; None where it has none."""
+        for section in self.sections.values():
+            at = address - section.start
+            if 0 <= at <= len(section.data) - _POINTER_BYTES:
+                return int.from_bytes(section.data[at : at + _POINTER_BYTES], "little")
+        return None
+
+    def find_code_section(self, address: int) -> int | None:
+        """Return where the section of code begins that an address lies in."""
+        return next((start for start, data in self._text.items() if start <= address < start + len(data)), None)
+
+    @property
+    def code(self) -> Mapping[int, bytes]:
+        """All code, by the address of its first byte."""
+        return self._text
+
     def symbolise(self, address: int) -> str:
         """Return ``symbol+0x..``, or nothing for an address outside every function."""
         function = self.find_at(address)
@@ -144,67 +247,46 @@ class Kernel:
                 return data[function.start - start : function.end - start]
         raise UsageError(f"landmark '{function.name}' has no code in this kernel")
 
-    def disassemble(self, function: Function) -> tuple[capstone.CsInsn, ...]:
-        """Return a function's instructions, with their operands."""
-        engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-        engine.detail = True
-        return tuple(engine.disasm(self.read(function), function.start))
+    def disassemble(self, function: Function) -> tuple[Instruction, ...]:
+        """Return a function's instructions, with their operands, up to the first that cannot be read."""
+        known = self._disassembled.get(function)
+        if known is None:
+            known = self._disassembled[function] = tuple(disassemble(self.read(function), function.start))
+        return known
 
-    def find_update_sites(self) -> tuple[int, ...]:
-        """Return the addresses of all WRMSR to MSR 0x79.
-
-        They are found by the constant on its way to ECX (the MSR's number is one, at every site of the loader) and
-        every WRMSR that is reached from there with ECX unchanged: a compiler loads it once for two in a row.
-        """
-        sites: set[int] = set()
-        for start, data in self._text.items():
-            at = data.find(_MOV_79)
-            while at >= 0:
-                function = self.find_at(start + at)
-                if function is not None:
-                    sites.update(self._follow(function, start + at))
-                at = data.find(_MOV_79, at + 1)
-        return tuple(sorted(sites))
-
-    def _follow(self, function: Function, moved_at: int) -> set[int]:
-        """Walk all ways through a function from behind the move, each up to where ECX is something else."""
-        code = {instruction.address: instruction for instruction in self.disassemble(function)}
-        sites: set[int] = set()
-        if moved_at not in code:
-            return sites
-        seen: set[int] = set()
-        ways = [moved_at + code[moved_at].size]
-        while ways:
-            address = ways.pop()
-            if address in seen or address not in code:
-                continue
-            seen.add(address)
-            instruction = code[address]
-            if instruction.mnemonic == "wrmsr":
-                sites.add(address)
-            if not _changes_ecx(instruction):
-                ways += _find_next(instruction)
-        return sites
+    def why_unreadable(self, function: Function) -> str:
+        """Say where a function's instructions end before the function does; empty when they do not."""
+        instructions = self.disassemble(function)
+        end = instructions[-1].address + instructions[-1].size if instructions else function.start
+        if not self.read(function)[end - function.start :].strip(_PADDING):
+            return ""
+        return f"what is at {function.name}+{end - function.start:#x} cannot be disassembled"
 
 
-def _changes_ecx(instruction: capstone.CsInsn) -> bool:
-    """Say whether ECX may be another behind an instruction: a function that is called may use it as it likes."""
-    if instruction.group(capstone.CS_GRP_CALL):
-        return True
-    _, written = instruction.regs_access()
-    return any(instruction.reg_name(register) in _ECX for register in written)
+def disassemble(code: bytes, address: int) -> Iterator[Instruction]:
+    """Yield the instructions of some code, up to the first that cannot be read."""
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    engine.detail = True
+    done = 0
+    while done < len(code):
+        for instruction in engine.disasm(code[done:], address + done):
+            yield instruction
+            done = instruction.address + instruction.size - address
+        unknown = _read_msr_access(code[done:], address + done)
+        if unknown is None:
+            return
+        yield unknown
+        done += unknown.size
 
 
-def _find_next(instruction: capstone.CsInsn) -> list[int]:
-    """Return where a function goes on behind one of its instructions; of a jump through a register nobody knows."""
-    behind = [instruction.address + instruction.size]
-    if instruction.group(capstone.CS_GRP_RET) or instruction.group(capstone.CS_GRP_IRET):
-        return []
-    if not instruction.group(capstone.CS_GRP_JUMP):
-        return behind
-    target = instruction.operands[0]
-    targets = [int(target.imm) & _ALL_BITS] if target.type == capstone.x86.X86_OP_IMM else []
-    return targets if instruction.mnemonic == "jmp" else [*behind, *targets]
+def _read_msr_access(code: bytes, address: int) -> MsrAccess | None:
+    if code.startswith(_WRMSRNS):
+        return MsrAccess(address=address, size=len(_WRMSRNS), mnemonic="wrmsrns")
+    for pattern, mnemonic in ((_WRMSRNS_IMMEDIATE, "wrmsrns"), (_RDMSR_IMMEDIATE, "rdmsr")):
+        if match := pattern.match(code):
+            msr = int.from_bytes(match[1], "little")
+            return MsrAccess(address=address, size=len(match[0]), mnemonic=mnemonic, msr=msr)
+    return None
 
 
 def read_kernel(vmlinux: Path) -> Kernel:
@@ -231,11 +313,19 @@ def read_kernel(vmlinux: Path) -> Kernel:
             data = {int(constants["sh_addr"]): bytes(constants.data())} if constants is not None else {}
             functions = _read_functions(symbols.data(), names, tuple(code))
             objects = _read_objects(symbols.data(), names, tuple(code))
+            labels = _read_labels(
+                symbols.data(), names, {index: int(each["sh_addr"]) + each.data_size for index, each in code.items()}
+            )
+            sections = {
+                each.name: Section(int(each["sh_addr"]), bytes(each.data()))
+                for each in elf.iter_sections()
+                if each["sh_flags"] & _SHF_ALLOC and each["sh_type"] == "SHT_PROGBITS" and each["sh_addr"]
+            }
     except OSError as error:
         raise UsageError(f"vmlinux '{vmlinux}' cannot be read: {error.strerror}") from error
     except (ELFError, ValueError, struct.error) as error:
         raise UsageError(f"vmlinux '{vmlinux}' is not an ELF file") from error
-    return Kernel(functions, text, objects, data)
+    return Kernel(functions, text, objects, data, labels, sections)
 
 
 def _read_functions(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> tuple[Function, ...]:
@@ -251,6 +341,28 @@ def _read_functions(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> 
         )
         for entry in table
     )
+
+
+def _read_labels(symbols: bytes, names: bytes, ends: Mapping[int, int]) -> tuple[Function, ...]:
+    """Return code without a size, such as a thunk: each reaches up to the next code that has a name.
+
+    :param ends: per section of code, the first address behind it
+    """
+    table = _read_table(symbols)
+    table = np.sort(
+        table[np.isin(table["info"] & 0xF, _CODE_TYPES) & np.isin(table["section"], tuple(ends))],
+        order="value",
+        kind="stable",
+    )
+    starts = np.unique(table["value"])
+    labels = []
+    for entry in table[table["size"] == 0]:
+        behind = int(np.searchsorted(starts, entry["value"], side="right"))
+        end = ends[int(entry["section"])]
+        if behind < len(starts):
+            end = min(end, int(starts[behind]))
+        labels.append(Function(_read_name(names, entry["name"]), int(entry["value"]), end))
+    return tuple(label for label in labels if label.start < label.end)
 
 
 def _read_objects(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> tuple[Object, ...]:

@@ -10,8 +10,10 @@ import msgspec
 from lab.errors import UsageError
 from lab.spec.mechanism import Landmarks, Mechanism
 from lab.spec.places import Copied, Place
+from lab.witness.closure import WaitRegion, close_region
 from lab.witness.kernel import Kernel
-from lab.witness.places import find_copies, find_places, find_stretch
+from lab.witness.places import find_copies, find_places
+from lab.witness.update_sites import find_update_sites
 
 #: Where every NMI enters a 64-bit kernel (arch/x86/entry/entry_64.S).
 NMI_ENTRY: Final = "asm_exc_nmi"
@@ -40,11 +42,20 @@ class Region(msgspec.Struct, frozen=True):
     end: int
 
 
+class Wait(msgspec.Struct, frozen=True):
+    """The wait region of one mechanism, closed over all that its wait calls."""
+
+    mechanism: str
+    bit: int
+    region: WaitRegion
+
+
 class LandmarkSet(msgspec.Struct, frozen=True):
     """All landmarks of one kernel."""
 
     points: tuple[Point, ...]
     regions: tuple[Region, ...]
+    waits: tuple[Wait, ...] = ()
 
     def to_text(self) -> str:
         """Return the plugin's landmark file."""
@@ -52,42 +63,112 @@ class LandmarkSet(msgspec.Struct, frozen=True):
         lines += [f"region {region.mechanisms:x} {region.start:x} {region.end:x}" for region in self.regions]
         return "".join(f"{line}\n" for line in lines)
 
+    def list_functions(self, mechanism: str) -> tuple[str, ...]:
+        """Return the names of the functions of a mechanism's wait region."""
+        return tuple(name for wait in self.waits if wait.mechanism == mechanism for name in wait.region.functions)
+
+
+class Sought(msgspec.Struct, frozen=True, kw_only=True):
+    """One landmark of one mechanism, and where it is.
+
+    :param mechanism: empty for those that every kernel must have
+    :param problem: why it was not found; empty when it was
+    """
+
+    kind: str
+    mechanism: str
+    mask: int
+    addresses: tuple[int, ...] = ()
+    problem: str = ""
+
+
+class Search(msgspec.Struct, frozen=True):
+    """All landmarks that mechanisms name, those too that a kernel does not have.
+
+    :param unclosed: the wait regions that could not be closed, with the reason
+    """
+
+    sought: tuple[Sought, ...]
+    waits: tuple[Wait, ...]
+    unclosed: tuple[tuple[str, str], ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is missing, one sentence each."""
+        places = [
+            (f"mechanism '{each.mechanism}', landmark {each.kind}: " if each.mechanism else "") + each.problem
+            for each in self.sought
+            if each.problem
+        ]
+        return (*places, *(f"mechanism '{name}', wait region: {why}" for name, why in self.unclosed))
+
 
 def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkSet:
     """Find the landmarks of all mechanisms that one kernel holds.
 
     :raise UsageError: one cannot be found; the text names it
     """
+    search = search_landmarks(kernel, mechanisms)
+    for problem in search.problems:
+        raise UsageError(problem)
     masks: Counter[tuple[str, int]] = Counter()
     regions: Counter[tuple[int, int]] = Counter()
-    for mechanism in mechanisms:
-        bit = 1 << mechanism.bit
-        for kind, place in _list_places(mechanism.landmarks):
-            try:
-                for address in find_places(kernel, place):
-                    # An update in a copy of another mechanism's is one all the same.
-                    masks[kind, address] |= ALL_MECHANISMS if kind == UPDATE else bit
-            except UsageError as error:
-                raise UsageError(f"mechanism '{mechanism.name}', landmark {kind}: {error}") from error
-        for stretch in mechanism.landmarks.wait_region:
-            try:
-                for start, end in find_stretch(kernel, stretch):
-                    regions[start, end] |= bit
-            except UsageError as error:
-                raise UsageError(f"mechanism '{mechanism.name}', wait region: {error}") from error
-    masks["nmi-entry", kernel.find(NMI_ENTRY).start] |= ALL_MECHANISMS
-    backtrace = kernel.find_if(BACKTRACE)
-    if backtrace is not None:
-        masks["backtrace", backtrace.start] |= ALL_MECHANISMS
-    sites = kernel.find_update_sites()
-    if not sites:
-        raise UsageError("landmark 'WRMSR 0x79' is not in this kernel: it has no Intel microcode loader")
-    for site in sites:
-        masks[UPDATE, site] |= ALL_MECHANISMS
+    for each in search.sought:
+        for address in each.addresses:
+            masks[each.kind, address] |= each.mask
+    for wait in search.waits:
+        for held in wait.region.held:
+            regions[held.start, held.end] |= 1 << wait.bit
     return LandmarkSet(
         points=tuple(Point(kind, mask, address) for (kind, address), mask in sorted(masks.items())),
         regions=tuple(Region(mask, start, end) for (start, end), mask in sorted(regions.items())),
+        waits=search.waits,
     )
+
+
+def search_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> Search:
+    """Look for all landmarks, and say of each that is not there why."""
+    sought, waits, unclosed = list[Sought](), list[Wait](), list[tuple[str, str]]()
+    for mechanism in mechanisms:
+        marks = mechanism.landmarks
+        sought += [_seek_place(kernel, mechanism, kind, place) for kind, place in _list_places(marks)]
+        try:
+            region = close_region(kernel, marks.wait_region, marks.wait_calls)
+            waits.append(Wait(mechanism.name, mechanism.bit, region))
+        except UsageError as error:
+            unclosed.append((mechanism.name, str(error)))
+    return Search((*sought, *_seek_common(kernel)), tuple(waits), tuple(unclosed))
+
+
+def _seek_place(kernel: Kernel, mechanism: Mechanism, kind: str, place: Place) -> Sought:
+    # An update in a copy of another mechanism's is one all the same.
+    mask = ALL_MECHANISMS if kind == UPDATE else 1 << mechanism.bit
+    return _seek(kind, mechanism.name, mask, lambda: find_places(kernel, place))
+
+
+def _seek_common(kernel: Kernel) -> tuple[Sought, ...]:
+    """Look for what is a landmark whatever mechanism is chosen."""
+    backtrace = kernel.find_if(BACKTRACE)
+    sites = _seek(UPDATE, "", ALL_MECHANISMS, lambda: find_update_sites(kernel))
+    if not sites.addresses and not sites.problem:
+        missing = "landmark 'WRMSR 0x79' is not in this kernel: it has no Intel microcode loader"
+        sites = msgspec.structs.replace(sites, problem=missing)
+    return (
+        _seek("nmi-entry", "", ALL_MECHANISMS, lambda: (kernel.find(NMI_ENTRY).start,)),
+        *(
+            (Sought(kind="backtrace", mechanism="", mask=ALL_MECHANISMS, addresses=(backtrace.start,)),)
+            if backtrace
+            else ()
+        ),
+        sites,
+    )
+
+
+def _seek(kind: str, mechanism: str, mask: int, find: Callable[[], tuple[int, ...]]) -> Sought:
+    try:
+        return Sought(kind=kind, mechanism=mechanism, mask=mask, addresses=find())
+    except UsageError as error:
+        return Sought(kind=kind, mechanism=mechanism, mask=mask, problem=str(error))
 
 
 def make_symboliser(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> Callable[[int], str]:

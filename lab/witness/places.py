@@ -19,7 +19,6 @@ from lab.spec.places import (
     CopiedStretch,
     Copies,
     Exits,
-    IfThere,
     Locked,
     Path,
     Place,
@@ -27,16 +26,11 @@ from lab.spec.places import (
     Stretch,
     Turn,
 )
-from lab.witness.kernel import Function, Kernel
+from lab.witness.flow import find_thunk_register, is_return_thunk, target_of
+from lab.witness.kernel import Function, Instruction, Kernel
 
 #: Behind a call to one of these there is other code, or none.
 _NEVER_RETURN: Final = ("panic", "__stack_chk_fail")
-#: What a call through a pointer becomes under CONFIG_MITIGATION_RETPOLINE.
-_THUNK: Final = "__x86_indirect_thunk_"
-#: What a return becomes under CONFIG_MITIGATION_RETHUNK.
-_RETURN_THUNK: Final = "__x86_return_thunk"
-#: capstone gives operands as signed numbers, and addresses as unsigned ones.
-_ADDRESS: Final = 2**64 - 1
 #: More than there are CPUs: a count beyond is no count.
 MAX_COPIES: Final = 256
 _ENDS: Final = (capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
@@ -70,9 +64,6 @@ def find_stretch(kernel: Kernel, stretch: Stretch) -> tuple[tuple[int, int], ...
     """
     if isinstance(stretch, Path):
         return _find_path(kernel, stretch)
-    if isinstance(stretch, IfThere):
-        there = kernel.find_if(stretch.function)
-        return () if there is None else ((there.start, there.end),)
     if isinstance(stretch, CopiedStretch):
         begin, end = (_find_label(kernel, label, stretch.copies) for label in (stretch.begin, stretch.end))
         if begin >= end:
@@ -104,12 +95,12 @@ def _find_label(kernel: Kernel, label: str, copies: Copies) -> int:
     return offset
 
 
-def _find_call(kernel: Kernel, call: Call) -> tuple[Function, capstone.CsInsn]:
+def _find_call(kernel: Kernel, call: Call) -> tuple[Function, Instruction]:
     function = next((found for name in call.within if (found := kernel.find_if(name)) is not None), None)
     if function is None:
         raise UsageError(f"none of the functions {', '.join(call.within)} is in this kernel")
     target = kernel.find(call.callee).start if call.callee else None
-    calls = [each for each in kernel.disassemble(function) if _is_call(kernel, function, each, target)]
+    calls = [each for each in kernel.disassemble(function) if _is_call(kernel, each, target)]
     what = f"to '{call.callee}'" if call.callee else "through a pointer"
     if call.turn is not Turn.ONLY and calls:
         calls = _find_turn(kernel, function, calls, call.turn)
@@ -119,7 +110,7 @@ def _find_call(kernel: Kernel, call: Call) -> tuple[Function, capstone.CsInsn]:
     return function, calls[0]
 
 
-def _find_turn(kernel: Kernel, function: Function, calls: list[capstone.CsInsn], turn: Turn) -> list[capstone.CsInsn]:
+def _find_turn(kernel: Kernel, function: Function, calls: list[Instruction], turn: Turn) -> list[Instruction]:
     """Return those of a function's calls that no other leads to, or that lead to no other."""
     after = {int(each.address): _follow(kernel, function, each) for each in kernel.disassemble(function)}
     behind = {each.address: _reach(int(each.address + each.size), after) for each in calls}
@@ -128,24 +119,17 @@ def _find_turn(kernel: Kernel, function: Function, calls: list[capstone.CsInsn],
     return [each for each in calls if not any(each.address in behind[other.address] for other in calls)]
 
 
-def _is_call(kernel: Kernel, function: Function, instruction: capstone.CsInsn, target: int | None) -> bool:
+def _is_call(kernel: Kernel, instruction: Instruction, target: int | None) -> bool:
     """Tell whether an instruction calls a target, also as the last thing its function does."""
     is_jump = instruction.group(capstone.CS_GRP_JUMP)
     if not instruction.group(capstone.CS_GRP_CALL) and not is_jump:
         return False
-    goes_to = _target_of(instruction)
+    goes_to = target_of(instruction)
     if target is not None:
         return goes_to == target
     if goes_to is None:
         return not is_jump
-    callee = kernel.find_at(goes_to)
-    return callee is not None and callee != function and callee.name.startswith(_THUNK)
-
-
-def _target_of(instruction: capstone.CsInsn) -> int | None:
-    """Return where a call or jump goes; None when a register or memory says."""
-    operand = instruction.operands[0]
-    return int(operand.imm) & _ADDRESS if operand.type == capstone.x86.X86_OP_IMM else None
+    return find_thunk_register(kernel, goes_to) is not None
 
 
 def _find_return(kernel: Kernel, place: Return) -> int:
@@ -175,12 +159,11 @@ def _find_exits(kernel: Kernel, place: Exits) -> tuple[int, ...]:
     return exits
 
 
-def _is_exit(kernel: Kernel, instruction: capstone.CsInsn) -> bool:
+def _is_exit(kernel: Kernel, instruction: Instruction) -> bool:
     if instruction.group(capstone.CS_GRP_RET):
         return True
-    target = _target_of(instruction) if instruction.mnemonic == "jmp" else None
-    callee = kernel.find_at(target) if target is not None else None
-    return callee is not None and callee.name == _RETURN_THUNK
+    target = target_of(instruction) if instruction.mnemonic == "jmp" else None
+    return target is not None and is_return_thunk(kernel, target)
 
 
 def _find_path(kernel: Kernel, path: Path) -> tuple[tuple[int, int], ...]:
@@ -201,18 +184,18 @@ def _find_path(kernel: Kernel, path: Path) -> tuple[tuple[int, int], ...]:
     return _join((address, address + int(instructions[address].size)) for address in ways)
 
 
-def _follow(kernel: Kernel, function: Function, instruction: capstone.CsInsn) -> tuple[int, ...]:
+def _follow(kernel: Kernel, function: Function, instruction: Instruction) -> tuple[int, ...]:
     """Return what may be executed next in the same function."""
     behind = int(instruction.address + instruction.size)
     if any(instruction.group(group) for group in _ENDS) or instruction.mnemonic == "ud2":
         return ()
     if instruction.group(capstone.CS_GRP_CALL):
-        target = _target_of(instruction)
+        target = target_of(instruction)
         callee = kernel.find_at(target) if target is not None else None
         return () if callee is not None and callee.name in _NEVER_RETURN else (behind,)
     if not instruction.group(capstone.CS_GRP_JUMP):
         return (behind,)
-    target = _target_of(instruction)
+    target = target_of(instruction)
     if target is None:
         raise UsageError(f"'{function.name}' jumps through a pointer, so its ways cannot be followed")
     inside = (target,) if function.start <= target < function.end else ()

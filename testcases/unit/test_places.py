@@ -286,28 +286,3 @@ def test_an_address_in_a_copy_is_named_after_the_template() -> None:
     assert symbolise(0x3E01F) == "handler+0x1f"
     assert symbolise(0x3A020) == symbolise(0x40000) == ""
     assert symbolise(start_of("outer")) == "outer+0x0"
-
-
-MOV_79 = WRMSR_79[:5]
-WRMSR = WRMSR_79[5:]
-MOV_8B = b"\xb9\x8b\x00\x00\x00"
-
-
-@pytest.mark.parametrize(
-    ("code", "sites"),
-    [
-        (WRMSR_79 + RET, [5]),
-        (MOV_79 + WRMSR + WRMSR + RET, [5, 7]),
-        (MOV_79 + WRMSR + MOV_8B + WRMSR + RET, [5]),
-        # A call may change ECX, and what is behind a return is reached from elsewhere.
-        (MOV_79 + CALL_POINTER + WRMSR + RET, []),
-        (MOV_79 + RET + WRMSR + RET, []),
-        # Both ways of a jump lead to one.
-        (MOV_79 + b"\x75\x03" + WRMSR + RET + WRMSR + RET, [7, 10]),
-        # Back to the same one, as in a loop.
-        (MOV_79 + WRMSR + b"\xeb\xfc", [5]),
-    ],
-)
-def test_every_wrmsr_that_the_constant_reaches_is_an_update(code: bytes, sites: list[int]) -> None:
-    found = make_kernel(tail=code).find_update_sites()
-    assert [site - start_of("tail") for site in found] == sites
