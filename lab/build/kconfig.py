@@ -3,10 +3,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 #: ``CONFIG_NAME=value`` and ``# CONFIG_NAME is not set``, the two forms a setting takes; all else is a comment.
 _SET = re.compile(r"(CONFIG_\w+)=(.*)", re.ASCII)
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set", re.ASCII)
+
+#: ``config NAME`` and ``menuconfig NAME``, where a tree declares a setting.
+_DECLARED = re.compile(rb"^[ \t]*(?:menu)?config[ \t]+(\w+)[ \t]*$", re.ASCII | re.MULTILINE)
 
 NOT_SET = "n"
 
@@ -29,3 +33,12 @@ def find_lost(wanted: Mapping[str, str], got: Mapping[str, str]) -> tuple[str, .
         for name, value in wanted.items()
         if got.get(name, NOT_SET) != value
     )
+
+
+def find_unknown(names: Iterable[str], source: Path) -> frozenset[str]:
+    """Return those settings that no Kconfig of a tree declares: it is older, or younger, or they are misspelt."""
+    unknown = set(names)
+    for path in source.rglob("Kconfig*") if unknown else ():
+        if path.is_file():
+            unknown -= {f"CONFIG_{name.decode()}" for name in _DECLARED.findall(path.read_bytes())}
+    return frozenset(unknown)

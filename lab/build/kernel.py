@@ -6,14 +6,14 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from lab.build.cache import Progress, cached, find_log, hash_once, key_tree, make_key
 from lab.build.compiler import COMPILER, ENVIRONMENT, read_versions
-from lab.build.kconfig import find_lost, parse_config
+from lab.build.kconfig import find_lost, find_unknown, parse_config
 from lab.build.kernel_source import find_source
 from lab.build.tree import Tree, open_tree
 from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError
@@ -23,6 +23,8 @@ from lab.host.paths import IMAGES, find_cache
 
 #: What every kernel needs to serve trials.
 ANY_CONFIG = IMAGES / "kernels" / "any" / "config"
+#: Names of settings, one a line, that the lab's own fragments ask for and that a tree may lack.
+OPTIONAL = IMAGES / "kernels" / "any" / "optional"
 DEFAULT_BASE = "linux-6.1"
 
 #: One slow core needs about half an hour; whatever takes longer has hung.
@@ -177,6 +179,12 @@ def read_series(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in (line.split("#")[0].strip() for line in lines) if name)
 
 
+def read_optional() -> frozenset[str]:
+    """Return the names of the settings that the lab can do without."""
+    lines = (line.split("#")[0].strip() for line in OPTIONAL.read_text().splitlines())
+    return frozenset(name for name in lines if name)
+
+
 def require_space(folder: Path) -> None:
     """Check that a kernel's source and objects will find room.
 
@@ -214,6 +222,8 @@ class Build:
         self.progress = progress
         self.deadline = Deadline.after(MAX_BUILD_S)
         self.environment = {**ENVIRONMENT, **_FIXED}
+        #: Settings that the lab asks for, and that the tree does not know.
+        self.left_out: tuple[str, ...] = ()
 
     def run(self, state: str, fill: Callable[[Path], None]) -> None:
         """Do all steps.
@@ -265,10 +275,27 @@ class Build:
         overruled: set[str] = set()
         for fragment in reversed(self.fragments):
             wanted = parse_config(fragment.read_text().splitlines())
-            lost = find_lost({name: wanted[name] for name in wanted if name not in overruled}, got)
-            if lost:
-                raise BuildError(f"kernel: Kconfig dropped what '{fragment}' asks for: {', '.join(lost)}")
+            wanted = {name: value for name, value in wanted.items() if name not in overruled}
+            self._check_kept(fragment, wanted, got)
             overruled |= set(wanted)
+
+    def _check_kept(self, fragment: Path, wanted: Mapping[str, str], got: Mapping[str, str]) -> None:
+        """Check that Kconfig kept what a fragment asks for.
+
+        :raise BuildError: it did not, and this is nothing that an older tree may lack
+        """
+        lost = {name for name in wanted if find_lost({name: wanted[name]}, got)}
+        unknown = find_unknown(lost, self.tree.source)
+        spared = unknown & read_optional() if fragment.is_relative_to(IMAGES) or fragment == ANY_CONFIG else frozenset()
+        if spared:
+            self.left_out = tuple(sorted({*self.left_out, *spared}))
+            self.progress(f"kernel: this tree does not know {', '.join(sorted(spared))}: left out")
+        missed = find_lost({name: value for name, value in wanted.items() if name not in spared}, got)
+        if missed:
+            told = (
+                f"; this tree's Kconfig does not know {', '.join(sorted(unknown - spared))}" if unknown - spared else ""
+            )
+            raise BuildError(f"kernel: Kconfig dropped what '{fragment}' asks for: {', '.join(missed)}{told}")
 
     def _compile(self) -> None:
         command = [*self._make(), f"-j{os.cpu_count() or 1}", *_TARGETS]

@@ -20,6 +20,8 @@ from lab.errors import HostError, UsageError
 from lab.host.paths import is_utf8
 
 ORIGIN: Final = "origin.json"
+#: Names of settings, one a line.
+LEFT_OUT: Final = "left-out"
 #: Of the hash over the tree's path, in the name of its copy.
 _PATH_DIGITS: Final = 16
 
@@ -39,10 +41,14 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnKernel(msgspec.Struct, frozen=True):
-    """A kernel in the cache, and what it was built from."""
+    """A kernel in the cache, and what it was built from.
+
+    :param left_out: settings that the lab asks for, and that the tree does not know
+    """
 
     kernel: Kernel
     origin: Origin
+    left_out: tuple[str, ...] = ()
 
 
 def build_own_kernel(tree: Path, patches: Path | None, fragment: Path | None, progress: Progress) -> OwnKernel:
@@ -71,10 +77,18 @@ def build_own_kernel(tree: Path, patches: Path | None, fragment: Path | None, pr
         log = find_log("kernel", key)
 
         def build(target: Path) -> None:
-            Build(kept, series, fragments, target, log, progress).run(make_key(*steps), _refuse)
+            work = Build(kept, series, fragments, target, log, progress)
+            work.run(make_key(*steps), _refuse)
             (target / ORIGIN).write_bytes(msgspec.json.encode(origin))
+            (target / LEFT_OUT).write_text("".join(f"{name}\n" for name in work.left_out))
 
-        return OwnKernel(read_entry(cached("kernel", key, build, progress)), origin)
+        built = read_entry(cached("kernel", key, build, progress))
+        return OwnKernel(built, origin, _read_left_out(built.folder))
+
+
+def _read_left_out(folder: Path) -> tuple[str, ...]:
+    path = folder / LEFT_OUT
+    return tuple(path.read_text().split()) if path.is_file() else ()
 
 
 def find_patches(folder: Path) -> tuple[Path, ...]:

@@ -124,4 +124,4 @@ def _build_own(
         print_json(present.describe_own_kernel(built))
     else:
         for name, value in present.describe_own_kernel(built).items():
-            out().print(f"{name:13} {value}")
+            out().print(f"{name:13} {', '.join(value) or 'nothing' if isinstance(value, list) else value}")

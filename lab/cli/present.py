@@ -78,6 +78,7 @@ def describe_own_kernel(own: OwnKernel) -> dict[str, object]:
         "commit": own.origin.commit,
         "dirty": own.origin.dirty,
         "source_sha256": own.origin.source_sha256,
+        "left_out": list(own.left_out),
     }
 
 

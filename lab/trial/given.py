@@ -44,8 +44,21 @@ class GivenKernel(msgspec.Struct, frozen=True, kw_only=True):
 def take_kernel(image: Path, vmlinux: Path) -> GivenKernel:
     """Check a user's kernel; nothing is built or booted for it yet.
 
+    :raise UsageError: as :func:`look_at_kernel`, or the kernel has no late loading whose parts can be told apart
+    """
+    given = look_at_kernel(image, vmlinux)
+    try:
+        find_landmarks(given.kernel, mechanisms_of(given.base.name))
+    except UsageError as error:
+        raise UsageError(f"kernel '{image}': {error}; 'lab landmarks' tells what was found") from error
+    return given
+
+
+def look_at_kernel(image: Path, vmlinux: Path) -> GivenKernel:
+    """Read a user's kernel, whose landmarks may be missing.
+
     :raise UsageError: a file is missing or is not what it should be, the two do not belong together, or the kernel has
-        no late loading whose parts can be told apart
+        no late loading
     """
     for what, path in (("kernel", image), ("vmlinux", vmlinux)):
         if not path.is_file():
@@ -55,7 +68,6 @@ def take_kernel(image: Path, vmlinux: Path) -> GivenKernel:
     match = _match(image, packed, vmlinux)
     try:
         base = recognise(kernel, packed.release)
-        find_landmarks(kernel, mechanisms_of(base.name))
     except UsageError as error:
         raise UsageError(f"kernel '{image}': {error}") from error
     return GivenKernel(image=image, vmlinux=vmlinux, packed=packed, match=match, kernel=kernel, base=base)

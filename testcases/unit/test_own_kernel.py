@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_linux import CODE, PATCH, write_tree
 
-from lab.build import own_kernel, snapshot
+from lab.build import kernel, own_kernel, snapshot
 from lab.build.own_kernel import OwnKernel, build_own_kernel
 from lab.build.snapshot import Snapshot
 from lab.errors import BuildError, UsageError
@@ -41,6 +41,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fragment = tmp_path / "any-config"
     fragment.write_text("CONFIG_SMP=y\n# CONFIG_MODULES is not set\n")
     monkeypatch.setattr(own_kernel, "ANY_CONFIG", fragment)
+    monkeypatch.setattr(kernel, "ANY_CONFIG", fragment)
+    monkeypatch.setattr(kernel, "OPTIONAL", tmp_path / "optional")
+    (tmp_path / "optional").write_text("")
     tree = tmp_path / "linux"
     write_tree(tree)
     (tree / "Makefile").write_text(VERSION + (tree / "Makefile").read_text())
@@ -294,6 +297,26 @@ def test_settings_that_are_not_there_or_lost_are_named(tree: Path, tmp_path: Pat
         build(tree, fragment=fragment)
     fragment.write_text("CONFIG_DROPPED_BY_KCONFIG=y\n")
     with pytest.raises(BuildError, match=r"mine\.config' asks for: CONFIG_DROPPED_BY_KCONFIG=y"):
+        build(tree, fragment=fragment)
+
+
+def test_a_setting_that_an_older_tree_does_not_know_is_left_out_and_said(tree: Path) -> None:
+    kernel.ANY_CONFIG.write_text("CONFIG_SMP=y\nCONFIG_DROPPED_LATER=y\n")
+    kernel.ANY_CONFIG.with_name("optional").write_text("# what came later\nCONFIG_DROPPED_LATER\n")
+    assert build(tree).left_out == ("CONFIG_DROPPED_LATER",)
+    assert build(tree).left_out == ("CONFIG_DROPPED_LATER",), "from the cache too"
+    (tree / "Kconfig").write_text("menuconfig DROPPED_LATER\n\tbool\n")
+    with pytest.raises(BuildError, match=r"any-config' asks for: CONFIG_DROPPED_LATER=y$"):
+        build(tree)
+
+
+def test_a_setting_of_the_users_own_that_a_tree_does_not_know_is_named(tree: Path, tmp_path: Path) -> None:
+    kernel.ANY_CONFIG.with_name("optional").write_text("CONFIG_DROPPED_LATER\n")
+    fragment = tmp_path / "mine.config"
+    fragment.write_text("CONFIG_DROPPED_LATER=y\n")
+    with pytest.raises(
+        BuildError, match=r"mine\.config' asks for: .*; this tree's Kconfig does not know CONFIG_DROPPED_LATER"
+    ):
         build(tree, fragment=fragment)
 
 
