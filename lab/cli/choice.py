@@ -24,11 +24,21 @@ def take_own(kernel: Path | None, vmlinux: Path | None) -> GivenKernel | None:
 
     :raise UsageError: one of the two is missing, or they are no kernel fit for trials
     """
-    if kernel is None and vmlinux is None:
+    if not check_pair(kernel, vmlinux):
         return None
-    if kernel is None or vmlinux is None:
-        raise UsageError("--kernel and --vmlinux go together: the one is booted, the other tells what is where in it")
+    assert kernel is not None
+    assert vmlinux is not None
     return take_kernel(kernel, vmlinux)
+
+
+def check_pair(kernel: Path | None, vmlinux: Path | None) -> bool:
+    """Say whether the user brings a kernel.
+
+    :raise UsageError: one of its two files is missing
+    """
+    if (kernel is None) != (vmlinux is None):
+        raise UsageError("--kernel and --vmlinux go together: the one is booted, the other tells what is where in it")
+    return kernel is not None
 
 
 def choose_scenario(axes: Axes, mechanism: str | None, own: GivenKernel | None) -> Scenario:

@@ -12,6 +12,7 @@ import typer
 from lab.cli.app import INTERRUPTED, LAB_FAULT, USAGE, Interrupted, complain
 from lab.cli.campaign import campaign
 from lab.cli.images import build, doctor
+from lab.cli.landmarks import landmarks
 from lab.cli.lists import mechanisms, scenarios
 from lab.cli.mutants import mutants
 from lab.cli.replays import explain, minimise, replay
@@ -41,6 +42,7 @@ COMMANDS = (
     bench,
     scenarios,
     mechanisms,
+    landmarks,
 )
 
 app = typer.Typer(

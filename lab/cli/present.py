@@ -107,14 +107,21 @@ def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
         },
         "evidence": record.evidence,
         "vmlinux_match": record.match,
+        "wait_region": record.wait_region,
+        "first_load": record.first_load,
     }
+
+
+def tell_seed(seed: int, *, first_load: bool) -> str:
+    """Name the seed, but not as that of a plan that was never begun."""
+    return f"first load, before the plan of seed {seed}" if first_load else f"seed {seed}"
 
 
 def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
     """Return one trial's verdict for a terminal."""
     head = Text.assemble(
         (record.label, _UNASKED_STYLE if record.without_nmis else _OUTCOME_STYLE[verdict.outcome]),
-        f"  {record.mechanism} {record.topology} seed {record.seed}: {clean(verdict.reason)}",
+        f"  {record.mechanism} {record.topology} {tell_seed(record.seed, first_load=record.first_load)}: {clean(verdict.reason)}",
     )
     table = make_table("invariant", "finding", "why")
     for invariant in verdict.invariants:

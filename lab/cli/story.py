@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lab.cli.present import clean, make_table
+from lab.cli.present import clean, make_table, tell_seed
 from lab.report.story import LAB, Row, Story
 from lab.report.text import format_us
 from lab.spec.evidence import Evidence
@@ -37,7 +37,8 @@ def describe_story(story: Story, verdict: Verdict) -> dict[str, object]:
 def make_story_view(story: Story, evidence: Evidence, verdict: Verdict) -> RenderableType:
     """Return the story for a terminal of 80 columns or more."""
     scenario = evidence.scenario
-    head = f"{verdict.label}  {scenario.mechanism} {scenario.topology} seed {evidence.plan.seed}"
+    seed = tell_seed(evidence.plan.seed, first_load=evidence.plan.first_load)
+    head = f"{verdict.label}  {scenario.mechanism} {scenario.topology} {seed}"
     parts: list[RenderableType] = [Text(f"{head}: {clean(verdict.reason)}"), Text("")]
     parts.append(_make_rows(story, evidence))
     if story.elsewhere:

@@ -49,6 +49,9 @@ DISTURBED = ("quiet", "harmless", "no-nmi-entry-in-window")
 #: Broken, it shows that a witness is wrong and not which, so it takes a trial its PASS without accusing the kernel.
 AGREEMENT = "witnesses-agree"
 
+#: In front of the reason of a trial that ended before its plan was begun.
+FIRST_LOAD = "in the first load of this guest, to which no NMIs were sent"
+
 
 def judge(evidence: Evidence) -> Verdict:
     """Judge one trial. Never raises on well-typed evidence; the same evidence always gives the same verdict."""
@@ -64,6 +67,8 @@ def judge(evidence: Evidence) -> Verdict:
     proven = count_proven(facts)
     counted = _count_nmis(facts, proven)
     outcome, reason = _conclude(facts, invariants, counted, proven)
+    if evidence.plan.first_load:
+        reason = f"{FIRST_LOAD}: {reason}"
     judged = _count_judged(facts)
     windows = len(evidence.oracle.windows) + max(0, evidence.oracle.windows_lost) if evidence.oracle is not None else 0
     return Verdict(

@@ -224,6 +224,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
         MSR, since it was booted
     :param interface: version of QEMU's plugin interface, 0 where that was not kept
     :param sees: what more than every QEMU this one showed
+    :param wait_region: functions in which the mechanism's waiting threads may be, by name
     """
 
     events: tuple[OracleEvent, ...]
@@ -237,6 +238,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     points_wrong: int = 0
     interface: int = 0
     sees: tuple[Sees, ...] = ()
+    wait_region: tuple[str, ...] = ()
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,12 +43,14 @@ class Plan(msgspec.Struct, frozen=True):
     :param stretch_us: per core, in microseconds
     :param injections: in order of time, then those of holds
     :param holds: where vCPUs are held meanwhile
+    :param first_load: it stands for the first load of its kind in a guest, which is without NMIs whatever its seed says
     """
 
     seed: int
     stretch_us: tuple[int, ...]
     injections: tuple[Injection, ...]
     holds: tuple[Hold, ...] = ()
+    first_load: bool = False
 
 
 def draw_plan(scenario: Scenario, seed: int) -> Plan:

@@ -263,6 +263,9 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     :param fractions: phase to how far into it random NMIs were set pending, 0 to 1, one for each that surely was; of
         many, a sample in which each is as likely as any other
     :param shots: phase to how many there were; empty in records of labs that kept the first ones and did not count
+    :param wait_region: functions in which its waiting threads could be, by name; what siblings executed outside of them
+        breaks ``quiet``
+    :param first_load: it is the first load of its kind in a guest, which is without NMIs; its plan was not begun
     :param bucket: what went wrong, in words that equal failures share; see lab/judge/bucket.py
     """
 
@@ -284,6 +287,8 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     fractions: dict[str, tuple[float, ...]] = {}
     bucket: str = ""
     shots: dict[str, int] = {}
+    wait_region: tuple[str, ...] = ()
+    first_load: bool = False
 
     @property
     def nmis_on_siblings(self) -> int:

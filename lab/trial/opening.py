@@ -69,7 +69,8 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
         made = OracleLink.create(run_dir, boot.topology, ring_records, cover_blocks=cover_blocks)
         link = stack.enter_context(made)
         landmarks = run_dir / "landmarks"
-        write_whole(landmarks, find_landmarks(kernel, mechanisms_of(boot.base)).to_text().encode())
+        found = find_landmarks(kernel, mechanisms_of(boot.base))
+        write_whole(landmarks, found.to_text().encode())
         handed = stack.enter_context(HandedFiles(choose_user(Accelerator.TCG)))
         spec = GuestSpec(
             qemu=images.qemu,
@@ -89,6 +90,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
             session = Session(
                 images=images,
                 kernel=kernel,
+                landmarks=found,
                 boot=boot,
                 machine=machine,
                 link=link,

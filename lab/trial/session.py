@@ -49,7 +49,7 @@ from lab.trial.siblings import SiblingSwitch
 from lab.trial.stall import ask_stalled
 from lab.witness.hold_places import find_holds
 from lab.witness.kernel import Kernel
-from lab.witness.landmarks import make_symboliser
+from lab.witness.landmarks import LandmarkSet, make_symboliser
 from lab.witness.oracle.link import OracleLink
 from lab.witness.oracle.reader import Symbolise
 
@@ -85,6 +85,7 @@ class Session:
         *,
         images: ImageSet,
         kernel: Kernel,
+        landmarks: LandmarkSet,
         boot: Boot,
         machine: Machine,
         link: OracleLink,
@@ -96,6 +97,7 @@ class Session:
         self._siblings = SiblingSwitch(machine.shell, boot.topology)
         self._images = images.describe(machine.qemu_version)
         self._kernel = kernel
+        self._landmarks = landmarks
         symbolise = make_symboliser(kernel, mechanisms_of(boot.base))
         # A load's cover is thousands of blocks, nearly all of them those of the load before.
         self._symbolise: Symbolise = functools.lru_cache(MAX_SYMBOLS)(symbolise)
@@ -149,7 +151,8 @@ class Session:
             # plan's times would miss it. One that is broken without any NMI is the trial's evidence all the same,
             # unless it was to be expected: then the plan itself shows it better.
             self._overhead[kind] = FIRST_OVERHEAD
-            still = Plan(seed=plan.seed, stretch_us=(0,) * self.topology.total_cores, injections=())
+            stretch_us = (0,) * self.topology.total_cores
+            still = Plan(seed=plan.seed, stretch_us=stretch_us, injections=(), first_load=True)
             first = self._run_load(scenario, still)
             ended_well = first.evidence.ending is Ending.COMPLETE
             surprising = expect_still(scenario).kind is not Expectation.CAUGHT
@@ -362,7 +365,8 @@ class _Trial:
     def collect(self, ending: Ending, reason: str) -> Kept:
         """Bring all evidence together, also when the guest is gone."""
         self.link.disarm()
-        oracle = self.session.collect_oracle()
+        wait_region = self.session._landmarks.list_functions(self.scenario.mechanism)
+        oracle = msgspec.structs.replace(self.session.collect_oracle(), wait_region=wait_region)
         console = self.machine.console.part(self.console_mark)
         self.raw["console.log"] = "".join(f"{line}\n" for line in console.lines).encode()
         timings = Timings(

@@ -111,7 +111,10 @@ class _Closing:
         while self.coming:
             self._follow(self.coming.pop(0))
         held = sorted(self.held.values(), key=lambda each: (each.start, each.end))
-        left_out = sorted(self.left_out.values(), key=lambda each: (each.by, each.name))
+        names = {each.name for each in held}
+        left_out = sorted(
+            (each for each in self.left_out.values() if each.name not in names), key=lambda each: (each.by, each.name)
+        )
         return WaitRegion(tuple(held), tuple(left_out))
 
     def _declare(self, stretch: Stretch, start: int, end: int) -> None:

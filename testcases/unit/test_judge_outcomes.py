@@ -569,3 +569,13 @@ def test_an_oracle_that_takes_a_thread_for_another_accuses_nobody() -> None:
 
     assert verdict.outcome is Outcome.INVALID
     assert "the oracle saw vCPU 0 update core 0, the rendezvous state says CPU 1" in verdict.reason
+
+
+@pytest.mark.parametrize("ending", [Ending.COMPLETE, Ending.PANIC])
+def test_a_first_load_without_nmis_is_told_as_such(ending: Ending) -> None:
+    """Its seed is that of a plan that was never begun."""
+    evidence = added(EventKind.OUTSIDE, symbol="exc_nmi+0x5") if ending is Ending.COMPLETE else crash(ending)
+    told = judge(evidence)
+    first = judge(change(evidence, "plan.first_load", True))
+    assert first.outcome is told.outcome is not Outcome.PASS
+    assert first.reason == f"in the first load of this guest, to which no NMIs were sent: {told.reason}"
