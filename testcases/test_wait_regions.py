@@ -5,12 +5,13 @@ import capstone
 import pytest
 from capstone import CsInsn
 
-from conftest import find_kernel
+from conftest import find_images, find_kernel
 from lab.spec.mechanism import Mechanism
 from lab.spec.mechanisms import MECHANISMS, STOCK_MECHANISMS, find_mechanism
 from lab.spec.places import Copied, CopiedStretch
 from lab.spec.topology import MAX_VCPUS
-from lab.witness.kernel import Kernel
+from lab.witness.closure import WaitRegion, close_region
+from lab.witness.kernel import Kernel, read_kernel
 from lab.witness.landmarks import find_landmarks, make_symboliser
 from lab.witness.places import find_copies, find_places, find_stretch
 
@@ -19,10 +20,37 @@ pytestmark = pytest.mark.e2e
 #: Those that have one: without a rendezvous nobody waits.
 WAITING = [mechanism for mechanism in (*MECHANISMS, *STOCK_MECHANISMS) if mechanism.landmarks.wait_region]
 
+#: Told here once more: the rule that keeps hazards out of a region must not be what says that there are none.
 HAZARDS = {
-    "rdmsr", "wrmsr", "iret", "iretd", "iretq", "rsm", "monitor", "mwait", "cpuid", "swapgs", "rdgsbase", "wrgsbase",
-    "rdfsbase", "wrfsbase", "hlt", "wbinvd", "verw",
+    "rdmsr", "wrmsr", "iret", "iretd", "iretq", "rsm", "monitor", "mwait", "monitorx", "mwaitx", "cpuid", "swapgs",
+    "rdgsbase", "wrgsbase", "rdfsbase", "wrfsbase", "hlt", "wbinvd", "verw",
 }  # fmt: skip
+
+#: What delays a thread, on these kernels; the delay is one of the last, as the CPU has it.
+DELAYS = {
+    "__const_udelay", "touch_softlockup_watchdog", "delay_loop", "delay_tsc", "delay_halt", "delay_halt_tpause",
+}  # fmt: skip
+OUTSIDE_NMIS = {"__reload_late", "__wait_for_cpus", *DELAYS}
+IN_NMIS = {"mclab_nmi_call_in", "mclab_nmi_load_sibling", "mclab_nmi_wait_for_primary"}
+MAINLINE = {"microcode_offline_nmi_handler", "wait_for_cpus", "wait_for_ctrl"}
+#: All functions of each wait region, without the function that a path through it is in.
+FUNCTIONS = {
+    "stop-machine": OUTSIDE_NMIS,
+    "nmi-spin-as-posted": OUTSIDE_NMIS | {"mclab_spin_wait_loop"},
+    "nmi-spin": OUTSIDE_NMIS | {"mclab_spin_wait_loop", "mclab_spin_nmi_as_meant"},
+    "nmi-self": IN_NMIS,
+    "nmi-broadcast": IN_NMIS,
+    "nmi-siblings": IN_NMIS,
+    "park-hlt": {"mclab_park_hlt"},
+    "park-mwait": {"mclab_park_mwait"},
+    "init-sipi": {"mclab_init_park"},
+    "smi": {"mclab_smi_handler"},
+    "upstream": MAINLINE,
+    "stock-rendezvous": OUTSIDE_NMIS | {"_find_first_bit"},
+    "stock-nmi": MAINLINE,
+}
+#: Where the path of mainline's siblings may have been compiled into.
+PATHS = {"load_secondary_wait", "load_secondary", "microcode_update_handler", "microcode_nmi_handler"}
 
 #: A parked thread executes nothing behind the instruction that parks it.
 PARKS_IN_HLT = {"mclab_park_hlt", "mclab_init_park"}
@@ -43,19 +71,22 @@ LEAVES = {
 def list_instructions(kernel: Kernel, mechanism: Mechanism) -> list[tuple[str, CsInsn]]:
     """Return the instructions of a wait region, each with the name of its function, and check that they are all."""
     found: list[tuple[str, CsInsn]] = []
-    for stretch in mechanism.landmarks.wait_region:
-        if isinstance(stretch, CopiedStretch):
-            found += [(stretch.copies.template, each) for each in list_copied(kernel, stretch)]
-            continue
-        for start, end in find_stretch(kernel, stretch):
-            function = kernel.find_at(start)
-            assert function is not None
-            inside = [each for each in kernel.disassemble(function) if start <= each.address < end]
-            assert inside[0].address == start, function.name
-            # Padding behind the last instruction is no code; what the disassembler could not read would end it early.
-            assert end - (inside[-1].address + inside[-1].size) < 16
-            found += [(function.name, each) for each in inside]
+    copied = [stretch for stretch in mechanism.landmarks.wait_region if isinstance(stretch, CopiedStretch)]
+    for stretch in copied:
+        found += [(stretch.copies.template, each) for each in list_copied(kernel, stretch)]
+    for held in close(kernel, mechanism).held if not copied else ():
+        function = kernel.find_at(held.start)
+        assert function is not None
+        inside = [each for each in kernel.disassemble(function) if held.start <= each.address < held.end]
+        assert inside[0].address == held.start, function.name
+        # Padding behind the last instruction is no code; what the disassembler could not read would end it early.
+        assert held.end - (inside[-1].address + inside[-1].size) < 16
+        found += [(function.name, each) for each in inside]
     return found
+
+
+def close(kernel: Kernel, mechanism: Mechanism) -> WaitRegion:
+    return close_region(kernel, mechanism.landmarks.wait_region, mechanism.landmarks.wait_calls)
 
 
 def disassemble_handler(kernel: Kernel, template: str) -> list[CsInsn]:
@@ -88,6 +119,19 @@ def test_a_wait_region_holds_no_hazard(mechanism: Mechanism) -> None:
         assert each.mnemonic not in hazards, f"{name}: {each.mnemonic} {each.op_str}"
         if each.mnemonic == "mov":
             assert not {"cr3", "dr7"} & set(each.op_str.split(", ")), f"{name}: {each.mnemonic} {each.op_str}"
+
+
+@pytest.mark.parametrize("mechanism", WAITING, ids=lambda mechanism: mechanism.name)
+def test_a_closed_wait_region_holds_what_its_wait_needs_and_no_more(mechanism: Mechanism) -> None:
+    """One that grows would let a sibling go there in a window."""
+    region = close(find_kernel(mechanism.base), mechanism)
+    assert {name.split(".")[0] for name in region.functions} - PATHS == FUNCTIONS[mechanism.name]
+
+
+@pytest.mark.parametrize("mechanism", WAITING, ids=lambda mechanism: mechanism.name)
+def test_a_closed_wait_region_is_the_same_every_time(mechanism: Mechanism) -> None:
+    path = find_images(mechanism.base).vmlinux
+    assert close(read_kernel(path), mechanism) == close(find_kernel(mechanism.base), mechanism)
 
 
 @pytest.mark.parametrize("mechanism", WAITING, ids=lambda mechanism: mechanism.name)

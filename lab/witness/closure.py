@@ -211,20 +211,19 @@ class _Closing:
     def _reach(self, target: int, by: str, declared: bool) -> None:
         if any(held.start <= target < held.end for held in self.held.values()):
             return
-        code = self.kernel.find_code(target)
+        thunk = is_thunk(self.kernel, target)
+        code = self.kernel.find_label(target) if thunk else self.kernel.find_code(target)
         if code is None:
             self._leave_out(f"{target:#x}", by, "it is no code of vmlinux")
             return
-        why = self._why_not(code, target, declared)
+        why = "" if thunk else self._why_not(code, declared)
         if why:
             self._leave_out(code.name, by, why)
             return
         self.held[code.start] = Held(name=code.name, start=code.start, end=code.end, why=by)
         self.coming.append(_Stretch(code, code.start, code.end, False))
 
-    def _why_not(self, code: Function, target: int, declared: bool) -> str:
-        if is_thunk(self.kernel, target):
-            return ""
+    def _why_not(self, code: Function, declared: bool) -> str:
         why = why_excluded(self.kernel, code)
         if why:
             return why

@@ -197,6 +197,11 @@ class Kernel:
         there = self._code_at.get(address)
         return there[0] if there else self.find_at(address)
 
+    def find_label(self, address: int) -> Function | None:
+        """Return what follows the innermost label at an address: one of several thunks that share a symbol's size."""
+        there = self._code_at.get(address)
+        return min(there, key=lambda code: code.end) if there else self.find_at(address)
+
     def list_names(self, address: int) -> tuple[str, ...]:
         """Return all names of the code that begins at an address: a thunk has several."""
         return tuple(code.name for code in self._code_at.get(address, ()))
