@@ -2,7 +2,7 @@
 # The newcomer's way in; everything else is the lab command, .venv/bin/lab --help.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-hosts bench mutants judge-coverage
+.PHONY: help setup run test test-hosts test-kernels bench mutants judge-coverage
 
 help: ## Show this
 	@awk -F ': ## ' '/^[a-z-]+: ## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,10 @@ test: ## Set up and run all tests
 test-hosts: ## Run both commands above on a fresh Debian of its own, as root (RELEASE=bookworm: another than trixie)
 	@images/host/setup
 	images/host/test-hosts $(if $(RELEASE),--release $(RELEASE))
+
+test-kernels: ## Set up and try the judge on kernels as people build them: 12 builds, most of a day
+	@images/host/setup
+	.venv/bin/pytest -rA testcases/kernel_matrix.py
 
 bench: ## Set up and measure boot, trial and report times
 	@images/host/setup

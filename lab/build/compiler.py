@@ -13,15 +13,15 @@ LINKER = "ld"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "LC_ALL": "C", "TZ": "UTC"}
 
 
-def read_versions() -> tuple[str, ...]:
+def read_versions(compiler: str = COMPILER) -> tuple[str, ...]:
     """Return the first line that each tool prints about itself; Debian's names its package's version.
 
     :raise HostError: one does not run
     """
     versions = []
-    for tool in (COMPILER, LINKER):
+    for tool in (compiler, LINKER):
         try:
             versions.append(proc.run([tool, "--version"], env=ENVIRONMENT, deadline=Deadline.after(10)).splitlines()[0])
         except (HostError, IndexError) as error:
-            raise HostError(f"'{tool}' does not run; mend it with: apt-get install gcc binutils") from error
+            raise HostError(f"'{tool}' does not run; mend it with: apt-get install {compiler} binutils") from error
     return tuple(versions)

@@ -24,7 +24,7 @@ from lab.host.paths import IMAGES, find_cache
 #: What every kernel needs to serve trials.
 ANY_CONFIG = IMAGES / "kernels" / "any" / "config"
 #: Names of settings, one a line, that the lab's own fragments ask for and that a tree may lack.
-OPTIONAL = IMAGES / "kernels" / "any" / "optional"
+OPTIONAL = IMAGES / "kernels" / "optional"
 DEFAULT_BASE = "linux-6.1"
 
 #: One slow core needs about half an hour; whatever takes longer has hung.
@@ -48,7 +48,7 @@ _FIXED = {
     "LC_ALL": "C",
     "TZ": "UTC",
 }
-_ARGUMENTS = ("ARCH=x86_64", f"CC={COMPILER}")
+_ARCH = "ARCH=x86_64"
 _TARGETS = ("bzImage", "vmlinux")
 #: Raised whenever the steps below make another image of the same inputs.
 _RECIPE = "1"
@@ -82,6 +82,7 @@ class Recipe(msgspec.Struct, frozen=True):
     :param common: a fragment of configuration below that of the folder, None without one
     :param tree: names the tree that is kept between builds, the folder's name when empty
     :param extra: patches on top of those of the folder
+    :param compiler: gcc, or clang
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class Recipe(msgspec.Struct, frozen=True):
     common: Path | None = None
     tree: str = ""
     extra: tuple[Path, ...] = ()
+    compiler: str = COMPILER
 
     @property
     def fragments(self) -> tuple[Path, ...]:
@@ -135,7 +137,7 @@ def build_kernel(progress: Progress, base: str = DEFAULT_BASE, patch: Path | Non
 
 def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
     """Build a kernel, or find it in the cache; raises as :func:`build_kernel` does."""
-    unpatched = (hash_once(recipe.source), *describe_steps())
+    unpatched = (hash_once(recipe.source), *describe_steps(recipe.compiler))
     common = recipe.fragments[0].read_bytes()
     key = make_key(*unpatched, common, key_tree(recipe.folder), *(path.read_bytes() for path in recipe.extra))
     log = find_log("kernel", key)
@@ -144,19 +146,19 @@ def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
 
     def build(target: Path) -> None:
         with open_tree(recipe.tree or recipe.folder.name, progress) as tree:
-            work = Build(tree, recipe.patches, recipe.fragments, target, log, progress)
+            work = Build(tree, recipe.patches, recipe.fragments, target, log, progress, recipe.compiler)
             work.run(state, lambda source: work.unpack(recipe.source, source))
 
     return read_entry(cached("kernel", key, build, progress))
 
 
-def describe_steps() -> tuple[str, ...]:
+def describe_steps(compiler: str = COMPILER) -> tuple[str, ...]:
     """Return all that goes into every kernel beside source, patches and configuration, to be part of its key.
 
     :raise HostError: the compiler or the linker does not run
     """
     fixed = [f"{name}={value}" for name, value in sorted(_FIXED.items())]
-    return (_RECIPE, *read_versions(), *fixed, *_ARGUMENTS, *_TARGETS)
+    return (_RECIPE, *read_versions(compiler), *fixed, _ARCH, f"CC={compiler}", *_TARGETS)
 
 
 def read_entry(folder: Path) -> Kernel:
@@ -213,11 +215,13 @@ class Build:
         target: Path,
         log: Path,
         progress: Progress,
+        compiler: str = COMPILER,
     ) -> None:
         self.tree = tree
         self.patches = tuple(patches)
         self.fragments = tuple(fragments)
         self.target = target
+        self.compiler = compiler
         self.log = log
         self.progress = progress
         self.deadline = Deadline.after(MAX_BUILD_S)
@@ -329,7 +333,7 @@ class Build:
         shutil.copyfile(self.log, self.target / "build.log")
 
     def _make(self) -> list[str]:
-        return ["make", "-C", os.fspath(self.tree.source), f"O={self.tree.objects}", *_ARGUMENTS]
+        return ["make", "-C", os.fspath(self.tree.source), f"O={self.tree.objects}", _ARCH, f"CC={self.compiler}"]
 
     def _step(self, what: str, command: Sequence[str | os.PathLike[str]], cwd: Path | None = None) -> None:
         try:

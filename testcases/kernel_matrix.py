@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kernels as people build them: each source with each set of settings is judged as what it is.
+
+``make test-kernels`` runs it; ``make test`` does not, since each of its kernels takes minutes to build. Without NMIs no
+load may be accused; with NMIs the rendezvous before 6.7 must be caught, and the one since must not be accused.
+
+The sources are Debian's linux-source-VERSION.tar.xz, in /usr/src or in the folder that MCLAB_SOURCES names.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.build.images import ImageSet
+from lab.build.kernel import ANY_CONFIG, SOURCES, Recipe, build_recipe
+from lab.campaign.expectation import weigh_mechanism
+from lab.host.paths import IMAGES
+from lab.spec.expected import expect
+from lab.spec.mechanisms import mechanisms_of
+from lab.spec.plan import draw_plan
+from lab.spec.scenario import Scenario
+from lab.spec.verdict import Outcome, TrialRecord
+from lab.trial.given import GivenKernel, build_around, take_kernel
+from lab.trial.pool import WarmGuest
+from lab.trial.record import keep_trial
+
+VARIANTS = IMAGES / "kernels" / "variants"
+VERSIONS = ("5.10", "6.1", "6.12")
+#: By name, the folder with its settings, and the compiler.
+SETTINGS = {
+    "lab": (ANY_CONFIG.parent, "gcc"),
+    "mitigations": (VARIANTS / "mitigations", "gcc"),
+    "debug": (VARIANTS / "debug", "gcc"),
+    "clang": (ANY_CONFIG.parent, "clang"),
+}
+CELLS = [(version, settings) for version in VERSIONS for settings in SETTINGS]
+#: Trials that show something, of each cell without NMIs and with them.
+SHOWN = 20
+#: On a crowded host some are INVALID; so many tries, and the host is not fit.
+MAX_TRIES = 60
+NMIS = 8
+
+pytestmark = pytest.mark.timeout(3 * 3600)
+
+
+@functools.cache
+def find_cell(version: str, settings: str) -> tuple[GivenKernel, ImageSet]:
+    """Build one kernel, or find it in the cache, and take it as a user's."""
+    folder, compiler = SETTINGS[settings]
+    name = f"linux-source-{version}.tar.xz"
+    source = next((path for path in (_find_sources() / name, SOURCES / name) if path.is_file()), None)
+    assert source is not None, f"'{name}' is neither in '{SOURCES}' nor in the folder that MCLAB_SOURCES names"
+    common = None if folder == ANY_CONFIG.parent else ANY_CONFIG
+    tree = f"matrix-{version}-{settings}"
+    built = build_recipe(Recipe(folder, source, common, tree=tree, compiler=compiler), print)
+    given = take_kernel(built.image, built.vmlinux)
+    return given, build_around(given, print)
+
+
+def _find_sources() -> Path:
+    return Path(os.environ.get("MCLAB_SOURCES", SOURCES))
+
+
+def run_trials(given: GivenKernel, images: ImageSet, scenario: Scenario, folder: Path) -> Iterator[TrialRecord]:
+    """Yield the records of trials, each with a seed of its own, until enough have shown something."""
+    shown = 0
+    with WarmGuest(images, given.kernel, scenario.boot, print) as guest:
+        for seed in range(1, MAX_TRIES + 1):
+            kept = guest.run_trial(scenario, draw_plan(scenario, seed))
+            _, record = keep_trial(folder / f"trial-{seed:03}", kept, seed, f"trial-{seed:03}")
+            yield record
+            shown += record.outcome is not Outcome.INVALID
+            if shown == SHOWN:
+                return
+    pytest.fail(f"{shown} of {MAX_TRIES} trials showed anything: the host is not fit")
+
+
+@pytest.mark.parametrize("nmis", [0, NMIS])
+@pytest.mark.parametrize(("version", "settings"), CELLS)
+def test_each_kernel_is_judged_as_what_it_is(version: str, settings: str, nmis: int, tmp_path: Path) -> None:
+    given, images = find_cell(version, settings)
+    (mechanism,) = mechanisms_of(given.base.name)
+    scenario = Scenario(mechanism=mechanism.name, nmis=nmis)
+    scenario.check()
+    records = [each for each in run_trials(given, images, scenario, tmp_path) if each.outcome is not Outcome.INVALID]
+    accused = [each.reason for each in records if each.outcome is not Outcome.PASS]
+    if not nmis:
+        assert accused == []
+    result = weigh_mechanism(mechanism.name, expect(scenario), records)
+    assert result.met, (result.reason, accused)
