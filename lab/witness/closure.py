@@ -182,9 +182,11 @@ class _Closing:
             if register is not None
             else read_operand(state, instruction, instruction.operands[0])
         )
-        yield from self._resolve(instruction, values, declared)
+        yield from self._resolve(instruction, register or instruction.op_str, values, declared)
 
-    def _resolve(self, instruction: Instruction, values: Values, declared: bool) -> Iterator[tuple[int, str]]:
+    def _resolve(
+        self, instruction: Instruction, pointer: str, values: Values, declared: bool
+    ) -> Iterator[tuple[int, str]]:
         """Yield all functions that a pointer can hold.
 
         Of the mechanism's own stretches, which have the primary's way in them too, one that cannot be told leads out.
@@ -194,7 +196,7 @@ class _Closing:
         at = self.kernel.symbolise(int(instruction.address))
         try:
             if values is None:
-                raise UsageError(f"what the pointer '{instruction.op_str}' holds cannot be told")
+                raise UsageError(f"what the pointer '{pointer}' holds cannot be told")
             for value in values:
                 if not isinstance(value, Loaded):
                     yield value, ""
