@@ -16,6 +16,7 @@ import pytest
 
 from lab.build.images import ImageSet
 from lab.build.kernel import ANY_CONFIG, SOURCES, Recipe, build_recipe
+from lab.build.qemu import find_qemu
 from lab.campaign.expectation import weigh_mechanism
 from lab.host.paths import IMAGES
 from lab.spec.expected import expect
@@ -54,10 +55,11 @@ def find_cell(version: str, settings: str) -> tuple[GivenKernel, ImageSet]:
     source = next((path for path in (_find_sources() / name, SOURCES / name) if path.is_file()), None)
     assert source is not None, f"'{name}' is neither in '{SOURCES}' nor in the folder that MCLAB_SOURCES names"
     common = None if folder == ANY_CONFIG.parent else ANY_CONFIG
-    tree = f"matrix-{version}-{settings}"
+    # With the lab's settings it is the kernel that the other tests call unpatched.
+    tree = f"linux-{version}" if settings == "lab" else f"matrix-{version}-{settings}"
     built = build_recipe(Recipe(folder, source, common, tree=tree, compiler=compiler), print)
     given = take_kernel(built.image, built.vmlinux)
-    return given, build_around(given, print)
+    return given, build_around(given, print, find_qemu())
 
 
 def _find_sources() -> Path:
