@@ -276,7 +276,12 @@ def _read_memo(path: Path) -> _Memo | None:
 
 
 def _read_memos() -> Iterator[_Memo]:
-    for path in sorted(make_folder(_PROBES).glob("[!.]*")):
+    try:
+        paths = sorted(make_folder(_PROBES).glob("[!.]*"))
+    except HostError:
+        # A host without a usable cache is told so by whoever needs it.
+        return
+    for path in paths:
         memo = _read_memo(path)
         if memo is not None:
             yield memo

@@ -4,6 +4,7 @@
 It comes with all its libraries and the loader that belongs to them, so a host may be older or newer than it is.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,8 +68,10 @@ def build_qemu(release: str, progress: Progress) -> Path:
 
 
 def list_fetched() -> tuple[Path, ...]:
-    """Return the programs of all QEMUs that were fetched."""
-    folders = (make_folder(_KIND), _SYSTEM_CACHE / _KIND)
+    """Return the programs of all QEMUs that were fetched; a cache that cannot be used has none."""
+    folders = [_SYSTEM_CACHE / _KIND]
+    with contextlib.suppress(HostError):
+        folders.insert(0, make_folder(_KIND))
     return tuple(path for folder in folders for path in sorted(folder.glob(f"[!.]*/{NAME}")))
 
 
