@@ -4,18 +4,18 @@
 ``make test-kernels`` runs it; ``make test`` does not, since each of its kernels takes minutes to build. Without NMIs no
 load may be accused; with NMIs the rendezvous before 6.7 must be caught, and the one since must not be accused.
 
-The sources are Debian's linux-source-VERSION.tar.xz, in /usr/src or in the folder that MCLAB_SOURCES names.
+The sources are Debian's, as the lab finds them for its own kernels.
 """
 
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.build.images import ImageSet
-from lab.build.kernel import ANY_CONFIG, SOURCES, Recipe, build_recipe
+from lab.build.kernel import ANY_CONFIG, Recipe, build_recipe
+from lab.build.kernel_source import find_source
 from lab.build.qemu import find_qemu
 from lab.campaign.expectation import weigh_mechanism
 from lab.host.paths import IMAGES
@@ -51,19 +51,13 @@ pytestmark = pytest.mark.timeout(3 * 3600)
 def find_cell(version: str, settings: str) -> tuple[GivenKernel, ImageSet]:
     """Build one kernel, or find it in the cache, and take it as a user's."""
     folder, compiler = SETTINGS[settings]
-    name = f"linux-source-{version}.tar.xz"
-    source = next((path for path in (_find_sources() / name, SOURCES / name) if path.is_file()), None)
-    assert source is not None, f"'{name}' is neither in '{SOURCES}' nor in the folder that MCLAB_SOURCES names"
+    source = find_source(f"linux-{version}", print)
     common = None if folder == ANY_CONFIG.parent else ANY_CONFIG
     # With the lab's settings it is the kernel that the other tests call unpatched.
     tree = f"linux-{version}" if settings == "lab" else f"matrix-{version}-{settings}"
     built = build_recipe(Recipe(folder, source, common, tree=tree, compiler=compiler), print)
     given = take_kernel(built.image, built.vmlinux)
     return given, build_around(given, print, find_qemu())
-
-
-def _find_sources() -> Path:
-    return Path(os.environ.get("MCLAB_SOURCES", SOURCES))
 
 
 def run_trials(given: GivenKernel, images: ImageSet, scenario: Scenario, folder: Path) -> Iterator[TrialRecord]:

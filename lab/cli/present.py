@@ -119,9 +119,10 @@ def tell_seed(seed: int, *, first_load: bool) -> str:
 
 def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
     """Return one trial's verdict for a terminal."""
+    seed = tell_seed(record.seed, first_load=record.first_load)
     head = Text.assemble(
         (record.label, _UNASKED_STYLE if record.without_nmis else _OUTCOME_STYLE[verdict.outcome]),
-        f"  {record.mechanism} {record.topology} {tell_seed(record.seed, first_load=record.first_load)}: {clean(verdict.reason)}",
+        f"  {record.mechanism} {record.topology} {seed}: {clean(verdict.reason)}",
     )
     table = make_table("invariant", "finding", "why")
     for invariant in verdict.invariants:
