@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which NMI entry took which causes: what ``lab explain`` and the landings tell. No invariant depends on it."""
+"""Which NMI entry took which causes: the one attribution for all that is reported. No invariant depends on it."""
 
 from dataclasses import dataclass
 

@@ -5,16 +5,18 @@ from typing import Final
 
 from lab.judge.clocks import GuestSpan, find_cycles_per_us, find_offset, find_rate, find_updates, find_waits
 from lab.judge.facts import Facts, to_us
-from lab.judge.nmis import explain
 from lab.spec.evidence import OracleEvent
-from lab.spec.verdict import Durations, Span
+from lab.spec.verdict import Durations, Landing, Span
 
 #: Of a rate in kHz: a load of a tenth of a second tells no more.
 KHZ_DIGITS: Final = 3
 
 
-def find_durations(facts: Facts) -> Durations:
-    """Fill in what the evidence gives; what it does not stays empty."""
+def find_durations(facts: Facts, landings: tuple[Landing, ...]) -> Durations:
+    """Fill in what the evidence gives; what it does not stays empty.
+
+    :param landings: of the same trial: they say which entry took which NMI
+    """
     offset = find_offset(facts)
     cycles_per_us, rate = find_cycles_per_us(facts), find_rate(facts)
     known = offset if offset is not None and offset.possible else None
@@ -28,9 +30,7 @@ def find_durations(facts: Facts) -> Durations:
         ),
         host_holds_us=_find_holds(facts),
         host_nmi_delay_us=tuple(
-            Span(who=vcpu, us=to_us(entry.mono_ns - sent.send_ns))
-            for vcpu in facts.vcpus
-            for entry, sent in explain(facts, vcpu).taken
+            Span(who=landing.vcpu, us=landing.delay_us) for landing in landings if landing.delay_us is not None
         ),
         guest_waits_us=_measure(find_waits(facts), cycles_per_us),
         guest_updates_us=_measure(find_updates(facts), cycles_per_us),

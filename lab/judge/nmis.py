@@ -25,7 +25,7 @@ from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.starvation import why_starved
 from lab.spec.base import Witness
-from lab.spec.evidence import EventKind, OracleEvent, Sent
+from lab.spec.evidence import EventKind, OracleEvent
 from lab.spec.verdict import Invariant, Proof
 
 
@@ -36,7 +36,6 @@ class VcpuNmis:
     :param sent: of the plan's, those that reached it or may have
     :param self_sent: of the mechanism's own
     :param backtraces: entries that are put down to a backtrace alone
-    :param taken: pairs of an entry and the plan's NMI that it is put down to
     :param spurious: entries that no cause is left for
     :param lost: causes that no entry follows
     :param hidden: causes that no entry follows but the last, which the sentinel explains as well
@@ -51,7 +50,6 @@ class VcpuNmis:
     self_sent: int
     backtraces: int
     entries: int
-    taken: tuple[tuple[OracleEvent, Sent], ...]
     spurious: tuple[OracleEvent, ...]
     lost: tuple[Cause, ...]
     hidden: tuple[Cause, ...]
@@ -72,7 +70,6 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
     lost = tuple(cause for cause in causes if cause.first >= len(entries) and not cause.optional)
     coming = sorted((one.first, one.last, index) for index, one in enumerate(causes) if one.first < len(entries))
     open_causes: list[tuple[int, int]] = []
-    taken: list[tuple[OracleEvent, Sent]] = []
     spurious: list[OracleEvent] = []
     owned: dict[int, int] = {}
     position = 0
@@ -85,11 +82,7 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
         if not open_causes:
             spurious.append(entry)
             continue
-        index = heapq.heappop(open_causes)[1]
-        owned[index] = number
-        sent = causes[index].sent
-        if sent is not None and sent not in sentinels:
-            taken.append((entry, sent))
+        owned[heapq.heappop(open_causes)[1]] = number
     self_sent = sum(cause.sent is None and not cause.is_backtrace for cause in causes)
     owners, shared = attribute(entries, causes, owned)
     backtraces = sum(cause.is_backtrace for _, cause in owners)
@@ -101,7 +94,6 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
         self_sent=self_sent,
         backtraces=backtraces,
         entries=len(entries),
-        taken=tuple(taken),
         spurious=tuple(spurious),
         lost=lost,
         hidden=_find_hidden(facts, vcpu, causes, entries),

@@ -70,15 +70,16 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.plan.first_load:
         reason = f"{FIRST_LOAD}: {reason}"
     judged = _count_judged(facts)
+    landings = find_landings(facts)
     windows = len(evidence.oracle.windows) + max(0, evidence.oracle.windows_lost) if evidence.oracle is not None else 0
     return Verdict(
         outcome=outcome,
         reason=reason,
         invariants=invariants,
-        durations=find_durations(facts),
+        durations=find_durations(facts, landings),
         nmis=counted,
         windows_judged=judged,
-        landings=find_landings(facts),
+        landings=landings,
         accounts=find_accounts(facts),
         entries=find_entries(facts),
         windows_unseen=windows - judged,

@@ -9,7 +9,7 @@ from kept_evidence import FOLDER, KEPT, read_kept
 from lab.judge import judge
 from lab.judge.verdict import INVARIANTS
 from lab.spec.mechanisms import MECHANISMS
-from lab.spec.verdict import Outcome
+from lab.spec.verdict import Outcome, Verdict
 
 #: Large enough for a load on two cores that went wrong; the repository keeps them for ever.
 MAX_FOLDER_BYTES = 40 * 1024
@@ -67,3 +67,14 @@ def test_no_nmi_is_put_down_to_an_entry_before_that_of_one_that_was_acknowledged
         before, after = sent[one.nmi], sent[other.nmi]
         if one.vcpu == other.vcpu and 0 < before.reply_ns < after.send_ns:
             assert (one.entry_seq or one.shared_seq) <= (other.entry_seq or other.shared_seq), (one, other)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_durations_and_landings_tell_of_the_same_entries(name: str) -> None:
+    verdict = judge(read_kept(name))
+
+    assert tell_delays(verdict) == sorted((one.who, one.us) for one in verdict.durations.host_nmi_delay_us)
+
+
+def tell_delays(verdict: Verdict) -> list[tuple[int, float]]:
+    return sorted((each.vcpu, each.delay_us) for each in verdict.landings if each.delay_us is not None)
