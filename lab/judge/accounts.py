@@ -75,5 +75,5 @@ def _find_account(facts: Facts, vcpu: int) -> NmiAccount:
         entries=nmis.entries,
         unexplained=len(nmis.spurious),
         counted=counted,
-        closes=not nmis.spurious and not nmis.lost and counted == nmis.entries,
+        closes=not nmis.spurious and not nmis.lost and not nmis.passed and counted == nmis.entries,
     )

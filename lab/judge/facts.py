@@ -224,12 +224,15 @@ class Facts:
         """Return the lab's NMIs that surely reach a vCPU, in order: not those that may have met a masked LINT1."""
         return tuple(sent for sent in self.planned_to(vcpu) if not self.perhaps_masked(sent, vcpu))
 
+    def masks_lint1(self, vcpu: int) -> bool:
+        """Say whether the mechanism has a vCPU mask LINT1 while it waits."""
+        return vcpu in self._threads(self.mechanism.landmarks.lint1_masked_by, self.vcpus)
+
     def perhaps_masked(self, sent: Sent, vcpu: int) -> bool:
         """Say whether a broadcast may have met a masked LINT1: an offline thread's, or one that the mechanism masks."""
         if sent.vcpu == -1 and vcpu in self.offline:
             return True
-        maskers = self._threads(self.mechanism.landmarks.lint1_masked_by, self.vcpus)
-        if sent.vcpu != -1 or vcpu not in maskers or self.begin is None:
+        if sent.vcpu != -1 or not self.masks_lint1(vcpu) or self.begin is None:
             return False
         last = self.every_of_kind(EventKind.LOAD_END)[-1:]
         over = last and (self.repeat is None or last[0].seq > self.repeat.seq)

@@ -7,6 +7,7 @@ With more vCPUs than host cores a third of 1 ms windows held no sibling block at
 from dataclasses import dataclass
 
 from lab.judge.facts import Facts, Window
+from lab.judge.nmis import explain
 from lab.spec.evidence import Sent, SiblingView
 
 #: The shortest of the wait loops is two blocks; twice that shows the loop turning, not just being entered.
@@ -62,7 +63,7 @@ def count_proven(facts: Facts) -> Proven:
     """Count the plan's NMIs proven pending in a window: sent and acknowledged inside it, its siblings alive afterwards.
 
     An NMI to any thread of the core counts: whom it is aimed at is the plan's choice. QEMU sets the pending bit before
-    it replies (design section 5).
+    it replies (design section 5), but that it did shows only in what follows: the thread enters it as soon as it can.
     """
     siblings: set[Sent] = set()
     primaries: set[Sent] = set()
@@ -72,7 +73,7 @@ def count_proven(facts: Facts) -> Proven:
             continue
         for vcpu in facts.topology.threads_of(window.seen.core):
             inside = [sent for sent in facts.planned_to(vcpu) if _within(sent, window)]
-            reached = {sent for sent in inside if not facts.perhaps_masked(sent, vcpu)}
+            reached = explain(facts, vcpu).prompt.intersection(inside)
             if vcpu in window.siblings:
                 siblings |= reached
                 masked |= {sent for sent in inside if facts.surely_masked(sent, vcpu)}

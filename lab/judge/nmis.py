@@ -3,9 +3,10 @@
 
 A CPU has one pending bit (QEMU: CPU_INTERRUPT_NMI, domain section 4.5). Whatever sets it before the next entry is taken
 by that entry, so several causes may merge into one entry, but no entry comes without a cause and no cause without a
-later entry. A lost NMI and one that merged with the next look the same: so the lab's own is never called lost, and one
-that only its vCPU's sentinel follows is unseen. What shows is a vCPU that no longer takes any. A self-NMI is different:
-its vCPU runs on from there to the load's end outside of any NMI handler, so its entry comes before that end.
+later entry. A lost NMI and one that merged with the next look the same, unless the vCPU ran on in between where NMIs
+can enter (``arrival``): then none was pending. Whether it was lost or never sent, only another vCPU tells that took it;
+where none does, nothing is known of the kernel. One that only its vCPU's sentinel follows is unseen. A self-NMI is
+different: its vCPU runs on from there to the load's end outside of any NMI handler, so its entry comes before that end.
 
 The kernel itself sends NMIs for backtraces of other CPUs (sysrq-l, stalls, lockups). To which ones is not known: so
 each such sending is a cause that one later entry of each other vCPU may have and none needs to.
@@ -20,12 +21,13 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
+from lab.judge.arrival import Arrival, find_arrival
 from lab.judge.attribution import Cause, attribute
 from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.starvation import why_starved
 from lab.spec.base import Witness
-from lab.spec.evidence import EventKind, OracleEvent
+from lab.spec.evidence import EventKind, OracleEvent, Sent
 from lab.spec.verdict import Invariant, Proof
 
 
@@ -39,6 +41,10 @@ class VcpuNmis:
     :param spurious: entries that no cause is left for
     :param lost: causes that no entry follows
     :param hidden: causes that no entry follows but the last, which the sentinel explains as well
+    :param left: the plan's NMIs without which it left the load
+    :param passed: the same, and those after which it ran on where NMIs can enter, before the entry that follows
+    :param prompt: the plan's NMIs that it entered as soon as it could
+    :param causes: all of them
     :param merged: causes beyond one per entry, without backtraces, which may have been for others
     :param owners: pairs of an entry and the first cause that it is thought to have taken
     :param shared: pairs of a further cause and the entry that is thought to have taken it, too
@@ -53,6 +59,10 @@ class VcpuNmis:
     spurious: tuple[OracleEvent, ...]
     lost: tuple[Cause, ...]
     hidden: tuple[Cause, ...]
+    left: frozenset[Sent]
+    passed: tuple[Sent, ...]
+    prompt: frozenset[Sent]
+    causes: tuple[Cause, ...]
     merged: int
     owners: tuple[tuple[OracleEvent, Cause], ...]
     shared: tuple[tuple[Cause, OracleEvent], ...]
@@ -67,7 +77,46 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
     entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
     causes = _find_causes(facts, vcpu, entries)
     sentinels = facts.sentinels_to(vcpu)
-    lost = tuple(cause for cause in causes if cause.first >= len(entries) and not cause.optional)
+    arrival = find_arrival(facts, vcpu)
+    passed = _find_passed(arrival, causes)
+    owned, spurious = _match(entries, causes)
+    coming = [cause for cause in causes if cause.sent not in passed]
+    if passed and len((found := _match(entries, coming))[1]) == len(spurious):
+        owned = found[0]
+    else:
+        # One that no entry can do without was late.
+        coming = causes
+    owners, shared = attribute(entries, coming, owned)
+    self_sent = sum(cause.sent is None and not cause.is_backtrace for cause in causes)
+    backtraces = sum(cause.is_backtrace for _, cause in owners)
+    known = sum(cause.first < len(entries) and not cause.is_backtrace for cause in coming)
+    took = [*owners, *((entry, cause) for cause, entry in shared)]
+    return VcpuNmis(
+        vcpu=vcpu,
+        sent=sum(cause.sent is not None for cause in causes) - len(sentinels),
+        sentinels=len(sentinels),
+        self_sent=self_sent,
+        backtraces=backtraces,
+        entries=len(entries),
+        spurious=spurious,
+        lost=tuple(cause for cause in causes if cause.first >= len(entries) and not cause.optional),
+        hidden=_find_hidden(facts, vcpu, coming, entries),
+        left=frozenset(sent for sent in passed if arrival.has_left(sent)),
+        passed=passed,
+        prompt=frozenset(
+            cause.sent
+            for entry, cause in took
+            if cause.sent is not None and cause.sent not in passed and arrival.is_prompt(cause.sent, entry)
+        ),
+        causes=tuple(causes),
+        merged=known - (len(entries) - len(spurious) - backtraces),
+        owners=owners,
+        shared=shared,
+    )
+
+
+def _match(entries: tuple[OracleEvent, ...], causes: list[Cause]) -> tuple[dict[int, int], tuple[OracleEvent, ...]]:
+    """Return the number of the entry by index of the cause, as many as can be, and the entries that are left over."""
     coming = sorted((one.first, one.last, index) for index, one in enumerate(causes) if one.first < len(entries))
     open_causes: list[tuple[int, int]] = []
     spurious: list[OracleEvent] = []
@@ -79,28 +128,16 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
             position += 1
         while open_causes and open_causes[0][0] < number:
             heapq.heappop(open_causes)
-        if not open_causes:
+        if open_causes:
+            owned[heapq.heappop(open_causes)[1]] = number
+        else:
             spurious.append(entry)
-            continue
-        owned[heapq.heappop(open_causes)[1]] = number
-    self_sent = sum(cause.sent is None and not cause.is_backtrace for cause in causes)
-    owners, shared = attribute(entries, causes, owned)
-    backtraces = sum(cause.is_backtrace for _, cause in owners)
-    known = sum(cause.first < len(entries) and not cause.is_backtrace for cause in causes)
-    return VcpuNmis(
-        vcpu=vcpu,
-        sent=sum(cause.sent is not None for cause in causes) - len(sentinels),
-        sentinels=len(sentinels),
-        self_sent=self_sent,
-        backtraces=backtraces,
-        entries=len(entries),
-        spurious=tuple(spurious),
-        lost=lost,
-        hidden=_find_hidden(facts, vcpu, causes, entries),
-        merged=known - (len(entries) - len(spurious) - backtraces),
-        owners=owners,
-        shared=shared,
-    )
+    return owned, tuple(spurious)
+
+
+def _find_passed(arrival: Arrival, causes: list[Cause]) -> tuple[Sent, ...]:
+    planned = [one.sent for one in causes if one.sent is not None and one.sent.index >= 0 and not one.optional]
+    return tuple(sent for sent in planned if arrival.has_left(sent) or arrival.has_run_on(sent))
 
 
 def judge_delivered(facts: Facts) -> Invariant:
@@ -115,15 +152,15 @@ def judge_delivered(facts: Facts) -> Invariant:
         return unseen(name, facts.lost)
     proofs: list[Proof] = []
     doubts = [doubt] if (doubt := why_log_doubted(facts)) else []
-    for vcpu in facts.vcpus:
-        nmis = explain(facts, vcpu)
+    every = [explain(facts, vcpu) for vcpu in facts.vcpus]
+    for nmis in every:
         count_doubt = _why_count_doubted(facts, nmis)
         if count_doubt:
             doubts.append(count_doubt)
         if facts.evidence.guest is None or not count_doubt:
             proofs += _find_spurious(facts, nmis, doubts)
         if facts.complete and not count_doubt:
-            proofs += _find_lost(facts, nmis)
+            proofs += _find_lost(facts, nmis) + _find_dropped(facts, nmis, every)
         doubts += _why_delivery_doubted(facts, nmis)
     if proofs:
         return broken(name, proofs)
@@ -306,6 +343,30 @@ def _find_lost(facts: Facts, nmis: VcpuNmis) -> list[Proof]:
     return proofs
 
 
+def _find_dropped(facts: Facts, nmis: VcpuNmis, every: list[VcpuNmis]) -> list[Proof]:
+    """Find broadcasts that a vCPU left the load without, and another one's entries show to have been sent.
+
+    They do when more of them are left without a cause as soon as those broadcasts are not counted.
+    """
+    dropped = {sent for sent in nmis.left if sent.vcpu == -1}
+    if not dropped or why_log_doubted(facts):
+        return []
+    for other in every:
+        entries = facts.every_of_kind(EventKind.NMI_ENTRY, other.vcpu)
+        causes = [cause for cause in other.causes if cause.sent not in dropped]
+        taken = len(_match(entries, causes)[1]) > len(other.spurious)
+        if other.vcpu != nmis.vcpu and taken and not _why_count_doubted(facts, other):
+            reached = [cause.sent for cause in other.causes if cause.sent is not None and cause.sent in dropped]
+            return [_tell_dropped(nmis.vcpu, other.vcpu, sorted(sent.index for sent in reached))]
+    return []
+
+
+def _tell_dropped(vcpu: int, other: int, numbers: list[int]) -> Proof:
+    which = f"NMI {' or '.join(map(str, numbers))}"
+    taken = f"{'one of which' if len(numbers) > 1 else 'which'} vCPU {other} entered"
+    return Proof(text=f"vCPU {vcpu} never entered {which}, {taken}: it left the rendezvous without it", vcpu=vcpu)
+
+
 def _takes_no_nmi(facts: Facts, vcpu: int) -> bool:
     """Say whether an acknowledged sentinel was not entered."""
     entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
@@ -326,6 +387,12 @@ def _why_delivery_doubted(facts: Facts, nmis: VcpuNmis) -> list[str]:
     """Say why not every NMI to a vCPU is known to have been taken."""
     vcpu = nmis.vcpu
     doubts = [f"NMI {sent.index} was never acknowledged" for sent in facts.planned_to(vcpu) if not sent.reply_ns]
+    for sent in nmis.passed if facts.complete else ():
+        did = "left the rendezvous" if sent in nmis.left else "ran on where it can enter,"
+        doubts.append(
+            f"vCPU {vcpu} did not enter NMI {sent.index}, though it {did} after that was acknowledged: it was lost, or"
+            " never sent"
+        )
     if any(not sentinel.reply_ns for sentinel in facts.sentinels_to(vcpu)):
         doubts.append(f"the sentinel of vCPU {vcpu} was never acknowledged")
     if facts.complete and nmis.lost:

@@ -35,6 +35,7 @@ from lab.spec.evidence import (
     VcpuRunning,
     WindowSeen,
 )
+from lab.spec.mechanism import Expectation
 from lab.spec.mechanisms import find_mechanism
 from lab.spec.plan import Injection, Plan
 from lab.spec.scenario import Aim, Parking, Scenario, Siblings
@@ -54,6 +55,8 @@ RELEASE_AT_NS = 14 * MS
 END_AT_NS = 16 * MS
 SENTINEL_AT_NS = 17 * MS
 REPEAT_AT_NS = 25 * MS
+#: Whom, -1 for all, when sent, and when acknowledged.
+BROADCASTS = ((-1, 4 * MS, 5 * MS), (-1, 7 * MS, 8 * MS))
 #: Nobody waits for offline threads to leave: theirs may lie behind the load's end.
 OFFLINE_RELEASE_AT_NS = END_AT_NS + 100_000
 
@@ -133,11 +136,14 @@ class Step:
 
 @dataclass
 class Load:
-    """A late load to be told of: by default clean, without sentinels, with two broadcasts in both cores' windows."""
+    """A late load to be told of: by default clean, without sentinels, with two NMIs in both cores' windows.
+
+    They are broadcasts, but for where an NMI gets to siblings in a window: there they go to primaries.
+    """
 
     mechanism: str = "nmi-self"
     topology: Topology = field(default_factory=lambda: Topology(1, 2, 2))
-    sends: list[tuple[int, int, int]] = field(default_factory=lambda: [(-1, 4 * MS, 5 * MS), (-1, 7 * MS, 8 * MS)])
+    sends: list[tuple[int, int, int]] = field(default_factory=lambda: [*BROADCASTS])
     steps: list[Step] = field(default_factory=list)
     ending: Ending = Ending.COMPLETE
     sentinels: list[tuple[int, int, int]] = field(default_factory=list)
@@ -147,6 +153,10 @@ class Load:
     parking: Parking = Parking.HLT
 
     def __post_init__(self) -> None:
+        lets_in = find_mechanism(self.mechanism).expectation is Expectation.CAUGHT
+        if lets_in and self.sends == [*BROADCASTS]:
+            primaries = (*self.topology.primaries, *self.topology.primaries)
+            self.sends = [(vcpu, send, reply) for vcpu, (_, send, reply) in zip(primaries, BROADCASTS, strict=False)]
         if not self.steps:
             self._tell_clean_load()
 
@@ -289,8 +299,8 @@ class Load:
             self.add(at_ns + 500, EventKind.WAIT_LOOP, vcpu)
             self.add(RELEASE_AT_NS + 1_000 * vcpu, EventKind.RELEASE, vcpu)
             if any(whom in (-1, vcpu) for whom, _, _ in self.sends):
-                # Held back in the mechanism's handler, and merged: one entry after it.
-                self.add(RELEASE_AT_NS + 100_000 + 1_000 * vcpu, EventKind.NMI_ENTRY, vcpu)
+                # Held back, and merged: one entry after it.
+                self.add(self._entered_at_ns(vcpu), EventKind.NMI_ENTRY, vcpu)
         for core in range(self.topology.total_cores):
             primary, sibling = self.topology.threads_of(core)
             open_ns = self.open_ns(core)
@@ -298,6 +308,15 @@ class Load:
             self.add(open_ns, EventKind.IN_FLIGHT, sibling, symbol="" if self._left_alone(sibling) else WAIT_SYMBOL)
             self.add(open_ns + WINDOW_NS, EventKind.WINDOW_CLOSE, primary)
         self.add(END_AT_NS, EventKind.LOAD_END, 0)
+
+    def _entered_at_ns(self, vcpu: int) -> int:
+        """Return when a vCPU can enter what came in its core's window: behind its handler, its WRMSR or its stall."""
+        mechanism = find_mechanism(self.mechanism)
+        core = self.topology.core_of(vcpu)
+        primary = vcpu == self.topology.primary_of(core)
+        if mechanism.stalled or (primary and mechanism.landmarks.wait_loop == mechanism.landmarks.call_in):
+            return self.open_ns(core) + WINDOW_NS + 10_000 + 100 * vcpu
+        return RELEASE_AT_NS + 100_000 + 1_000 * vcpu
 
     def _left_alone(self, vcpu: int) -> bool:
         return vcpu in self.offline and not find_mechanism(self.mechanism).landmarks.offline_call_in

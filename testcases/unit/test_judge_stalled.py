@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from evidence_builder import MS, ORIGIN_NS, RELEASE_AT_NS, WINDOW_AT_NS, WINDOW_NS, Load, change
+from evidence_builder import MS, ORIGIN_NS, WINDOW_AT_NS, WINDOW_NS, Load, change
 
 from lab.judge import judge
 from lab.spec.evidence import BlockCount, EventKind, Evidence, Hazard, SiblingView
@@ -18,7 +18,7 @@ from lab.spec.verdict import Finding, Invariant, Outcome
 IDLE = "do_idle+0x40"
 IN_WINDOW_NS = WINDOW_AT_NS + MS
 #: When each vCPU of a clean load enters what was pending.
-LATE_ENTRIES = tuple(RELEASE_AT_NS + 100_000 + 1_000 * vcpu for vcpu in range(4))
+LATE_ENTRIES = tuple(WINDOW_AT_NS + WINDOW_NS + 10_000 + 1_000 * (vcpu // 2) + 100 * vcpu for vcpu in range(4))
 STRAY = BlockCount(pc=0xFFFFFFFF81002000, symbol="asm_exc_nmi+0x0", count=1, first_seq=0, last_seq=0, in_region=False)
 
 
