@@ -26,6 +26,9 @@ DEFAULT_FOLDERS = (
 LOADER_CONFIG = Path("/etc/ld.so.conf")
 
 _SHF_ALLOC = 0x2
+#: Elf64_Nhdr, see elf(5): sizes of name and descriptor, type; both follow, each filled up to four bytes.
+_NOTE = struct.Struct("<III")
+_NT_GNU_BUILD_ID = 3
 #: ``Linux version 6.1.2 (who@where) (compiler) #1 SMP ...`` (init/version.c); the compiler is not in a setup header.
 _BANNER = re.compile(rb"Linux version ([!-~]+ \([!-~]*\)) \([ -~]*\) (#[ -~]*)\n")
 
@@ -67,6 +70,23 @@ def read_build_id(source: BinaryIO) -> str:
     except (ELFError, ValueError, KeyError, AttributeError, struct.error):
         return ""
     return ""
+
+
+def parse_build_id(notes: bytes) -> str:
+    """Return the GNU build id in hex from an ELF note section, as /sys/kernel/notes is one; nothing without one."""
+    at = 0
+    while at + _NOTE.size <= len(notes):
+        name_bytes, desc_bytes, kind = _NOTE.unpack_from(notes, at)
+        name_at = at + _NOTE.size
+        desc_at = name_at + _align(name_bytes)
+        if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + name_bytes] == b"GNU\0":
+            return notes[desc_at : desc_at + desc_bytes].hex()
+        at = desc_at + _align(desc_bytes)
+    return ""
+
+
+def _align(size: int) -> int:
+    return (size + 3) & ~3
 
 
 def read_kernel_version(vmlinux: BinaryIO) -> str:

@@ -109,6 +109,7 @@ def describe_trial(verdict: Verdict, record: TrialRecord) -> dict[str, object]:
         "vmlinux_match": record.match,
         "wait_region": record.wait_region,
         "first_load": record.first_load,
+        "matched": verdict.matched,
     }
 
 
@@ -143,6 +144,7 @@ def make_trial_view(verdict: Verdict, record: TrialRecord) -> RenderableType:
         *_tell_clock(record),
         *((f"bucket: {clean(record.bucket)}",) if record.bucket else ()),
         *(f"when it stopped answering: {clean(line)}" for line in verdict.stall),
+        f"landmarks: {verdict.matched}",
         f"evidence: {record.evidence}",
     )
     return Group(head, Text(""), table, Text(""), *(Text(fact) for fact in facts))

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the oracle's account of a trial is whole, and its windows are where an update is.
+"""Whether the oracle's account of a trial is whole, its windows are where an update is, and it can be trusted at all.
 
 The oracle numbers its records without holes (design section 5), so a hole, a repetition or a window without its edges
 shows that something between the guest and the judge lost records. From then on nothing follows from an event's absence.
 Where a window does not close where its WRMSR leads, it is not known to be an update that it was opened by: then nothing
-follows from the records of updates, neither that one was disturbed nor how many there were.
+follows from the records of updates, neither that one was disturbed nor how many there were. An oracle that looked for
+the landmarks of another kernel, or took one thread for another, proves nothing at all, and nothing is judged by it.
 """
 
 from itertools import pairwise
 
+from lab.judge.finding import clean
 from lab.spec.evidence import EventKind, Evidence, OracleEvent, WindowSeen
 from lab.spec.topology import Topology
 
@@ -20,6 +22,9 @@ _NOT_ITS_OWN = (
     EventKind.HOLD_OVERRUN,
     EventKind.RESUMED,
 )
+
+#: Digits of a build id that a person is shown.
+_SHOWN = 12
 
 #: Of WRMSR, 0f 30, where no length was recorded: it ends its block, so the next one begins behind it.
 WRMSR_BYTES = 2
@@ -66,8 +71,6 @@ def why_lost(
     oracle = evidence.oracle
     if oracle is None:
         return "the oracle's evidence is missing"
-    if oracle.points_wrong:
-        return f"the landmarks are another kernel's: {oracle.points_wrong} of their WRMSR 0x79 are none in this one"
     if oracle.records_lost:
         return f"the oracle lost {oracle.records_lost} records"
     # The oracle keeps one window per core and trial, and counts those of a second load as lost (window.c).
@@ -81,7 +84,19 @@ def why_lost(
             return f"the oracle's records jump from {before.seq} to {after.seq}"
     if any(not -1 <= event.vcpu < topology.vcpus for event in events):
         return "the oracle's records name vCPUs that the guest does not have"
-    return _why_windows_lost(evidence, topology, events) or _why_mistaken(evidence, topology, repeat)
+    return _why_windows_lost(evidence, topology, events)
+
+
+def why_untrusted(evidence: Evidence, topology: Topology, repeat: OracleEvent | None) -> str:
+    """Say why the oracle's records are not those of this kernel and its threads; empty when nothing speaks for that."""
+    images, oracle = evidence.images, evidence.oracle
+    if images is not None and images.build_id and images.guest_build_id not in ("", images.build_id):
+        ours, theirs = clean(images.build_id)[:_SHOWN], clean(images.guest_build_id)[:_SHOWN]
+        return f"the landmarks are those of build {ours}, and the guest runs build {theirs}"
+    if oracle is not None and oracle.points_wrong:
+        wrong = oracle.points_wrong
+        return f"the landmarks do not match this kernel: at {wrong} of their addresses there is no WRMSR to MSR 0x79"
+    return _why_mistaken(evidence, topology, repeat)
 
 
 def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...]) -> str:

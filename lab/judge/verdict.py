@@ -7,6 +7,7 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, witnesses
+from lab.judge.account import why_untrusted
 from lab.judge.accounts import find_accounts, find_entries
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
@@ -43,8 +44,18 @@ INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
     "witnesses-agree": witnesses.judge_agreement,
 }
 
+_MATCHED_BY = {
+    Match.GUEST: "the build id read in the guest",
+    Match.BUILT: "being built with the kernel, before boot",
+    Match.BUILD_ID: "build id, before boot",
+    Match.VERSION: "version only, before boot",
+}
+
 #: What a mechanism gives up that is known to let NMIs through to a sibling.
 DISTURBED = ("quiet", "harmless", "no-nmi-entry-in-window")
+
+#: What is not seen of a trial whose lab failed early; how it failed is the verdict's reason.
+_NOT_BEGUN = "the lab failed before the load"
 
 #: Broken, it shows that a witness is wrong and not which, so it takes a trial its PASS without accusing the kernel.
 AGREEMENT = "witnesses-agree"
@@ -55,12 +66,25 @@ FIRST_LOAD = "in the first load of this guest, to which no NMIs were sent"
 
 def judge(evidence: Evidence) -> Verdict:
     """Judge one trial. Never raises on well-typed evidence; the same evidence always gives the same verdict."""
+    verdict = _judge_foreign(evidence) or _judge_load(evidence)
+    return msgspec.structs.replace(verdict, matched=_tell_match(evidence))
+
+
+def _judge_foreign(evidence: Evidence) -> Verdict | None:
+    """Judge a trial that has nothing to show; None when it has."""
     foreign = _why_foreign(evidence)
-    if foreign:
-        invariants = tuple(unseen(name, foreign) for name in INVARIANTS)
-        if evidence.ending is Ending.LAB:
-            return Verdict(outcome=Outcome.ERROR, reason=_lab_failed(evidence), invariants=invariants)
-        return Verdict(outcome=Outcome.INVALID, reason=foreign, invariants=invariants)
+    failed = evidence.ending is Ending.LAB
+    reason = _NOT_BEGUN if failed and not foreign and not _has_begun(evidence) else foreign
+    if not reason:
+        return None
+    return Verdict(
+        outcome=Outcome.ERROR if failed else Outcome.INVALID,
+        reason=_lab_failed(evidence) if failed else foreign,
+        invariants=tuple(unseen(name, reason) for name in INVARIANTS),
+    )
+
+
+def _judge_load(evidence: Evidence) -> Verdict:
     scenario = evidence.scenario
     facts = find_facts(evidence, scenario.topology, find_mechanism(scenario.mechanism))
     invariants = tuple(_require(facts, rule(facts)) for rule in INVARIANTS.values())
@@ -142,7 +166,7 @@ def _tell_nmis(facts: Facts, counted: NmiCount, proven: Proven) -> str:
 def _tell_what_is_missing(facts: Facts) -> str:
     images = facts.evidence.images
     missing = "" if facts.base.engine else f"; {NO_ENGINE}: not required were {', '.join(sorted(NEEDS_ENGINE))}"
-    if images is not None and images.match is Match.VERSION:
+    if images is not None and images.best_match is Match.VERSION:
         missing += "; that vmlinux is the kernel's was told by its version only"
     return missing
 
@@ -206,7 +230,19 @@ def _why_foreign(evidence: Evidence) -> str:
         or _why_aimed_amiss(evidence)
         or _why_other_siblings(evidence)
         or _why_not_one_load(evidence)
+        or why_untrusted(evidence, evidence.scenario.topology, find_repeat(evidence))
     )
+
+
+def _has_begun(evidence: Evidence) -> bool:
+    events = evidence.oracle.events if evidence.oracle is not None else ()
+    return any(event.kind is EventKind.LOAD_BEGIN for event in events)
+
+
+def _tell_match(evidence: Evidence) -> str:
+    if evidence.images is None:
+        return "no guest was booted"
+    return f"vmlinux matched by {_MATCHED_BY[evidence.images.best_match]}"
 
 
 def _why_aimed_amiss(evidence: Evidence) -> str:

@@ -432,6 +432,8 @@ class Match(enum.Enum):
     #: One build of the lab's made both.
     BUILT = "built together"
     BUILD_ID = "build id"
+    #: Build ids again, but the kernel's as it shows it while it runs: of several builds of one version only one has it.
+    GUEST = "build id read in the guest"
     #: Release, builder, number and time of the build are the same, and nothing else could be compared.
     VERSION = "version only"
 
@@ -439,6 +441,9 @@ class Match(enum.Enum):
 class Images(msgspec.Struct, frozen=True, kw_only=True):
     """What was booted, by content: SHA-256 in hex; QEMU and kernel by version.
 
+    :param match: how kernel and vmlinux were known to belong together before the boot
+    :param build_id: of the vmlinux that the landmarks come from, in hex; empty where it has none
+    :param guest_build_id: what the running kernel says of itself, empty where nobody asked or it does not say
     :param qemu_sha256: of QEMU's program; empty where that was not looked at
     :param plugin_interface: of QEMU, for which the oracle was built
     """
@@ -452,6 +457,13 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     match: Match = Match.BUILT
     qemu_sha256: str = ""
     plugin_interface: int = 1
+    build_id: str = ""
+    guest_build_id: str = ""
+
+    @property
+    def best_match(self) -> Match:
+        """How kernel and vmlinux are known to belong together, by the best that there is."""
+        return Match.GUEST if self.build_id and self.build_id == self.guest_build_id else self.match
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

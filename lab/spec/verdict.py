@@ -228,6 +228,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     :param accounts: one for each vCPU, none where the oracle lost records
     :param entries: of all vCPUs, in order, none where the oracle lost records
     :param stall: of a guest that stopped answering, where each vCPU was, one line each
+    :param matched: how the landmarks are known to be those of the kernel that ran, in words
     """
 
     outcome: Outcome = Outcome.INVALID
@@ -241,6 +242,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     accounts: tuple[NmiAccount, ...] = ()
     entries: tuple[NmiEntry, ...] = ()
     stall: tuple[str, ...] = ()
+    matched: str = ""
 
     @property
     def without_nmis(self) -> bool:

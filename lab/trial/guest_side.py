@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from lab.build.elf import parse_build_id
 from lab.errors import EvidenceError, GuestError
 from lab.guest.shell import GuestShell
 from lab.guest.text import clean_lines
@@ -33,6 +34,9 @@ NMI_LONGEST_NS: Final = 2_000_000_000
 
 #: Of 32 bits (MSR 0x8B).
 MAX_REVISION: Final = 0xFFFF_FFFF
+
+#: A kernel's notes are some 500 bytes.
+MAX_NOTES_BYTES: Final = 16 * 1024
 
 #: No trial needs more of dmesg; a guest may have more.
 MAX_DMESG_LINES: Final = 2_000
@@ -90,6 +94,11 @@ def prepare_guest(shell: GuestShell, boot: Boot, release: str, deadline: Deadlin
     _ask(shell, f"echo {NMI_LONGEST_NS} >/sys/kernel/debug/x86/nmi_longest_ns", deadline)
     _ask(shell, "dmesg -c >/dev/null", deadline)
     check_rate(clock, read_clock_later(shell, clock, deadline))
+
+
+def read_guest_build_id(shell: GuestShell, deadline: Deadline) -> str:
+    """Return the running kernel's build id in hex, empty where it does not show one."""
+    return parse_build_id(shell.run("cat /sys/kernel/notes", deadline).stdout[:MAX_NOTES_BYTES])
 
 
 def read_signature(shell: GuestShell, deadline: Deadline) -> tuple[int, int]:

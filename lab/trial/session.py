@@ -95,7 +95,6 @@ class Session:
         self.machine = machine
         self.base = find_base(boot.base)
         self._siblings = SiblingSwitch(machine.shell, boot.topology)
-        self._images = images.describe(machine.qemu_version)
         self._kernel = kernel
         self._landmarks = landmarks
         symbolise = make_symboliser(kernel, mechanisms_of(boot.base))
@@ -108,6 +107,11 @@ class Session:
         self.dump_mib = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
         guest_side.prepare_guest(machine.shell, boot, images.kernel_release, deadline)
+        self._images = msgspec.structs.replace(
+            images.describe(machine.qemu_version),
+            build_id=kernel.build_id,
+            guest_build_id=guest_side.read_guest_build_id(machine.shell, deadline),
+        )
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
         self._threads = machine.vcpu_threads(deadline)
 
@@ -202,6 +206,7 @@ class _Trial:
         self.deadline = Deadline.after(TRIAL_S)
         self.console_mark = self.machine.console.mark()
         self.raw: dict[str, bytes] = {}
+        self.armed = False
         self.injections: InjectionLog | None = None
         self.guest: GuestEvidence | None = None
         self.stall: Stall | None = None
@@ -223,6 +228,7 @@ class _Trial:
         dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session.base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
         session.arm_oracle(mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover)
+        self.armed = True
         try:
             load_errno = self._load()
             self._settle()
@@ -365,8 +371,8 @@ class _Trial:
     def collect(self, ending: Ending, reason: str) -> Kept:
         """Bring all evidence together, also when the guest is gone."""
         self.link.disarm()
-        wait_region = self.session._landmarks.list_functions(self.scenario.mechanism)
-        oracle = msgspec.structs.replace(self.session.collect_oracle(), wait_region=wait_region)
+        # Until it is armed the oracle has only the trial before to tell of.
+        oracle = self._collect_oracle() if self.armed else None
         console = self.machine.console.part(self.console_mark)
         self.raw["console.log"] = "".join(f"{line}\n" for line in console.lines).encode()
         timings = Timings(
@@ -393,6 +399,10 @@ class _Trial:
             stall=self.stall,
         )
         return Kept(evidence, self.raw)
+
+    def _collect_oracle(self) -> OracleEvidence:
+        wait_region = self.session._landmarks.list_functions(self.scenario.mechanism)
+        return msgspec.structs.replace(self.session.collect_oracle(), wait_region=wait_region)
 
 
 def _steal_ppm(before: object) -> int:
