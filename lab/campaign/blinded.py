@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mutants of the lab's own side, which are no patches: NMIs that are never sent, landmarks of another kernel."""
+"""Mutants of the lab's own side, which are no patches: NMIs that are not sent, landmarks of another kernel."""
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -31,6 +32,15 @@ NEVER_SENT: Final = Mutant(
     scenario=_SCENARIO,
     ends_in=Outcome.INVALID,
 )
+ONLY_LAST: Final = Mutant(
+    name="only-last-nmi-sent",
+    subject=Subject.LAB,
+    base=_BASE,
+    breaks="of each plan only the last NMI is sent, and the log says that all were",
+    caught_by=("nmis-delivered",),
+    scenario=_SCENARIO,
+    ends_in=Outcome.INVALID,
+)
 STALE_VMLINUX: Final = Mutant(
     name="stale-vmlinux",
     subject=Subject.LAB,
@@ -40,7 +50,7 @@ STALE_VMLINUX: Final = Mutant(
     scenario=_SCENARIO,
     ends_in=Outcome.INVALID,
 )
-LAB_MUTANTS: Final = (NEVER_SENT, STALE_VMLINUX)
+LAB_MUTANTS: Final = (NEVER_SENT, ONLY_LAST, STALE_VMLINUX)
 
 
 class _MuteInjector:
@@ -55,9 +65,31 @@ class _MuteInjector:
         return send_ns, time.monotonic_ns()
 
 
-def mute(machine: Machine) -> None:
-    """Have a guest's NMIs go nowhere."""
+class _LastInjector:
+    """Sends the last NMI of each plan of so many, and acknowledges the others."""
+
+    def __init__(self, machine: Machine, nmis: int) -> None:
+        self._real, self._mute = machine.broadcast, _MuteInjector(machine)
+        self._nmis = nmis
+        self._asked = 0
+
+    def inject(self, vcpu: int, deadline: Deadline | None = None) -> tuple[int, int]:
+        self._asked += 1
+        chosen = self._mute if self._asked % self._nmis else self._real
+        return chosen.inject(vcpu, deadline)
+
+
+def _mute(machine: Machine) -> None:
     machine.broadcast = _MuteInjector(machine)
+
+
+def _mute_all_but_last(machine: Machine) -> None:
+    machine.broadcast = _LastInjector(machine, _SCENARIO.nmis)
+
+
+def find_preparation(mutant: Mutant) -> Callable[[Machine], None] | None:
+    """Return what is to be done to each booted guest of a mutant, None where its guests are left as they are."""
+    return {NEVER_SENT.name: _mute, ONLY_LAST.name: _mute_all_but_last}.get(mutant.name)
 
 
 def read_stale(mutants: tuple[Mutant, ...], progress: Progress, qemu: Qemu) -> Kernel:

@@ -20,7 +20,7 @@ import msgspec
 from lab.build.cache import Progress
 from lab.build.images import build_images
 from lab.build.mutants import build_mutant, read_mutants
-from lab.campaign.blinded import LAB_MUTANTS, NEVER_SENT, STALE_VMLINUX, mute, on_control, read_stale
+from lab.campaign.blinded import LAB_MUTANTS, STALE_VMLINUX, find_preparation, on_control, read_stale
 from lab.errors import BuildError, UsageError
 from lab.spec.base import find_base
 from lab.spec.mutant import Mutant, Subject
@@ -140,9 +140,8 @@ def hunt(
     kernel = read_stale(read_mutants(), progress, qemu) if stale else read_kernel(images.vmlinux)
     built = time.monotonic()
     base = find_base(mutant.base).name
-    prepare = mute if mutant == NEVER_SENT else None
     outcomes: Counter[str] = Counter()
-    with WarmGuests({base: images}, {base: kernel}, progress, prepare) as guests:
+    with WarmGuests({base: images}, {base: kernel}, progress, find_preparation(mutant)) as guests:
         for index, scenario in enumerate(_list_scenarios(mutant, trials)):
             plan = draw_plan(scenario, derive_seed(seed, mutant.name, index))
             kept = guests.run_trial(scenario, plan)

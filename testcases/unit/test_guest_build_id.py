@@ -20,7 +20,9 @@ def note(name: bytes, kind: int, desc: bytes) -> bytes:
 GNU = note(b"GNU\0", 3, BUILD_ID)
 
 
-@pytest.mark.parametrize("before", [b"", note(b"Xen\0", 6, b"linux\0"), note(b"Linux\0", 3, b"salt") + note(b"", 1, b"")])
+@pytest.mark.parametrize(
+    "before", [b"", note(b"Xen\0", 6, b"linux\0"), note(b"Linux\0", 3, b"salt") + note(b"", 1, b"")]
+)
 def test_the_gnu_note_is_found_among_others(before: bytes) -> None:
     assert parse_build_id(before + GNU + note(b"Linux\0", 0x101, b"\0\0\0\0")) == BUILD_ID.hex()
 
