@@ -24,6 +24,10 @@ PROMPT_NS = 1_000_000
 #: translated yet. Whoever ran for longer was outside of them.
 RAN_NS = 5_000_000
 
+#: A vCPU that comes to where NMIs can enter is outside of every handler. It has been at its block for less than this,
+#: and what the host makes of it is told by the gaps.
+MARGIN_NS = 100_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
@@ -37,6 +41,7 @@ class Arrival:
         that end outside of any NMI handler
     :param end_seq: the record of that end
     :param entries: its NMI entries
+    :param outside: its records of where NMIs can enter
     """
 
     shut_ns: tuple[tuple[float, float], ...]
@@ -46,6 +51,7 @@ class Arrival:
     left_ns: float
     end_seq: float
     entries: tuple[OracleEvent, ...]
+    outside: tuple[OracleEvent, ...]
 
     def opens_ns(self, at_ns: int) -> float:
         """Return from when on an NMI can enter that is pending at a time; infinite where that was not seen."""
@@ -71,10 +77,13 @@ class Arrival:
         open_ns = self.opens_ns(sent.reply_ns)
         if not sent.reply_ns or open_ns == math.inf:
             return False
-        until_ns = min((one.mono_ns for one in self.entries if one.mono_ns >= sent.send_ns), default=math.inf)
+        entry = next((one for one in self.entries if one.mono_ns >= sent.send_ns), None)
+        until_ns, until_seq = (entry.mono_ns, entry.seq) if entry is not None else (math.inf, math.inf)
         begin_ns, end_ns = self.spins_ns
         # Of two gaps at least one block lies wholly between: an NMI is looked for before it begins.
         if min(until_ns, end_ns) - max(open_ns, begin_ns) > RAN_NS + 2 * self.gap_ns:
+            return True
+        if any(one.mono_ns - open_ns > MARGIN_NS + 2 * self.gap_ns and one.seq < until_seq for one in self.outside):
             return True
         return until_ns < math.inf and until_ns - open_ns > RAN_NS + self.waited_ns
 
@@ -94,6 +103,7 @@ def find_arrival(facts: Facts, vcpu: int) -> Arrival:
         left_ns=releases[-1].mono_ns if leaves else -math.inf,
         end_seq=facts.end.seq if facts.end is not None else math.inf,
         entries=facts.every_of_kind(EventKind.NMI_ENTRY, vcpu),
+        outside=_find_outside(facts, vcpu) if len(gaps_ns) == len(facts.vcpus) else (),
     )
 
 
@@ -128,6 +138,15 @@ def _list_own(landmarks: Landmarks) -> tuple[EventKind, ...]:
     if landmarks.self_nmi or landmarks.ipi_nmi:
         return EventKind.CALL_IN, EventKind.WAIT_LOOP
     return (EventKind.WAIT_LOOP,)
+
+
+def _find_outside(facts: Facts, vcpu: int) -> tuple[OracleEvent, ...]:
+    """Return the vCPU's records of the load that are outside of NMI handlers and SMM."""
+    marks = facts.mechanism.landmarks
+    kinds = [EventKind.LOAD_BEGIN, EventKind.SELF_NMI, EventKind.LOAD_END]
+    if EventKind.CALL_IN not in _list_own(marks) and not isinstance(marks.call_in, Copied):
+        kinds += [EventKind.CALL_IN, EventKind.WINDOW_OPEN, EventKind.RELEASE]
+    return tuple(event for event in facts.events if event.vcpu == vcpu and event.kind in kinds)
 
 
 def _pair(facts: Facts, vcpu: int, begins: tuple[OracleEvent, ...]) -> list[tuple[float, float]]:

@@ -2,7 +2,8 @@
 """Whether each invariant of the judge is needed: taken out, a test must go red (``make judge-coverage``).
 
 As a pytest plugin (``-p judge_coverage``) it replaces the rule that the environment names by one that always says
-*held*; as a program it runs the judge's tests so for each invariant, and first with none taken out.
+*held*; as a program it runs the judge's tests so for each invariant, and first with none taken out. The rules that
+several invariants, or the count of proven NMIs, rest on are taken out in the same way.
 """
 
 import concurrent.futures
@@ -17,6 +18,8 @@ from typing import Final
 import msgspec
 import pytest
 
+from lab.judge import arrival, nmis, verdict
+from lab.judge.arrival import Arrival
 from lab.judge.facts import Facts
 from lab.judge.finding import held
 from lab.judge.verdict import INVARIANTS
@@ -42,6 +45,8 @@ TESTS: Final = tuple(
         "judge_phases",
         "judge_accounts",
         "judge_attribution",
+        "judge_arrival",
+        "judge_untrusted",
         "judge_backtraces",
         "kept_evidence",
     )
@@ -49,6 +54,16 @@ TESTS: Final = tuple(
 #: The whole of them takes some ten seconds.
 MAX_S: Final = 300.0
 PROCESSES: Final = 2
+
+#: Other rules than invariants: where each is, and what says in its place that nothing is wrong.
+RULES: Final[dict[str, tuple[object, str, object]]] = {
+    "rule:has-left": (Arrival, "has_left", lambda *_: False),
+    "rule:has-run-on": (Arrival, "has_run_on", lambda *_: False),
+    "rule:is-prompt": (Arrival, "is_prompt", lambda *_: True),
+    "rule:dropped": (nmis, "_find_dropped", lambda *_: []),
+    "rule:outside": (arrival, "_find_outside", lambda *_: ()),
+    "rule:untrusted": (verdict, "why_untrusted", lambda *_: ""),
+}
 
 _FAILED = re.compile(r"^FAILED (.+?)(?: - .*)?$", re.MULTILINE)
 
@@ -74,8 +89,11 @@ def pytest_configure() -> None:
     name = os.environ.get(TAKEN_OUT, "")
     if not name:
         return
+    if name in RULES:
+        setattr(*RULES[name])
+        return
     if name not in INVARIANTS:
-        raise pytest.UsageError(f"{TAKEN_OUT} is '{name}': there are {', '.join(INVARIANTS)}")
+        raise pytest.UsageError(f"{TAKEN_OUT} is '{name}': there are {', '.join((*INVARIANTS, *RULES))}")
 
     def say_held(_: Facts) -> Invariant:
         return held(name, "taken out")
@@ -115,16 +133,17 @@ def main() -> int:
         sys.stdout.write(f"with no invariant taken out {whole.red} fails: mend that first\n")
         return 1
     sys.stdout.write(f"with no invariant taken out all tests are green ({whole.seconds:.1f} s)\n\n")
-    width = max(map(len, INVARIANTS))
+    names = (*INVARIANTS, *RULES)
+    width = max(map(len, names))
     sys.stdout.write(f"{'taken out':{width}} {'s':>5}  first red test\n")
     unneeded = 0
     with concurrent.futures.ThreadPoolExecutor(PROCESSES) as threads:
-        for tried in threads.map(try_without, INVARIANTS):
+        for tried in threads.map(try_without, names):
             unneeded += not tried.red
             shown = tried.red.removeprefix(f"{HERE.relative_to(ROOT)}/") or "NONE: all tests are green without it"
             sys.stdout.write(f"{tried.without:{width}} {tried.seconds:5.1f}  {shown}\n")
             sys.stdout.flush()
-    sys.stdout.write(f"\n{len(INVARIANTS) - unneeded} of {len(INVARIANTS)} invariants are needed by a test\n")
+    sys.stdout.write(f"\n{len(names) - unneeded} of {len(names)} invariants and rules are needed by a test\n")
     return 1 if unneeded else 0
 
 

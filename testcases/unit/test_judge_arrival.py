@@ -163,3 +163,15 @@ def test_a_hold_is_no_time_in_which_its_thread_ran() -> None:
     load.add(3 * MS, EventKind.HELD, 1).add(12 * MS, EventKind.LET_GO, 1)
 
     assert judge(load.watch().build()).nmis.proven_in_window == 1
+
+
+def test_a_thread_that_sends_itself_one_had_none_pending() -> None:
+    """The NMI came before: it cannot have merged with the self-NMI, by whose entry nothing of it is left."""
+    early = [(-1, -4 * MS, -4 * MS + 100_000), *EARLY]
+    entered = [RELEASE_AT_NS + 50_000]
+    delivered = find(tell_held(early, {0: entered, 1: entered}).watch().build())
+
+    assert delivered.finding is Finding.UNSEEN
+    assert "vCPU 0 did not enter NMI 0, though it ran on" in delivered.reason
+    at_once = tell_held(early, {0: [-4 * MS + 50_000, *entered], 1: [-4 * MS + 50_000, *entered]})
+    assert find(at_once.watch().build()).finding is Finding.HELD
