@@ -20,6 +20,7 @@ from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.judge import judge
 from lab.spec.boot import Boot
+from lab.spec.evidence import Match
 from lab.spec.plan import Injection, Plan, draw_plan
 from lab.spec.scenario import Aim, Scenario
 from lab.spec.topology import Topology
@@ -74,6 +75,28 @@ def test_an_injector_that_loses_its_nmis_is_no_pass(trial: Trial, monkeypatch: p
     tried = trial("nmi-self")
     assert tried.record.outcome is Outcome.INVALID
     assert tried.finding("nmis-delivered") is not Finding.HELD
+
+
+def test_landmarks_are_matched_by_what_the_guest_shows(trial: Trial) -> None:
+    tried = trial("nmi-self")
+    images = tried.evidence.images
+    assert images is not None
+    assert len(images.build_id) == 40
+    assert images.build_id == images.guest_build_id
+    assert tried.record.match is Match.GUEST
+    other = msgspec.structs.replace(images, build_id=images.build_id[::-1])
+    assert judge(msgspec.structs.replace(tried.evidence, images=other)).outcome is Outcome.INVALID
+
+
+def test_a_lab_that_fails_before_the_load_tells_nothing_of_the_oracle(images: ImageSet, kernel: Kernel) -> None:
+    scenario = Scenario(mechanism="nmi-self", topology=SHAPE)
+    with own_session(images, kernel) as session:
+        session.machine.shell.run("umount /sys/kernel/debug", Deadline.after(ANSWER_S * 100))
+        kept = session.run_trial(scenario, draw_plan(scenario, 1))
+    verdict = judge(kept.evidence)
+    assert kept.evidence.oracle is None
+    assert verdict.outcome is Outcome.ERROR
+    assert {one.reason for one in verdict.invariants} == {"the lab failed before the load"}
 
 
 def test_a_ring_too_small_is_no_pass(images: ImageSet, kernel: Kernel) -> None:
