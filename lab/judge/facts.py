@@ -104,13 +104,19 @@ class Facts:
     def has_landmarks(self, vcpu: int) -> bool:
         """Say whether the landmarks are known to be those of the kernel that a vCPU runs.
 
-        A mechanism may leave offline threads alone; then the call-in of their core's primary says it. Without a
-        rendezvous there is the load's begin alone.
+        One kernel runs on all threads: an address that any of them hit is right for all that call in there. Where
+        siblings call in elsewhere than primaries, only a sibling shows it. A mechanism may leave offline threads alone;
+        then the call-in of their core's primary says it. Without a rendezvous there is the load's begin alone.
         """
-        if not self.mechanism.landmarks.call_in:
+        marks = self.mechanism.landmarks
+        if not marks.call_in:
             return self.begin is not None
         primary = self.topology.primary_of(self.topology.core_of(vcpu))
-        return self.call_in(vcpu) is not None or (vcpu in self.offline and self.call_in(primary) is not None)
+        if vcpu in self.offline:
+            return self.call_in(vcpu) is not None or self.call_in(primary) is not None
+        apart = bool(marks.primary_call_in)
+        alike = [each for each in self.online if not apart or self.is_sibling(each) is self.is_sibling(vcpu)]
+        return any(self.call_in(each) is not None for each in alike)
 
     def parks_at(self, vcpu: int, symbol: str) -> bool:
         """Say whether a place is where an offline thread waits in MWAIT.

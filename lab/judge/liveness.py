@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from lab.judge.facts import Facts, Window
 from lab.judge.nmis import explain
-from lab.spec.evidence import Sent, SiblingView
+from lab.judge.starvation import NS_PER_MS
+from lab.spec.evidence import Sent, SiblingView, WindowSeen
 
 #: The shortest of the wait loops is two blocks; twice that shows the loop turning, not just being entered.
 MIN_REGION_BLOCKS = 4
@@ -94,7 +95,21 @@ def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:
         acknowledged = window.seen.open_ns <= sent.reply_ns <= window.seen.close_ns
         if acknowledged and view.last_ns < sent.reply_ns:
             return f"ran no block of its wait region after NMI {sent.index} was acknowledged"
-    return ""
+    return "" if view.halted_at_close else _why_not_alive_at_end(window.seen, view)
+
+
+def _why_not_alive_at_end(seen: WindowSeen, view: SiblingView) -> str:
+    """Say whether a sibling was last seen before the end of the stretch: what it would have done since, nobody knows.
+
+    Behind that end the oracle waits for signs of life, up to a bound of its own.
+    """
+    if view.last_ns >= seen.open_ns + seen.asked_ns:
+        return ""
+    waited = f", though the oracle waited {seen.extended_ns / NS_PER_MS:.1f} ms more for it" if seen.extended_ns else ""
+    return (
+        f"was last seen in its wait region before the end of the {seen.asked_ns / NS_PER_MS:.1f} ms that were asked"
+        f" for{waited},"
+    )
 
 
 def _why_not_stalled(facts: Facts, window: Window, view: SiblingView) -> str:

@@ -22,8 +22,8 @@ def judge_all_waiting(facts: Facts) -> Invariant:
     for window in facts.windows:
         for vcpu in _threads(facts, window):
             call_in = facts.call_in(vcpu)
-            if call_in is None and vcpu in facts.offline and facts.has_landmarks(vcpu) and not facts.lost:
-                proofs.append(_proof_of_left_alone(window, vcpu))
+            if call_in is None and facts.has_landmarks(vcpu) and not facts.lost:
+                proofs.append(_proof_of_no_call_in(facts, window, vcpu))
             elif call_in is None:
                 doubts.append(f"the call-in of vCPU {vcpu} was not seen")
             # 6.1 leaves through the function it called in by: with records lost this may be the way out.
@@ -181,9 +181,10 @@ def _has_window(facts: Facts, core: int) -> bool:
     return any(window.seen.core == core for window in facts.windows)
 
 
-def _proof_of_left_alone(window: Window, vcpu: int) -> Proof:
+def _proof_of_no_call_in(facts: Facts, window: Window, vcpu: int) -> Proof:
     core = window.seen.core
-    text = f"vCPU {vcpu} was offline and had not called in when core {core}'s window opened"
+    state = "was offline and had" if vcpu in facts.offline else "had"
+    text = f"vCPU {vcpu} {state} not called in when core {core}'s window opened"
     return Proof(text=text, seq=window.seen.open_seq, vcpu=vcpu, core=core, at_us=0.0)
 
 

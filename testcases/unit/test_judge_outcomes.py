@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from evidence_builder import (
+    ASKED_NS,
     BROADCASTS,
     END_AT_NS,
     MS,
@@ -43,6 +44,11 @@ def changed(*changes: tuple[str, Any]) -> Evidence:
 
 def added(kind: EventKind, at_ns: int = INSIDE_NS, vcpu: int = 1, **fields: Any) -> Evidence:
     return Load().add(at_ns, kind, vcpu, **fields).build()
+
+
+def ran_until(at_ns: int) -> Evidence:
+    """Without NMIs, core 0's sibling waits in its loop for a while, and then never runs again."""
+    return change(Load(sends=[]).build(), VIEW + ".last_ns", ORIGIN_NS + at_ns)
 
 
 def crash(ending: Ending = Ending.PANIC) -> Evidence:
@@ -96,6 +102,7 @@ BREAKING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("noise-in-flight", lambda: changed((VIEW + ".in_flight_region", False)), "quiet"),
     ("nasty-instruction", lambda: added(EventKind.HAZARD, hazard=Hazard.IRET), "harmless"),
     ("call-in-late", lambda: Load().move(EventKind.CALL_IN, 1, INSIDE_NS).build(), "all-waiting-before-update"),
+    ("sibling-never-calls-in", lambda: Load().drop(EventKind.CALL_IN, 3).build(), "all-waiting-before-update"),
     ("released-before", lambda: added(EventKind.RELEASE, WINDOW_AT_NS - 500), "all-waiting-before-update"),
     ("released-inside", lambda: added(EventKind.RELEASE), "released-after-update"),
     ("primary-released-inside", lambda: added(EventKind.RELEASE, vcpu=0), "released-after-update"),
@@ -148,6 +155,26 @@ ALONGSIDE = {
     "load-repeatable": {"one-update-per-core"},
     "nmis-delivered": {"witnesses-agree"},
 }
+
+
+def test_a_sibling_that_runs_freely_is_accused_by_the_landmarks_that_others_hit() -> None:
+    free = Load().drop(EventKind.CALL_IN, 3).add(INSIDE_NS, EventKind.OUTSIDE, 3)
+    verdict = judge(free.build())
+    assert verdict.outcome is Outcome.FAIL
+    for name in ("all-waiting-before-update", "quiet"):
+        assert [proof.vcpu for proof in find(verdict, name).proofs] == [3]
+
+    # One that was hit by nobody may be another kernel's.
+    assert judge(free.drop(EventKind.CALL_IN).build()).outcome is Outcome.INVALID
+    assert judge(change(free.build(), "oracle.records_lost", 1)).outcome is Outcome.INVALID
+
+
+@pytest.mark.parametrize(("hit", "outcome"), [((0, 1, 2), Outcome.FAIL), ((0, 2), Outcome.INVALID)])
+def test_where_siblings_call_in_elsewhere_only_a_sibling_shows_where(hit: tuple[int, ...], outcome: Outcome) -> None:
+    load = Load(mechanism="park-hlt").drop(EventKind.CALL_IN).add(INSIDE_NS, EventKind.OUTSIDE, 3)
+    for vcpu in hit:
+        load.add(100_000, EventKind.CALL_IN, vcpu)
+    assert judge(load.build()).outcome is outcome
 
 
 def test_the_nmi_of_the_mail_breaks_quiet_harmless_and_the_entry_rule() -> None:
@@ -237,7 +264,7 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("no-windows", lambda: changed(("oracle.windows", ())), "do not match"),
     ("no-begin", lambda: Load().drop(EventKind.LOAD_BEGIN).build(), "landmarks not hit: the load's begin"),
     ("no-end", lambda: Load().drop(EventKind.LOAD_END).build(), "the load's end"),
-    ("no-call-in", lambda: Load().drop(EventKind.CALL_IN, 3).build(), "the call-in of vCPU 3"),
+    ("no-call-in", lambda: Load().drop(EventKind.CALL_IN).build(), "the call-in of vCPU 0"),
     ("no-release", lambda: Load().drop(EventKind.RELEASE, 2).build(), "the release of vCPU 2"),
     ("no-self-nmi", lambda: Load().drop(EventKind.SELF_NMI, 0).build(), "witnesses-agree|the self-NMI of vCPU 0"),
     ("two-loads", lambda: added(EventKind.LOAD_BEGIN, 15 * MS, 0), "2 late loads"),
@@ -253,6 +280,8 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ),
     ("sibling-never-ran", lambda: changed((VIEW + ".region_blocks", 3)), "ran 3 blocks"),
     ("sibling-stopped-early", lambda: changed((VIEW + ".last_ns", ORIGIN_NS + 7 * MS)), "after NMI 1 was acknowledged"),
+    ("sibling-ran-briefly", lambda: ran_until(WINDOW_AT_NS + 2_000), "before the end of the 9.0 ms"),
+    ("sibling-stopped-before-the-end", lambda: ran_until(WINDOW_AT_NS + ASKED_NS - 1), "before the end of the 9.0"),
     ("no-account-of-a-sibling", lambda: changed(("oracle.windows.1.siblings", ())), "no account of vCPU 3"),
     ("table-cut", lambda: changed((VIEW + ".blocks", ())), "does not hold all its blocks"),
     ("blocks-lost", lambda: changed((VIEW + ".blocks_lost", 2)), "found no place"),
@@ -273,6 +302,19 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("panic-without-oracle", lambda: change(crash(), "oracle", None), "missing: the oracle"),
     ("panic-before-the-load", lambda: change(crash(), "oracle.events", ()), "missing"),
 ]
+
+
+def test_a_sibling_counts_once_it_was_seen_at_the_end_of_the_stretch_or_halts() -> None:
+    assert judge(ran_until(WINDOW_AT_NS + ASKED_NS)).outcome is Outcome.PASS
+    halted = change(ran_until(WINDOW_AT_NS + 2_000), VIEW + ".halted_at_close", True)
+    assert judge(halted).outcome is Outcome.PASS
+
+
+def test_a_sibling_is_to_be_alive_at_the_end_of_what_was_asked_also_where_the_oracle_gave_up_waiting() -> None:
+    verdict = judge(change(ran_until(WINDOW_AT_NS + 2_000), "oracle.windows.0.extended_ns", 100 * MS))
+    assert verdict.outcome is Outcome.INVALID
+    assert "though the oracle waited 100.0 ms more for it" in verdict.reason
+    assert verdict.windows_unseen == 1
 
 
 def test_a_scenario_without_nmis_needs_none() -> None:
@@ -476,7 +518,7 @@ def test_lost_records_neither_hold_nor_break_by_absence_but_what_was_seen_still_
 
 
 def test_noise_of_a_sibling_whose_landmarks_were_not_hit_accuses_nobody() -> None:
-    verdict = judge(Load().drop(EventKind.CALL_IN, 1).add(INSIDE_NS, EventKind.OUTSIDE, 1).build())
+    verdict = judge(Load().drop(EventKind.CALL_IN).add(INSIDE_NS, EventKind.OUTSIDE, 1).build())
 
     assert find(verdict, "quiet").finding is Finding.UNSEEN
     assert verdict.outcome is Outcome.INVALID
