@@ -16,7 +16,7 @@ OF_OFFLINE = frozenset({"offline-siblings-return"})
 SHOWN_BY = {"counters-settled": Witness.STATE}
 
 #: What shows only where an update takes effect: an emulator ignores WRMSR 0x79, and nothing of ours answers for it.
-NEEDS_ENGINE = frozenset({"new-revision-everywhere", "one-update-per-core", "errno-and-messages", "load-repeatable"})
+NEEDS_ENGINE = frozenset({"new-revision-everywhere", "errno-and-messages", "load-repeatable"})
 NO_ENGINE = "this kernel has no engine, so the update cannot take effect under the emulator"
 
 #: A page and a store hold thousands of trials; the first events of each tell the story.

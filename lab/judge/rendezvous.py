@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the rendezvous came first, the update once, and the release last.
+"""Whether the rendezvous came first and the release last, and nothing was left of either.
 
 Sources: the oracle's landmarks and WRMSR 0x79 records; ``callers_left`` of ``microcode_lab/state`` for the counters.
 """
@@ -33,7 +33,7 @@ def judge_all_waiting(facts: Facts) -> Invariant:
             proofs += [_proof(facts, window, event, f"vCPU {vcpu} was let go") for event in early]
     if proofs:
         return broken(name, proofs)
-    return _seen_on_all_cores(facts, name, doubts, "every thread had called in and none been let go before the update")
+    return seen_on_all_cores(facts, name, doubts, "every thread had called in and none been let go before the update")
 
 
 def judge_released_after(facts: Facts) -> Invariant:
@@ -59,39 +59,7 @@ def judge_released_after(facts: Facts) -> Invariant:
                 doubts.append(f"vCPU {vcpu} was not seen let go after the update")
     if proofs:
         return broken(name, proofs)
-    return _seen_on_all_cores(facts, name, doubts, "every thread was let go after the update of its core")
-
-
-def judge_one_update(facts: Facts) -> Invariant:
-    """Hold when each core executed WRMSR 0x79 once in the trial, in the load.
-
-    An ``early`` record counts against it: the oracle was armed for this trial when it was written. But where
-    the load's begin was never seen, its landmark is another kernel's, and nothing is known to be outside of the load.
-    """
-    name = "one-update-per-core"
-    if not facts.base.engine:
-        retries = len(facts.of_kind(EventKind.RETRY))
-        return unseen(name, f"{NO_ENGINE}: each thread may try again, and {retries} later WRMSR 0x79 were seen")
-    if facts.misplaced:
-        return unseen(name, facts.misplaced)
-    texts = {EventKind.RETRY: "again", EventKind.EARLY: "outside the late load"}
-    if facts.begin is None:
-        del texts[EventKind.EARLY]
-    proofs = [
-        _plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 {text}")
-        for kind, text in texts.items()
-        for event in facts.of_kind(kind)
-    ]
-    doubts = []
-    for core in facts.cores:
-        opened = [event for event in facts.of_kind(EventKind.WINDOW_OPEN) if facts.topology.core_of(event.vcpu) == core]
-        if not opened:
-            doubts.append(f"core {core} had no window")
-        text = f"core {core} was updated {len(opened)} times"
-        proofs += [_plain_proof(facts, event, text) for event in opened[1:]]
-    if proofs:
-        return broken(name, proofs)
-    return _seen_on_all_cores(facts, name, doubts, "each core executed WRMSR 0x79 once")
+    return seen_on_all_cores(facts, name, doubts, "every thread was let go after the update of its core")
 
 
 def judge_repeatable(facts: Facts) -> Invariant:
@@ -111,7 +79,7 @@ def judge_repeatable(facts: Facts) -> Invariant:
         late = [event for event in facts.events if event.kind in kinds and event.seq > end_seq]
         if late:
             text = "executed WRMSR 0x79 after the load had ended"
-            return broken(name, [_plain_proof(facts, event, f"vCPU {event.vcpu} {text}") for event in late])
+            return broken(name, [plain_proof(facts, event, f"vCPU {event.vcpu} {text}") for event in late])
     guest = facts.evidence.guest
     if facts.repeat is not None:
         return _judge_second_load(facts, name, facts.repeat)
@@ -147,9 +115,9 @@ def judge_counters(facts: Facts) -> Invariant:
 
 def _judge_second_load(facts: Facts, name: str, begin: OracleEvent) -> Invariant:
     updates = (EventKind.WINDOW_OPEN, EventKind.RETRY)
-    proofs = [_plain_proof(facts, begin, "the second write to reload began a second late load")]
+    proofs = [plain_proof(facts, begin, "the second write to reload began a second late load")]
     proofs += [
-        _plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 in the second late load")
+        plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 in the second late load")
         for event in facts.every_event
         if event.seq > begin.seq and event.kind in updates
     ]
@@ -168,7 +136,8 @@ def _threads(facts: Facts, window: Window) -> tuple[int, ...]:
     return facts.topology.threads_of(window.seen.core) if window.siblings else ()
 
 
-def _seen_on_all_cores(facts: Facts, name: str, doubts: list[str], held_text: str) -> Invariant:
+def seen_on_all_cores(facts: Facts, name: str, doubts: list[str], held_text: str) -> Invariant:
+    """Say that an invariant held, unless the account is not whole, a core had no window, or there are doubts."""
     if facts.lost:
         return unseen(name, facts.lost)
     without = [f"core {core} had no window" for core in facts.cores if not _has_window(facts, core)]
@@ -202,6 +171,7 @@ def _proof(facts: Facts, window: Window, event: OracleEvent, text: str) -> Proof
     )
 
 
-def _plain_proof(facts: Facts, event: OracleEvent, text: str) -> Proof:
+def plain_proof(facts: Facts, event: OracleEvent, text: str) -> Proof:
+    """Return the proof that one record is, its time counted from the load's begin."""
     at_us = to_us(event.mono_ns - facts.begin.mono_ns) if facts.begin is not None else None
     return Proof(text=text, seq=event.seq, vcpu=event.vcpu, at_us=at_us, symbol=facts.where(event))

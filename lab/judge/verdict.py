@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from lab.errors import UsageError
-from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, witnesses
+from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, updates, witnesses
 from lab.judge.account import why_untrusted
 from lab.judge.accounts import find_accounts, find_entries
 from lab.judge.durations import find_durations
@@ -31,7 +31,7 @@ INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
     "no-nmi-entry-in-window": quiet.judge_no_nmi_entry,
     "still": quiet.judge_still,
     "released-after-update": rendezvous.judge_released_after,
-    "one-update-per-core": rendezvous.judge_one_update,
+    "one-update-per-core": updates.judge_one_update,
     "new-revision-everywhere": guest.judge_revisions,
     "counters-settled": rendezvous.judge_counters,
     "offline-siblings-return": offline.judge_offline_siblings,

@@ -53,6 +53,8 @@ WINDOW_AT_NS = 2 * MS
 WINDOW_NS = 10 * MS
 #: A window closes somewhat later than asked: the oracle looks for signs of life first.
 ASKED_NS = WINDOW_NS - MS
+#: When a primary comes to the exit rendezvous, where there is one.
+CALL_OUT_AT_NS = 13 * MS
 RELEASE_AT_NS = 14 * MS
 END_AT_NS = 16 * MS
 SENTINEL_AT_NS = 17 * MS
@@ -480,6 +482,20 @@ class Load:
             result=0,
             revision=2,
         )
+
+
+def load_of_stock(mechanism: str, **fields: Any) -> Load:
+    """Tell of a load of a kernel with nothing of ours inside."""
+    load = Load(mechanism=mechanism, **fields)
+    if mechanism == "stock-rendezvous":
+        # It sends no NMI: those that wait are the lab's, and enter behind the release.
+        load.drop(EventKind.SELF_NMI)
+        load.steps = [step for step in load.steps if step.kind is not EventKind.NMI_ENTRY or step.at_ns > RELEASE_AT_NS]
+        # It calls in a second time, to leave: siblings at once, primaries behind their window.
+        for vcpu in range(load.topology.vcpus):
+            if vcpu not in load.offline:
+                load.add(CALL_OUT_AT_NS if vcpu % 2 == 0 else 500_000, EventKind.CALL_IN, vcpu)
+    return load
 
 
 def _event(seq: int, step: Step) -> OracleEvent:

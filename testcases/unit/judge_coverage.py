@@ -35,6 +35,7 @@ TESTS: Final = tuple(
     HERE / f"test_{name}.py"
     for name in (
         "judge_outcomes",
+        "judge_updates",
         "judge_offline",
         "judge_nmis",
         "judge_dmesg",

@@ -41,7 +41,7 @@ _ONLINE = ("offline-siblings-return",)
 #: What a kernel without witnesses of ours does not show.
 _PLAIN = ("counters-settled", "nmis-serviced")
 #: What shows only where an update takes effect.
-_NO_ENGINE = ("one-update-per-core", "new-revision-everywhere", "load-repeatable", "errno-and-messages")
+_NO_ENGINE = ("new-revision-everywhere", "load-repeatable", "errno-and-messages")
 _ENTERED = ("quiet", "harmless", "no-nmi-entry-in-window", "still")
 
 KEPT: dict[str, Kept] = {
