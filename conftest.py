@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from lab.build.images import ImageSet, build_images
-from lab.build.kernel import DEFAULT_BASE, build_recipe, find_recipe
+from lab.build.kernel import DEFAULT_BASE, UNPATCHED, build_kernel
 from lab.build.qemu import VARIABLE, find_qemu
 from lab.campaign.expectation import INVALID_ONE_IN, weigh_mechanism
 from lab.campaign.push import SEED, TIME, TRIALS, Push, read_push
@@ -38,9 +38,6 @@ from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
 from lab.witness.kernel import Kernel, read_kernel
-
-#: Whose source shows what a kernel that users bring may be.
-UNPATCHED = {"stock-before-6.7": "linux-6.1", "stock-since-6.7": "linux-6.12"}
 
 #: One in ten of few trials is less than one: so many that show nothing may be an accident.
 FEW_INVALID = 2
@@ -110,7 +107,7 @@ def find_images(base: str) -> ImageSet:
 @functools.cache
 def find_unpatched(base: str) -> GivenKernel:
     """Build a kernel without our patches in the kept tree of one with them, and take it as if a user had brought it."""
-    built = build_recipe(find_recipe(UNPATCHED[base], print).unpatched, print)
+    built = build_kernel(print, base)
     return take_kernel(built.image, built.vmlinux)
 
 

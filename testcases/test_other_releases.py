@@ -61,7 +61,7 @@ def test_controls_are_caught_and_sound_mechanisms_are_not_accused(qemu: Path, tm
     names = ("stop-machine", "nmi-spin-as-posted", "nmi-self", "upstream")
     chosen = [word for name in names for word in ("--mechanism", name)]
     status, found = lab(qemu, "run", *chosen, *SMALL, "--trials", "4", "--seed", "7", "--out", tmp_path / "run")
-    outcomes = {each["mechanism"]: each["outcomes"] for each in found["mechanisms"]}
+    outcomes = {each["name"]: each["outcomes"] for each in found["mechanisms"]}
     assert status == 0, outcomes
     for control in names[:2]:
         assert outcomes[control]["failed"] >= 1

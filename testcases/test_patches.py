@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.build.kernel import Recipe, find_recipe, read_series
+from lab.build.kernel import UNPATCHED, Recipe, find_recipe, read_series
 from lab.build.mutants import find_patch, read_mutants
 from lab.spec.base import BASES
 from lab.spec.mutant import Mutant, Subject
@@ -39,7 +39,7 @@ def test_a_patch_passes_checkpatch(trees: dict[str, Path], base: str, name: str)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_passes_checkpatch(trees: dict[str, Path], mutant: Mutant) -> None:
     # Its trailers are the lab's own.
-    check_patch(find_patch(mutant), trees[mutant.base], "BAD_SIGN_OFF")
+    check_patch(find_patch(mutant), trees[UNPATCHED.get(mutant.base, mutant.base)], "BAD_SIGN_OFF")
 
 
 def check_patch(path: Path, tree: Path, *ignored: str) -> None:

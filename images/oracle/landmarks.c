@@ -34,11 +34,12 @@ static const struct {
 	const char *name;
 	uint32_t kind;
 } kinds[] = {
-	{"load-begin", ORACLE_LOAD_BEGIN}, {"load-end", ORACLE_LOAD_END},
-	{"call-in", ORACLE_CALL_IN},	   {"release", ORACLE_RELEASE},
-	{"self-nmi", ORACLE_SELF_NMI},	   {"wait-loop", ORACLE_WAIT_LOOP},
-	{"nmi-entry", ORACLE_NMI_ENTRY},   {"wrmsr79", POINT_WRMSR79},
-	{"ipi-nmi", ORACLE_IPI_NMI},	   {"backtrace", ORACLE_BACKTRACE},
+	{"load-begin", ORACLE_LOAD_BEGIN},   {"load-end", ORACLE_LOAD_END},
+	{"call-in", ORACLE_CALL_IN},	     {"release", ORACLE_RELEASE},
+	{"self-nmi", ORACLE_SELF_NMI},	     {"wait-loop", ORACLE_WAIT_LOOP},
+	{"nmi-entry", ORACLE_NMI_ENTRY},     {"wrmsr79", POINT_WRMSR79},
+	{"ipi-nmi", ORACLE_IPI_NMI},	     {"backtrace", ORACLE_BACKTRACE},
+	{"nmi-handler", ORACLE_NMI_HANDLER},
 };
 
 #define KIND_COUNT (sizeof(kinds) / sizeof(kinds[0]))

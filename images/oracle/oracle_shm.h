@@ -46,6 +46,7 @@ enum oracle_kind {
 	ORACLE_RESUMED = 19,	  /* the first block that it begins after a hold */
 	ORACLE_BACKTRACE = 20,	  /* the kernel is about to send NMIs for backtraces */
 	ORACLE_NMI_TAKEN = 21,	  /* QEMU enters an NMI; the detail is the instruction put off */
+	ORACLE_NMI_HANDLER = 22,  /* it calls a chain of ordinary NMI handlers */
 };
 
 /* What more than version 1 the interface of the QEMU at hand shows: lab.spec.evidence.Sees. */

@@ -26,6 +26,8 @@ ANY_CONFIG = IMAGES / "kernels" / "any" / "config"
 #: Names of settings, one a line, that the lab's own fragments ask for and that a tree may lack.
 OPTIONAL = IMAGES / "kernels" / "optional"
 DEFAULT_BASE = "linux-6.1"
+#: Whose source, with none of our patches, shows what a kernel that users bring may be.
+UNPATCHED = {"stock-before-6.7": "linux-6.1", "stock-since-6.7": "linux-6.12"}
 
 #: One slow core needs about half an hour; whatever takes longer has hung.
 MAX_BUILD_S = 2 * 3600.0
@@ -111,11 +113,15 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 def find_recipe(base: str, progress: Progress) -> Recipe:
-    """Return the recipe of that name, such as ``linux-6.1``; its source is fetched where it is not there.
+    """Return the recipe of that name, such as ``linux-6.1``, or that of an example of kernels that users bring.
+
+    Its source is fetched where it is not there.
 
     :raise UsageError: there is none; the text lists those there are
     :raise HostError: its source could not be had
     """
+    if base in UNPATCHED:
+        return find_recipe(UNPATCHED[base], progress).unpatched
     folder = IMAGES / "kernels" / base
     if not (folder / "series").is_file():
         known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/series")))

@@ -8,7 +8,7 @@ from lab.build.images import ImageSet, build_images
 from lab.errors import BuildError, UsageError
 from lab.host.files import read_text
 from lab.host.paths import IMAGES
-from lab.spec.base import BASES
+from lab.spec.base import BASES, STOCK_BASES
 from lab.spec.mutant import Mutant, Subject, parse_mutant
 from lab.spec.qemu import Qemu
 
@@ -16,7 +16,7 @@ MUTANTS = IMAGES / "mutants"
 #: More than any patch of one idea.
 MAX_PATCH_BYTES = 64 * 1024
 #: Folders of images/mutants by what their patches are of.
-_FOLDERS = {**{base.name: Subject.KERNEL for base in BASES}, "oracle": Subject.ORACLE}
+_FOLDERS = {**{base.name: Subject.KERNEL for base in (*BASES, *STOCK_BASES)}, "oracle": Subject.ORACLE}
 
 
 def read_mutants() -> tuple[Mutant, ...]:

@@ -171,49 +171,6 @@ def judge_delivered(facts: Facts) -> Invariant:
     return held(name, _total(facts))
 
 
-def judge_serviced(facts: Facts) -> Invariant:
-    """Hold when an ordinary handler ran after each NMI of the lab's.
-
-    Mainline lets a real NMI start the rendezvous and counts it as its own; so this is reported, never required. Which
-    entries the mechanism took is known where as many as the ledger calls consumed led straight to its landmarks.
-    """
-    name = "nmis-serviced"
-    if facts.lost or not facts.complete:
-        return unseen(name, facts.lost or "the trial did not run to its end")
-    if not facts.has(Witness.LEDGER):
-        return unseen(name, "this kernel keeps no ledger of NMIs")
-    proofs: list[Proof] = []
-    doubts: list[str] = []
-    for vcpu in facts.online:
-        delta = facts.ledger_delta(vcpu)
-        entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
-        consumed = facts.consumed(vcpu)
-        if delta is None or delta.total != len(entries):
-            return unseen(name, f"the ledger of CPU {vcpu} is missing or does not fit the oracle")
-        if delta.dropped:
-            return unseen(name, f"which {delta.dropped} of vCPU {vcpu}'s entries met it offline cannot be told")
-        if delta.consumed and delta.consumed != len(consumed):
-            return unseen(name, f"which {delta.consumed} of vCPU {vcpu}'s entries the mechanism took cannot be told")
-        # From the sentinel's sending on, what was taken may be the sentinel, or both.
-        until_ns = min((sent.send_ns for sent in facts.sentinels_to(vcpu)), default=math.inf)
-        before = [entry for entry in entries if entry.mono_ns < until_ns]
-        ordinary = [entry for entry in before if not delta.consumed or entry not in consumed]
-        last_ns = ordinary[-1].mono_ns if ordinary else -1
-        for sent in facts.reaching(vcpu):
-            if sent.send_ns <= last_ns:
-                continue
-            text = f"no ordinary handler ran on CPU {vcpu} after NMI {sent.index}"
-            if until_ns < math.inf and not any(entry.mono_ns >= sent.send_ns for entry in before):
-                doubts.append(f"{text} and before the sentinel")
-            else:
-                proofs.append(Proof(text=text, vcpu=vcpu))
-    if proofs:
-        return broken(name, proofs)
-    if log_doubt := why_log_doubted(facts):
-        doubts.append(log_doubt)
-    return unseen(name, doubts[0]) if doubts else held(name, "an ordinary handler ran after each NMI that the lab sent")
-
-
 def why_log_doubted(facts: Facts) -> str:
     """Say why the injection log is no full account of what the lab sent; empty when it is."""
     log = facts.evidence.injections

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from lab.errors import UsageError
-from lab.judge import dmesg, guest, nmis, offline, quiet, rendezvous, updates, witnesses
+from lab.judge import dmesg, guest, handlers, nmis, offline, quiet, rendezvous, updates, witnesses
 from lab.judge.account import why_untrusted
 from lab.judge.accounts import find_accounts, find_entries
 from lab.judge.durations import find_durations
@@ -39,7 +39,8 @@ INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
     "dmesg-clean": dmesg.judge_dmesg,
     "errno-and-messages": dmesg.judge_errno_and_messages,
     "nmis-delivered": nmis.judge_delivered,
-    "nmis-serviced": nmis.judge_serviced,
+    "nmis-passed-on": handlers.judge_passed_on,
+    "nmis-serviced": handlers.judge_serviced,
     "within-deadline": guest.judge_deadline,
     "witnesses-agree": witnesses.judge_agreement,
 }

@@ -30,6 +30,7 @@ _PLAIN = {
     EventKind.SELF_NMI: "sends itself an NMI",
     EventKind.IPI_NMI: "sends NMIs to others",
     EventKind.BACKTRACE: "sends NMIs for a backtrace",
+    EventKind.NMI_HANDLER: "calls ordinary NMI handlers",
     EventKind.WAIT_LOOP: "waits",
     EventKind.WINDOW_OPEN: "WINDOW OPENS: updates, WRMSR 0x79",
     EventKind.WINDOW_CLOSE: "WINDOW CLOSES: has updated",

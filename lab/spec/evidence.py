@@ -57,6 +57,9 @@ class EventKind(enum.Enum):
     #: QEMU itself has the vCPU enter an NMI; ``pc`` is where it goes on, the detail which instruction was put off.
     #: A second account of each ``NMI_ENTRY``, where the plugin interface has it.
     NMI_TAKEN = "nmi-taken"
+    #: In an NMI, the vCPU is about to call one of the kernel's chains of handlers: those of NMIs of its own CPU's
+    #: first, and if none of them claims it those of other sources (``default_do_nmi()``).
+    NMI_HANDLER = "nmi-handler"
 
 
 class Sees(enum.Enum):
@@ -225,6 +228,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     :param interface: version of QEMU's plugin interface, 0 where that was not kept
     :param sees: what more than every QEMU this one showed
     :param wait_region: functions in which the mechanism's waiting threads may be, by name
+    :param handlers_watched: where the kernel calls ordinary NMI handlers is among the landmarks
     """
 
     events: tuple[OracleEvent, ...]
@@ -239,6 +243,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     interface: int = 0
     sees: tuple[Sees, ...] = ()
     wait_region: tuple[str, ...] = ()
+    handlers_watched: bool = False
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):

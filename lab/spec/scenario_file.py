@@ -2,7 +2,7 @@
 """Scenarios as text: TOML in, checked key by key, and the command-line words that ask for the same one."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from lab.errors import UsageError
 from lab.spec.boot import Granularity
 from lab.spec.hold import ANY_BLOCK, LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
-from lab.spec.mechanisms import MECHANISMS
+from lab.spec.mechanisms import MECHANISMS, STOCK_MECHANISMS
 from lab.spec.phase import Phase, Role
 from lab.spec.placed import Placed, Target
 from lab.spec.scenario import MAX_NMIS, MAX_STRETCH_US, Aim, Parking, Scenario, Siblings
@@ -73,23 +73,24 @@ class NamedScenario(msgspec.Struct, frozen=True):
     scenario: Scenario
 
 
-def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
+def parse_scenario(text: str, file: str, name: str, *, stock: bool = False) -> NamedScenario:
     """Read a scenario; a key that is left out has the default of :class:`lab.spec.scenario.Scenario`.
 
     :param file: what errors call it
+    :param stock: the mechanism may also be that of a kernel with nothing of the lab's inside
     :raise UsageError: it is no such text; the error names the file, the key and what is allowed
     """
-    return read_scenario_table(load_toml(text, f"scenario '{file}'"), file, name)
+    return read_scenario_table(load_toml(text, f"scenario '{file}'"), file, name, stock=stock)
 
 
-def read_scenario_table(table: Mapping[str, Any], file: str, name: str) -> NamedScenario:
+def read_scenario_table(table: Mapping[str, Any], file: str, name: str, *, stock: bool = False) -> NamedScenario:
     """Read a scenario from its keys; raises as :func:`parse_scenario` does."""
     _check_keys(table, ("summary", "mechanism"), file)
     summary = table["summary"]
     if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
         raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")
     keys = {key: value for key, value in table.items() if key != "summary"}
-    return NamedScenario(name=name, summary=summary, scenario=_make(keys, file))
+    return NamedScenario(name=name, summary=summary, scenario=_make(keys, file, stock))
 
 
 def parse_axes(mechanism: str, axes: str, file: str) -> Scenario:
@@ -134,8 +135,10 @@ def _check_keys(table: Mapping[str, Any], required: tuple[str, ...], file: str) 
             raise UsageError(f"scenario '{file}': key '{key}' is missing: {ALLOWED[key]}")
 
 
-def _make(table: Mapping[str, Any], file: str) -> Scenario:
-    scenario = Scenario(**{key: _read_field(file, key, value) for key, value in table.items()})
+def _make(table: Mapping[str, Any], file: str, stock: bool = False) -> Scenario:
+    mechanisms = (*MECHANISMS, *STOCK_MECHANISMS) if stock else MECHANISMS
+    known = {each.name for each in mechanisms}
+    scenario = Scenario(**{key: _read_field(file, key, value, known) for key, value in table.items()})
     try:
         scenario.check()
     except UsageError as error:
@@ -184,7 +187,7 @@ def _to_word(placed: Placed) -> str:
     return ",".join(f"{name}={getattr(value, 'value', value)}" for name, value in fields.items())
 
 
-def _read_field(file: str, key: str, value: object) -> Any:
+def _read_field(file: str, key: str, value: object, mechanisms: Collection[str]) -> Any:
     if key == "topology":
         return _read_topology(file, value)
     if key == "placed":
@@ -196,8 +199,7 @@ def _read_field(file: str, key: str, value: object) -> Any:
         msgspec.msgpack.encode(found)
     except (msgspec.ValidationError, OverflowError):
         found = None
-    known = {each.name for each in MECHANISMS}
-    if found is None or (key == "mechanism" and found not in known):
+    if found is None or (key == "mechanism" and found not in mechanisms):
         raise UsageError(f"scenario '{file}': key '{key}' is {_show(value)}: allowed is {ALLOWED[key]}")
     return found
 

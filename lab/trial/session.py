@@ -49,7 +49,7 @@ from lab.trial.siblings import SiblingSwitch
 from lab.trial.stall import ask_stalled
 from lab.witness.hold_places import find_holds
 from lab.witness.kernel import Kernel
-from lab.witness.landmarks import LandmarkSet, make_symboliser
+from lab.witness.landmarks import NMI_HANDLER, LandmarkSet, make_symboliser
 from lab.witness.oracle.link import OracleLink
 from lab.witness.oracle.reader import Symbolise
 
@@ -136,7 +136,8 @@ class Session:
 
     def collect_oracle(self) -> OracleEvidence:
         """Return what the oracle saw since it was armed last."""
-        return self._link.collect(self._symbolise)
+        seen = self._link.collect(self._symbolise)
+        return msgspec.structs.replace(seen, handlers_watched=bool(self._kernel.find_all(NMI_HANDLER)))
 
     def all_play_dead(self, places: Iterable[int]) -> bool:
         """Say whether all of some addresses are where offline threads wait."""

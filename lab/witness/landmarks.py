@@ -20,6 +20,9 @@ NMI_ENTRY: Final = "asm_exc_nmi"
 #: Where NMIs are sent to CPUs that shall print a backtrace, by sysrq-l or since something stalls
 #: (arch/x86/kernel/apic/hw_nmi.c). A kernel without it has no such landmark.
 BACKTRACE: Final = "nmi_raise_cpu_backtrace"
+#: What calls a chain of ordinary NMI handlers (arch/x86/kernel/nmi.c). A kernel that has it compiled into its caller
+#: has no such landmark.
+NMI_HANDLER: Final = "nmi_handle"
 #: The kind of point that opens a window.
 UPDATE: Final = "wrmsr79"
 #: Points that hold whatever mechanism is chosen.
@@ -159,6 +162,10 @@ def _seek_common(kernel: Kernel) -> tuple[Sought, ...]:
             (Sought(kind="backtrace", mechanism="", mask=ALL_MECHANISMS, addresses=(backtrace.start,)),)
             if backtrace
             else ()
+        ),
+        *(
+            Sought(kind="nmi-handler", mechanism="", mask=ALL_MECHANISMS, addresses=(handler.start,))
+            for handler in kernel.find_all(NMI_HANDLER)
         ),
         sites,
     )

@@ -36,6 +36,7 @@ TESTS: Final = tuple(
     for name in (
         "judge_outcomes",
         "judge_updates",
+        "judge_handlers",
         "judge_offline",
         "judge_nmis",
         "judge_dmesg",

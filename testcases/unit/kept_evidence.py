@@ -19,21 +19,29 @@ from lab.trial.folder import read_evidence, write_evidence
 
 FOLDER = Path(__file__).parent / "data" / "evidence"
 
+#: What shows by calls of the kernel's NMI handlers.
+_WATCHED = ("nmis-passed-on",)
+
 PASS, FAIL, INVALID = Outcome.PASS, Outcome.FAIL, Outcome.INVALID
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What the judge has to say of one folder; of the invariants that are not named, that they held."""
+    """What the judge has to say of one folder; of the invariants that are not named, that they held.
+
+    :param watched: where the kernel calls its NMI handlers was among the landmarks
+    """
 
     outcome: Outcome
     broken: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    watched: bool = False
 
     def find(self, name: str) -> Finding:
         """Return what is to be found of one invariant."""
         if name in self.broken:
             return Finding.BROKEN
-        return Finding.UNSEEN if name in self.unseen else Finding.HELD
+        unwatched = name in _WATCHED and not self.watched
+        return Finding.UNSEEN if unwatched or name in self.unseen else Finding.HELD
 
 
 #: What no trial without offline siblings can show.

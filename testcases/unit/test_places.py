@@ -12,7 +12,7 @@ from lab.spec.mechanism import Landmarks, Mechanism
 from lab.spec.mechanisms import MECHANISMS
 from lab.spec.places import Call, Copied, CopiedStretch, Copies, Path, Return
 from lab.witness.kernel import Function, Kernel, Object
-from lab.witness.landmarks import BACKTRACE, find_landmarks, make_symboliser
+from lab.witness.landmarks import BACKTRACE, NMI_HANDLER, find_landmarks, make_symboliser
 from lab.witness.places import find_places, find_stretch
 
 BASE = 0xFFFFFFFF81000000
@@ -193,6 +193,20 @@ def test_where_a_kernel_sends_nmis_for_backtraces_is_a_landmark_whatever_the_mec
     assert find() == []
     monkeypatch.setattr(sys.modules[__name__], "NAMES", (*NAMES, BACKTRACE))
     assert find() == [f"point backtrace ffff {start_of(BACKTRACE):x}"]
+
+
+def test_where_a_kernel_calls_its_nmi_handlers_is_a_landmark_in_all_that_the_compiler_made_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find() -> list[str]:
+        kernel = make_kernel(outer=make_outer()[0], tail=WRMSR_79 + RET)
+        lines = find_landmarks(kernel, [make_mechanism("wait")]).to_text().splitlines()
+        return [line for line in lines if "nmi-handler" in line]
+
+    assert find() == []
+    made = (f"{NMI_HANDLER}.constprop.0", f"{NMI_HANDLER}.isra.0.constprop.1")
+    monkeypatch.setattr(sys.modules[__name__], "NAMES", (*NAMES, *made))
+    assert find() == [f"point nmi-handler ffff {start_of(name):x}" for name in made]
 
 
 def test_a_landmark_that_is_missing_is_named_with_its_mechanism() -> None:

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether NMIs that are not the mechanism's own reach the kernel's handlers, as it shows from outside on any kernel."""
+
+from collections.abc import Callable
+
+import pytest
+from evidence_builder import MS, RELEASE_AT_NS, Load, change, load_of_stock
+
+from lab.judge import judge
+from lab.spec.evidence import Ending, EventKind, Evidence
+from lab.spec.scenario import Siblings
+from lab.spec.verdict import Finding, Invariant, Outcome
+
+NAME = "nmis-passed-on"
+KERNELS = ("nmi-self", "stop-machine", "upstream", "stock-nmi", "stock-rendezvous")
+#: When the entry of what was pending in the window comes, on vCPU 1.
+PENDING_NS = RELEASE_AT_NS + 101_000
+SENTINEL_NS = PENDING_NS + 30 * MS
+
+
+def tell(mechanism: str) -> Load:
+    load = load_of_stock(mechanism)
+    if mechanism == "stop-machine":
+        load.drop(EventKind.SELF_NMI)
+        load.steps = [step for step in load.steps if step.kind is not EventKind.NMI_ENTRY or step.at_ns > RELEASE_AT_NS]
+    return watch(load).handle()
+
+
+def watch(load: Load) -> Load:
+    """Send each vCPU a sentinel when all that was pending has long been entered, as the lab does."""
+    for vcpu in range(load.topology.vcpus):
+        at_ns = SENTINEL_NS + MS * vcpu
+        load.sentinels.append((vcpu, at_ns, at_ns + 100_000))
+        load.add(at_ns + 50_000, EventKind.NMI_ENTRY, vcpu)
+    return load
+
+
+def drop_calls(load: Load, vcpu: int, from_ns: int, until_ns: int) -> Load:
+    load.steps = [
+        step
+        for step in load.steps
+        if not (step.kind is EventKind.NMI_HANDLER and step.vcpu == vcpu and from_ns <= step.at_ns < until_ns)
+    ]
+    return load
+
+
+def find(evidence: Evidence, name: str = NAME) -> Invariant:
+    return next(one for one in judge(evidence).invariants if one.name == name)
+
+
+@pytest.mark.parametrize("mechanism", KERNELS)
+def test_each_entry_but_the_mechanisms_own_is_seen_to_reach_the_handlers(mechanism: str) -> None:
+    evidence = tell(mechanism).build()
+    found = find(evidence)
+    assert (found.finding, found.required) == (Finding.HELD, True)
+    assert found.reason.startswith("each of 8 NMI entries that were not the mechanism's own")
+    assert judge(evidence).outcome is Outcome.PASS, judge(evidence).reason
+    assert find(evidence, "nmis-serviced").finding is Finding.HELD
+
+
+@pytest.mark.parametrize("mechanism", KERNELS)
+def test_an_nmi_that_comes_after_the_thread_is_done_and_is_claimed_is_lost(mechanism: str) -> None:
+    evidence = drop_calls(tell(mechanism), 1, PENDING_NS, PENDING_NS + MS).build()
+    verdict = judge(evidence)
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.reason.startswith(f"{NAME} broken: an NMI entry of vCPU 1 led to no ordinary handler")
+    assert [proof.vcpu for proof in find(evidence).proofs] == [1]
+
+
+@pytest.mark.parametrize("mechanism", ["upstream", "stock-nmi", "stock-rendezvous"])
+def test_one_that_a_handler_of_the_first_chain_claims_is_lost_where_no_ledger_of_ours_is_there(mechanism: str) -> None:
+    load = drop_calls(tell(mechanism), 1, PENDING_NS + 11, PENDING_NS + MS)
+    assert "led to 1 of at least 2 calls of NMI handlers" in find(load.build()).reason
+    assert judge(load.build()).outcome is Outcome.FAIL
+
+    # One for a backtrace, which the kernel sent itself, ends there.
+    load.add(PENDING_NS - 1_000, EventKind.BACKTRACE, 0)
+    assert find(load.build()).finding is Finding.HELD
+
+
+def test_several_that_were_claimed_are_told_as_many() -> None:
+    load = tell("upstream").add(PENDING_NS + 500_000, EventKind.NMI_ENTRY, 1)
+    load.sends.append((1, 6 * MS, 7 * MS))
+    found = find(drop_calls(load, 1, PENDING_NS, PENDING_NS + MS).build())
+    assert found.finding is Finding.BROKEN
+    assert "2 NMI entries of vCPU 1 led to no ordinary handler" in found.reason
+
+
+@pytest.mark.parametrize(("calls", "finding"), [(4, Finding.HELD), (2, Finding.BROKEN)])
+def test_an_nmi_that_came_inside_another_is_handled_behind_it(calls: int, finding: Finding) -> None:
+    load = drop_calls(tell("upstream"), 1, PENDING_NS, PENDING_NS + MS)
+    load.add(PENDING_NS + 5, EventKind.NMI_ENTRY, 1)
+    for number in range(calls):
+        load.add(PENDING_NS + 20 + number, EventKind.NMI_HANDLER, 1)
+    assert find(load.build()).finding is finding
+
+
+def test_what_the_last_one_led_to_may_not_have_been_recorded() -> None:
+    evidence = drop_calls(tell("upstream"), 1, PENDING_NS + MS, 100 * MS).build()
+    assert find(evidence).finding is Finding.UNSEEN
+    assert judge(evidence).outcome is Outcome.INVALID
+    assert "what vCPU 1's last NMI led to was not seen" in judge(evidence).reason
+
+
+def test_entries_of_a_cpu_that_was_offline_by_then_have_no_handler() -> None:
+    evidence = drop_calls(tell("nmi-self"), 1, PENDING_NS, PENDING_NS + MS).build()
+    dropped = change(evidence, "guest.ledger_after.1.dropped", 1)
+    assert find(dropped).finding is Finding.HELD
+    offline = Load(mechanism="upstream", siblings=Siblings.OFFLINE).handle()
+    assert find(drop_calls(offline, 1, 0, 100 * MS).build()).finding is Finding.HELD
+
+
+UNKNOWN: dict[str, Callable[[Evidence], Evidence]] = {
+    "records-lost": lambda evidence: change(evidence, "oracle.records_lost", 1),
+    "not-complete": lambda evidence: change(evidence, "ending", Ending.DEADLINE),
+}
+
+
+@pytest.mark.parametrize("spoil", UNKNOWN.values(), ids=UNKNOWN)
+def test_what_is_not_whole_accuses_nobody(spoil: Callable[[Evidence], Evidence]) -> None:
+    lost = spoil(drop_calls(tell("upstream"), 1, PENDING_NS, PENDING_NS + MS).build())
+    assert find(lost).finding is Finding.UNSEEN
+    assert judge(lost).outcome is not Outcome.PASS
+
+
+def test_where_the_handlers_are_not_watched_nothing_is_required() -> None:
+    found = find(Load().build())
+    assert (found.finding, found.required) == (Finding.UNSEEN, False)
+    assert judge(Load().build()).outcome is Outcome.PASS
+
+
+def test_an_nmi_that_the_mechanism_took_for_its_own_is_reported_on_any_kernel() -> None:
+    """It starts the rendezvous, and no handler runs after it but for the sentinel's."""
+    load = load_of_stock("upstream", sends=[(1, 50_000, 60_000)])
+    load.steps = [step for step in load.steps if step.kind is not EventKind.NMI_ENTRY or step.at_ns < RELEASE_AT_NS]
+    found = find(watch(load).handle().build(), "nmis-serviced")
+    assert not found.required
+    assert found.finding is not Finding.HELD
+    assert find(load.build()).finding is Finding.HELD
