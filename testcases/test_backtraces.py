@@ -25,6 +25,8 @@ from lab.trial.session import Kept
 pytestmark = pytest.mark.e2e
 
 SHAPE = Topology(1, 1, 2)
+#: What a verdict calls it.
+BACKTRACE = "a backtrace's NMI"
 #: Asks for backtraces once the next load has said that it begins. The log is read from its oldest line on, so it waits
 #: until a line that was not there before shows that all earlier loads are passed over.
 ASK_ONCE_IT_LOADS = """
@@ -70,13 +72,15 @@ def test_backtraces_that_the_guest_asks_for_are_accounted_for(
     assert evidence.guest is not None
     assert any("sysrq: Show backtrace of all active CPUs" in line for line in evidence.guest.dmesg)
 
-    # One vCPU sends them, and the other enters one more NMI for it.
+    # One vCPU sends them, and the other enters an NMI for it: with one pending bit, perhaps for another, too.
     (asked,) = (event for event in evidence.oracle.events if event.kind is EventKind.BACKTRACE)
     assert asked.symbol == "nmi_raise_cpu_backtrace+0x0"
-    assert {each.vcpu: each.backtraces for each in verdict.accounts} == {asked.vcpu: 0, 1 - asked.vcpu: 1}
     assert all(each.closes and not each.unexplained for each in verdict.accounts)
-    (entry,) = (each for each in verdict.entries if "a backtrace's NMI" in each.took)
-    assert (entry.vcpu, entry.took) == (1 - asked.vcpu, ("a backtrace's NMI",))
+    (entry,) = (each for each in verdict.entries if any(BACKTRACE in took for took in each.took))
+    alone = entry.took == (BACKTRACE,)
+    assert alone or len(entry.took) > 1
+    assert {each.vcpu: each.backtraces for each in verdict.accounts} == {asked.vcpu: 0, 1 - asked.vcpu: int(alone)}
+    assert entry.vcpu == 1 - asked.vcpu
     assert entry.seq > asked.seq
 
     # It accuses nobody, and hides nothing.
@@ -88,12 +92,12 @@ def test_backtraces_that_the_guest_asks_for_are_accounted_for(
 
     told = explain(tmp_path / "trial", "--json")
     texts = [row["text"] for row in json.loads(told)["rows"] if row["who"] >= 0]
-    sends, enters = (
-        next(number for number, text in enumerate(texts) if text.startswith(words))
-        for words in ("sends NMIs for a backtrace", "enters a backtrace's NMI")
+    sends = next(number for number, text in enumerate(texts) if text.startswith("sends NMIs for a backtrace"))
+    enters = next(
+        number for number, text in enumerate(texts) if text.startswith(f"enters {entry.took[0]}") and BACKTRACE in text
     )
     assert sends < enters
-    assert "1 for its backtraces" in explain(tmp_path / "trial")
+    assert ("1 for its backtraces" in explain(tmp_path / "trial")) is alone
 
 
 def explain(folder: Path, *options: str) -> str:

@@ -93,13 +93,18 @@ def test_a_campaign_tries_the_points_of_a_sweep_again(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     with contextlib.closing(sqlite3.connect(tmp_path / "night" / "campaign.sqlite")) as store:
-        trials = store.execute("SELECT outcome, reproduces, attempts, failed FROM trials").fetchall()
+        trials = store.execute("SELECT number, outcome, reproduces, failed, reason FROM trials").fetchall()
+        tries = store.execute("SELECT number, outcome FROM attempts ORDER BY number, attempt").fetchall()
     assert len(trials) == 6
-    # Each is a plan of holds alone, and a failing one is tried again. A late arrival in a loop that spins may not come.
-    assert all(reproduces for _, reproduces, _, _ in trials)
-    assert all(1 <= failed <= attempts == 2 for outcome, _, attempts, failed in trials if outcome == "FAIL")
-    assert {outcome for outcome, *_ in trials} <= {"PASS", "FAIL", "INVALID"}
-    assert sum(outcome in ("PASS", "FAIL") for outcome, *_ in trials) >= 3
+    # Each is a plan of holds alone, and a failing one is tried again. A late arrival in a loop that spins may not come,
+    # and a busy host may not run a sibling: such a try shows nothing, and counts for neither.
+    for number, outcome, reproduces, failed, reason in trials:
+        tried = [each for of, each in tries if of == number]
+        assert reproduces
+        assert (outcome, failed) == (tried[0], tried.count("FAIL")), reason
+        assert len(tried) == (2 if outcome == "FAIL" else 1)
+        assert set(tried) <= {"PASS", "FAIL", "INVALID"}, reason
+    assert any(outcome == "FAIL" for _, outcome, *_ in trials), trials
     assert swept["points_tried"] >= 3
 
 

@@ -103,7 +103,25 @@ KEPT: dict[str, Kept] = {
         ),
     ),
     "mutant-ledger-counts-twice": Kept(INVALID, ("witnesses-agree",), (*_ONLINE, "nmis-delivered", "nmis-serviced")),
+    "mutant-one-stays-out": Kept(
+        FAIL,
+        ("all-waiting-before-update", "quiet", "still"),
+        (
+            "harmless",
+            "no-nmi-entry-in-window",
+            "released-after-update",
+            "new-revision-everywhere",
+            *_ONLINE,
+            "witnesses-agree",
+        ),
+    ),
+    "mutant-claims-all": Kept(
+        FAIL, ("nmis-passed-on", "witnesses-agree"), (*_ONLINE, "nmis-delivered", "nmis-serviced"), watched=True
+    ),
     # Kernels with nothing of ours inside.
+    "mutant-siblings-write-again": Kept(
+        FAIL, ("still", "one-update-per-core"), (*_NO_ENGINE, "counters-settled", *_ONLINE), watched=True
+    ),
     "stock-rendezvous-aimed-at-primary": Kept(PASS, ("still",), (*_NO_ENGINE, *_PLAIN, *_ONLINE)),
     "stock-nmi": Kept(PASS, (), (*_NO_ENGINE, *_PLAIN, *_ONLINE)),
 }
