@@ -118,7 +118,19 @@ KEPT: dict[str, Kept] = {
     "mutant-claims-all": Kept(
         FAIL, ("nmis-passed-on", "witnesses-agree"), (*_ONLINE, "nmis-delivered", "nmis-serviced"), watched=True
     ),
+    "mutant-mainline-one-stays-out": Kept(
+        FAIL,
+        ("all-waiting-before-update", "quiet", "still", "new-revision-everywhere"),
+        ("harmless", "no-nmi-entry-in-window", "released-after-update", "counters-settled", *_ONLINE),
+        watched=True,
+    ),
+    "mutant-mainline-claims-all": Kept(
+        FAIL, ("still", "nmis-passed-on", "nmis-serviced"), ("counters-settled", *_ONLINE), watched=True
+    ),
     # Kernels with nothing of ours inside.
+    "mutant-mainline-siblings-write-again": Kept(
+        FAIL, ("one-update-per-core",), (*_NO_ENGINE, "counters-settled", *_ONLINE), watched=True
+    ),
     "mutant-siblings-write-again": Kept(
         FAIL, ("still", "one-update-per-core"), (*_NO_ENGINE, "counters-settled", *_ONLINE), watched=True
     ),
