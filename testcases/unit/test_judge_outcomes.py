@@ -58,7 +58,7 @@ def crash(ending: Ending = Ending.PANIC) -> Evidence:
 
 @pytest.mark.parametrize("topology", [Topology(1, 1, 2), Topology(1, 2, 2), Topology(2, 2, 2)], ids=str)
 def test_a_clean_load_passes(topology: Topology) -> None:
-    verdict = judge(Load(topology=topology).build())
+    verdict = judge(Load(topology=topology).handle().build())
 
     assert verdict.outcome is Outcome.PASS
     assert (verdict.windows_judged, verdict.windows_unseen) == (topology.total_cores, 0)
@@ -446,7 +446,7 @@ def test_a_deadline_after_the_load_accuses_nobody() -> None:
 
 
 def test_a_second_load_is_a_fail_and_the_first_is_judged_for_itself() -> None:
-    load = Load().watch().repeat().add(REPEAT_AT_NS + MS + 1, EventKind.RETRY, 1, load=2)
+    load = Load().watch().handle().repeat().add(REPEAT_AT_NS + MS + 1, EventKind.RETRY, 1, load=2)
     evidence = change(
         load.build(),
         "guest.dmesg",

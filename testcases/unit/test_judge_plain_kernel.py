@@ -48,6 +48,7 @@ def test_a_clean_load_passes_with_what_can_be_seen() -> None:
     assert [one.name for one in verdict.invariants if one.finding is not Finding.HELD] == [
         "counters-settled",
         "offline-siblings-return",
+        "nmis-passed-on",
         "nmis-serviced",
     ]
     assert not found["counters-settled"].required
