@@ -28,6 +28,9 @@ from lab.spec.verdict import Invariant, Proof
 #: (``nmi_state`` in arch/x86/kernel/nmi.c).
 MAX_NESTED = 2
 
+#: Chains that are called for one NMI: that of its CPU's sources, and one of all others.
+MAX_CHAINS = 2
+
 #: An NMI is over by then: the kernel asks nobody for as long. The lab sends its sentinels later than that.
 MAX_NMI_NS = 20_000_000
 
@@ -36,11 +39,13 @@ MAX_NMI_NS = 20_000_000
 class Entered:
     """Entries of one vCPU that may have come inside one another, and what they led to.
 
+    :param entries: how many there were
     :param strange: those that were not the mechanism's own
     :param calls: of chains of handlers
     :param over: their handling is known to have ended: another entry follows them
     """
 
+    entries: int
     strange: tuple[OracleEvent, ...]
     calls: int
     over: bool
@@ -54,12 +59,12 @@ def judge_passed_on(facts: Facts) -> Invariant:
         return msgspec.structs.replace(found, required=False)
     if facts.lost or not facts.complete:
         return unseen(name, facts.lost or "the trial did not run to its end")
+    found_by = {vcpu: find_entered(facts, vcpu) for vcpu in facts.online}
+    if doubt := _why_not_this_kernels([each for entered in found_by.values() for each in entered]):
+        return unseen(name, doubt)
     proofs: list[Proof] = []
     doubts: list[str] = []
-    count = 0
-    for vcpu in facts.online:
-        entered = find_entered(facts, vcpu)
-        count += sum(len(each.strange) for each in entered)
+    for vcpu, entered in found_by.items():
         short = [each for each in entered if each.calls < _count_owed(facts, vcpu, each)]
         doubts += [f"what vCPU {vcpu}'s last NMI led to was not seen" for each in short if not each.over]
         proofs += _prove(facts, vcpu, [each for each in short if each.over])
@@ -67,6 +72,7 @@ def judge_passed_on(facts: Facts) -> Invariant:
         return broken(name, proofs)
     if doubts:
         return unseen(name, doubts[0])
+    count = sum(len(each.strange) for entered in found_by.values() for each in entered)
     return held(name, f"each of {count} NMI entries that were not the mechanism's own led to ordinary handlers")
 
 
@@ -118,9 +124,18 @@ def find_entered(facts: Facts, vcpu: int) -> tuple[Entered, ...]:
         begun.append(entry)
         if calls or after is None or after.mono_ns - entry.mono_ns > MAX_NMI_NS:
             strange = tuple(each for each in begun if each not in own)
-            found.append(Entered(strange=strange, calls=calls, over=after is not None))
+            found.append(Entered(entries=len(begun), strange=strange, calls=calls, over=after is not None))
             begun = []
     return tuple(found)
+
+
+def _why_not_this_kernels(entered: list[Entered]) -> str:
+    """Say why the landmark may be another kernel's: it was never hit in an NMI, or oftener than an NMI calls chains."""
+    if any(each.calls > each.entries * MAX_CHAINS for each in entered):
+        return "the landmark of the kernel's NMI handlers was hit where no NMI can have led to it"
+    if any(each.strange for each in entered) and not any(each.calls for each in entered):
+        return "the kernel's NMI handlers were never seen called"
+    return ""
 
 
 def _watches(facts: Facts) -> bool:
@@ -133,7 +148,8 @@ def _count_calls(
 ) -> Iterator[tuple[OracleEvent, OracleEvent | None, int]]:
     """Yield each entry with the one after it and the calls of chains between the two."""
     calls = [event.seq for event in facts.every_of_kind(EventKind.NMI_HANDLER, vcpu)]
-    for entry, after in zip(entries, (*entries[1:], None), strict=True):
+    for number, entry in enumerate(entries):
+        after = entries[number + 1] if number + 1 < len(entries) else None
         end = bisect_left(calls, after.seq) if after is not None else len(calls)
         yield entry, after, end - bisect_left(calls, entry.seq)
 

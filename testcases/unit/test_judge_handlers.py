@@ -95,6 +95,28 @@ def test_an_nmi_that_came_inside_another_is_handled_behind_it(calls: int, findin
     assert find(load.build()).finding is finding
 
 
+@pytest.mark.parametrize("mechanism", KERNELS)
+def test_a_vcpu_that_entered_none_owes_none(mechanism: str) -> None:
+    load = tell(mechanism)
+    for kind in (EventKind.NMI_ENTRY, EventKind.NMI_HANDLER):
+        load.drop(kind, 1)
+    found = find(load.build())
+    assert found.finding is Finding.HELD
+    assert found.reason.startswith("each of 6 NMI entries")
+
+
+def test_a_landmark_that_is_not_hit_by_any_vcpu_or_too_often_may_be_another_kernels() -> None:
+    never = tell("upstream").drop(EventKind.NMI_HANDLER).build()
+    assert find(never).reason == "the kernel's NMI handlers were never seen called"
+    often = drop_calls(tell("upstream"), 1, PENDING_NS, PENDING_NS + MS)
+    for at_ns in range(0, 5 * MS, MS):
+        often.add(SENTINEL_NS + 2 * MS + at_ns, EventKind.NMI_HANDLER, 0)
+    assert "was hit where no NMI can have led to it" in find(often.build()).reason
+    for evidence in (never, often.build()):
+        assert find(evidence).finding is Finding.UNSEEN
+        assert judge(evidence).outcome is Outcome.INVALID
+
+
 def test_what_the_last_one_led_to_may_not_have_been_recorded() -> None:
     evidence = drop_calls(tell("upstream"), 1, PENDING_NS + MS, 100 * MS).build()
     assert find(evidence).finding is Finding.UNSEEN

@@ -96,7 +96,8 @@ def test_waiting_sibling_is_seen_quiet(plugin: Path, tmp_path: Path) -> None:
     assert sibling.blocks[0].count == sibling.region_blocks >= 4
     assert (sibling.outside_blocks, sibling.halted_at_close, sibling.blocks_lost) == (0, False, 0)
     assert (first.stalled, sibling.stalled_ns, sibling.stall_overrun) == (False, 0, False)
-    assert first.open_ns < sibling.first_ns < sibling.last_ns < first.close_ns
+    # A busy host may take the sibling off its CPU between its look at the window and its look at the clock.
+    assert first.open_ns < sibling.first_ns < sibling.last_ns
     assert first.asked_ns == STRETCH_NS
     assert first.close_ns - first.open_ns >= STRETCH_NS
     assert first.open_tsc < first.close_tsc
