@@ -60,7 +60,7 @@ def judge_passed_on(facts: Facts) -> Invariant:
     if facts.lost or not facts.complete:
         return unseen(name, facts.lost or "the trial did not run to its end")
     found_by = {vcpu: find_entered(facts, vcpu) for vcpu in facts.online}
-    if doubt := _why_not_this_kernels([each for entered in found_by.values() for each in entered]):
+    if doubt := _why_not_this_kernels(_find_all_entered(facts)):
         return unseen(name, doubt)
     proofs: list[Proof] = []
     doubts: list[str] = []
@@ -88,6 +88,9 @@ def judge_serviced(facts: Facts) -> Invariant:
         return unseen(name, facts.lost or "the trial did not run to its end")
     if not facts.has(Witness.LEDGER) and not _watches(facts):
         return unseen(name, "this kernel keeps no ledger of NMIs")
+    doubt = "" if facts.has(Witness.LEDGER) else _why_not_this_kernels(_find_all_entered(facts))
+    if doubt:
+        return unseen(name, doubt)
     proofs: list[Proof] = []
     doubts: list[str] = []
     for vcpu in facts.online:
@@ -127,6 +130,10 @@ def find_entered(facts: Facts, vcpu: int) -> tuple[Entered, ...]:
             found.append(Entered(entries=len(begun), strange=strange, calls=calls, over=after is not None))
             begun = []
     return tuple(found)
+
+
+def _find_all_entered(facts: Facts) -> list[Entered]:
+    return [each for vcpu in facts.online for each in find_entered(facts, vcpu)]
 
 
 def _why_not_this_kernels(entered: list[Entered]) -> str:

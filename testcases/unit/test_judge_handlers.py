@@ -114,6 +114,7 @@ def test_a_landmark_that_is_not_hit_by_any_vcpu_or_too_often_may_be_another_kern
     assert "was hit where no NMI can have led to it" in find(often.build()).reason
     for evidence in (never, often.build()):
         assert find(evidence).finding is Finding.UNSEEN
+        assert find(evidence, "nmis-serviced").finding is Finding.UNSEEN
         assert judge(evidence).outcome is Outcome.INVALID
 
 
