@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from conftest import UNPATCHED, Trial, find_images, find_unpatched
-from lab.build.kernel import DEFAULT_BASE
+from conftest import Trial, find_images, find_unpatched
+from lab.build.kernel import DEFAULT_BASE, UNPATCHED
 from lab.errors import UsageError
 from lab.host.paths import ROOT
 from lab.spec.base import BASES
