@@ -60,7 +60,8 @@ def judge_passed_on(facts: Facts) -> Invariant:
     if facts.lost or not facts.complete:
         return unseen(name, facts.lost or "the trial did not run to its end")
     found_by = {vcpu: find_entered(facts, vcpu) for vcpu in facts.online}
-    if doubt := _why_not_this_kernels(_find_all_entered(facts)):
+    doubt = _why_own_not_known(facts) or _why_not_this_kernels(_find_all_entered(facts))
+    if doubt:
         return unseen(name, doubt)
     proofs: list[Proof] = []
     doubts: list[str] = []
@@ -134,6 +135,15 @@ def find_entered(facts: Facts, vcpu: int) -> tuple[Entered, ...]:
 
 def _find_all_entered(facts: Facts) -> list[Entered]:
     return [each for vcpu in facts.online for each in find_entered(facts, vcpu)]
+
+
+def _why_own_not_known(facts: Facts) -> str:
+    """Say why the mechanism's own entries cannot be told from others: the landmarks that they lead to were not hit."""
+    if facts.begin is None:
+        return "the load's begin was not seen"
+    takes = facts.mechanism.landmarks.takes_nmis
+    unknown = [vcpu for vcpu in facts.online if takes and not facts.has_landmarks(vcpu)]
+    return f"the call-in of vCPU {unknown[0]} was not seen" if unknown else ""
 
 
 def _why_not_this_kernels(entered: list[Entered]) -> str:

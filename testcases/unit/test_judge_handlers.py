@@ -118,6 +118,16 @@ def test_a_landmark_that_is_not_hit_by_any_vcpu_or_too_often_may_be_another_kern
         assert judge(evidence).outcome is Outcome.INVALID
 
 
+@pytest.mark.parametrize("missing", [EventKind.LOAD_BEGIN, EventKind.CALL_IN])
+def test_where_the_mechanisms_own_entries_are_not_known_nobody_is_accused(missing: EventKind) -> None:
+    load = tell("upstream").drop(missing).drop(EventKind.WAIT_LOOP)
+    assert find(load.build()).finding is Finding.UNSEEN
+    assert judge(load.build()).outcome is Outcome.INVALID
+    # Where no NMI is the mechanism's own, its landmarks do not matter.
+    lost = drop_calls(tell("stock-rendezvous"), 1, PENDING_NS, PENDING_NS + MS).drop(EventKind.CALL_IN)
+    assert find(lost.build()).finding is Finding.BROKEN
+
+
 def test_what_the_last_one_led_to_may_not_have_been_recorded() -> None:
     evidence = drop_calls(tell("upstream"), 1, PENDING_NS + MS, 100 * MS).build()
     assert find(evidence).finding is Finding.UNSEEN
