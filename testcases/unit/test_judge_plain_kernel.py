@@ -162,15 +162,6 @@ def test_a_self_nmi_that_a_real_one_forestalled_is_an_ordinary_one() -> None:
 NOT_REQUIRED = {"errno-and-messages", "load-repeatable", "new-revision-everywhere"}
 
 
-def load_of_stock(mechanism: str) -> Load:
-    load = Load(mechanism=mechanism)
-    if mechanism == "stock-rendezvous":
-        # It sends no NMI: those that wait are the lab's, and enter behind the windows.
-        load.drop(EventKind.SELF_NMI)
-        load.steps = [step for step in load.steps if step.kind is not EventKind.NMI_ENTRY or step.at_ns > WINDOW_AT_NS]
-    return load
-
-
 @pytest.mark.parametrize("mechanism", [each.name for each in STOCK_MECHANISMS])
 def test_a_kernel_without_engine_passes_with_its_reservations(mechanism: str) -> None:
     verdict = judge(load_of_stock(mechanism).build())
