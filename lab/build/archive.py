@@ -27,7 +27,6 @@ from lab.host.paths import IMAGES
 
 TABLE: Final = IMAGES / "host" / "archive.toml"
 MIRROR_VARIABLE: Final = "MCLAB_DEBIAN_MIRROR"
-DEFAULT_MIRROR: Final = "http://mirror.example"
 PROGRAMS: Final = ("apt-get", "apt-cache", "apt-config", "dpkg-deb")
 
 _ARCHITECTURE: Final = "amd64"
@@ -41,6 +40,8 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _VERSION: Final = re.compile(r"[A-Za-z0-9.+:~-]+")
 #: ``'http://..' NAME SIZE SHA256:..``, a line of ``--print-uris``.
 _TO_FETCH: Final = re.compile(r"^'[^']*' (?P<name>[^\s/]+\.deb) (?P<size>\d+)", re.MULTILINE)
+#: ``'http://../debian/dists/bookworm/InRelease' ..``, a line of ``update --print-uris``.
+_SUITE: Final = re.compile(r"^'(?P<url>[^']+?)/+dists/(?P<suite>[^/']+)/InRelease'", re.MULTILINE)
 #: How the host reaches the network is the host's to say; whom to trust is not.
 _HOST_SETTING: Final = re.compile(
     r"^Acquire::(?:(?:https?|ftp)::|Retries|ForceIPv|Check-Valid-Until|Check-Date)[^;\n]*;$",
@@ -57,6 +58,16 @@ class Suites(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     debian: tuple[str, ...]
     security: tuple[str, ...] = ()
     base: str = ""
+
+
+class Mirror(msgspec.Struct, frozen=True):
+    """Where the archive is, without slashes at the end.
+
+    :param security: where its security updates are; empty where that is not known, and they are left out
+    """
+
+    debian: str
+    security: str
 
 
 class SourcePackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +146,7 @@ class Archive:
 
         :raise HostError: the archive cannot be reached, or its signature is not good
         """
-        mirror = read_mirror()
+        mirror = find_mirror(self._table)
         shutil.rmtree(self._debs, ignore_errors=True)
         for path in (self._debs / "partial", self._folder / "lists" / "partial", self._folder / "etc"):
             path.mkdir(parents=True, exist_ok=True)
@@ -147,7 +158,7 @@ class Archive:
             self._run("apt-get", "-q", "update", seconds=_MAX_FETCH_S)
         except ProcessError as error:
             raise HostError(
-                f"Debian's {self._release} could not be read from {mirror} ({_pick_reason(error.output)}):"
+                f"Debian's {self._release} could not be read from {mirror.debian} ({_pick_reason(error.output)}):"
                 f" check the network, or set {MIRROR_VARIABLE} to a mirror that this host reaches"
             ) from error
 
@@ -207,15 +218,15 @@ class Archive:
     def _suites(self) -> Suites:
         return self._table.release[self._release]
 
-    def _list_sources(self, mirror: str) -> str:
+    def _list_sources(self, mirror: Mirror) -> str:
         base = [self._table.release[self._suites.base]] if self._suites.base else []
         # apt uses a package of file: where it is, and would fetch nothing.
-        mirror = mirror.replace("file://", "copy:", 1)
+        debian, security = (url.replace("file://", "copy:", 1) for url in (mirror.debian, mirror.security))
         option = f"[arch={_ARCHITECTURE} signed-by={self._table.keyring}]"
         lines = []
         for suites in (*base, self._suites):
-            lines += [f"deb {option} {mirror}/debian {suite} main\n" for suite in suites.debian]
-            lines += [f"deb {option} {mirror}/debian-security {suite} main\n" for suite in suites.security]
+            lines += [f"deb {option} {debian} {suite} main\n" for suite in suites.debian]
+            lines += [f"deb {option} {security} {suite} main\n" for suite in suites.security if security]
         return "".join(lines)
 
     def _make_config(self) -> str:
@@ -299,17 +310,39 @@ def open_archive(table: Table, release: str, progress: Progress) -> Iterator[Arc
             archive.clean()
 
 
-def read_mirror() -> str:
-    """Return where the archive is, without a slash at its end.
+def find_mirror(table: Table) -> Mirror:
+    """Return the mirror that the variable names, or else the one that this host's own apt takes Debian from.
 
     :raise UsageError: the variable holds no URL
+    :raise HostError: there is none; the text says what to do
     """
-    mirror = os.environ.get(MIRROR_VARIABLE) or DEFAULT_MIRROR
-    if not _MIRROR.fullmatch(mirror) or any(letter in mirror for letter in "'\"[]"):
-        raise UsageError(
-            f"{MIRROR_VARIABLE} is '{mirror}': allowed is a URL that begins with http://, https:// or file:///"
+    named = os.environ.get(MIRROR_VARIABLE)
+    if named:
+        if not _MIRROR.fullmatch(named) or any(letter in named for letter in "'\"[]"):
+            raise UsageError(
+                f"{MIRROR_VARIABLE} is '{named}': allowed is a URL that begins with http://, https:// or file:///"
+            )
+        return Mirror(f"{named.rstrip('/')}/debian", f"{named.rstrip('/')}/debian-security")
+    return _find_host_mirror(table)
+
+
+def _find_host_mirror(table: Table) -> Mirror:
+    # Also where no list was read yet; nothing is fetched.
+    words = ("apt-get", "update", "--print-uris")
+    listed = proc.run(words, env=_make_environment(None), deadline=Deadline.after(_MAX_LOCAL_S))
+    found = {match["suite"]: match["url"] for match in _SUITE.finditer(listed) if _is_fit(match["url"])}
+    security = [found[suite] for each in table.release.values() for suite in each.security if suite in found]
+    debian = [found[suite] for each in table.release.values() for suite in each.debian if suite in found]
+    debian += [url for url in found.values() if url.endswith("/debian")]
+    if not debian:
+        raise HostError(
+            f"this host's apt knows no mirror of Debian: set {MIRROR_VARIABLE} to one, a URL with debian/ below it"
         )
-    return mirror.rstrip("/")
+    return Mirror(debian[0], security[0] if security else "")
+
+
+def _is_fit(url: str) -> bool:
+    return not any(letter in url for letter in "'\"[]") and not url.startswith("cdrom:")
 
 
 def _make_environment(config: Path | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from small_archive import describe_deb, make_deb, make_mirror, write_suite
 
 from lab.build import archive, kernel_source
-from lab.build.archive import MIRROR_VARIABLE, Archive, open_archive, read_mirror, read_table, why_not_fetch
+from lab.build.archive import MIRROR_VARIABLE, Archive, find_mirror, open_archive, read_table, why_not_fetch
 from lab.build.kernel_source import Origin, find_source, locate_source
 from lab.errors import HostError, UsageError
 from lab.host.paths import IMAGES
@@ -21,7 +21,7 @@ POSTINST = b"#!/bin/sh\ntouch /tmp/lab-postinst-was-run\n"
 class TrustingArchive(Archive):
     """Takes an archive that nobody signed."""
 
-    def _list_sources(self, mirror: str) -> str:
+    def _list_sources(self, mirror: archive.Mirror) -> str:
         return super()._list_sources(mirror).replace("signed-by=", "trusted=yes signed-by=")
 
 
@@ -133,7 +133,35 @@ def test_archive_out_of_reach_is_one_sentence(mirror: Path, monkeypatch: pytest.
 def test_mirror_that_is_no_url_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MIRROR_VARIABLE, url)
     with pytest.raises(UsageError, match=f"{MIRROR_VARIABLE} is '.*': allowed is a URL"):
-        read_mirror()
+        find_mirror(read_table())
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        (
+            "deb http://one.example/debian/ bookworm main\ndeb http://two.example/security/ bookworm-security main\n",
+            ("http://one.example/debian", "http://two.example/security"),
+        ),
+        ("deb mirror+file:/etc/list trixie main\n", ("mirror+file:/etc/list", "")),
+        ("deb http://one.example/debian sid main\n", ("http://one.example/debian", "")),
+        ("deb http://one.example/ubuntu noble main\n", None),
+        ("", None),
+    ],
+)
+def test_mirror_is_the_one_that_the_hosts_own_apt_uses(
+    sources: str, found: tuple[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources.list").write_text(sources)
+    config = tmp_path / "apt.conf"
+    config.write_text(f'Dir::Etc::sourcelist "{tmp_path}/sources.list";\nDir::Etc::sourceparts "/dev/null";\n')
+    monkeypatch.delenv(MIRROR_VARIABLE, raising=False)
+    monkeypatch.setattr(archive, "_make_environment", lambda _: {**os.environ, "APT_CONFIG": str(config)})
+    if found is None:
+        with pytest.raises(HostError, match=f"set {MIRROR_VARIABLE}"):
+            find_mirror(read_table())
+    else:
+        assert find_mirror(read_table()) == archive.Mirror(*found)
 
 
 def test_host_without_apt_or_keyring_is_told_what_to_install(
