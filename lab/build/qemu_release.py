@@ -20,7 +20,7 @@ from lab.host.paths import NAME as LAB
 NAME: Final = "qemu-system-x86_64"
 _KIND: Final = "qemu"
 #: Root's cache is often below a folder that only root may enter, and QEMU is started as another user.
-_SYSTEM_CACHE: Final = Path("/var/cache") / LAB
+SYSTEM_CACHE: Final = Path("/var/cache") / LAB
 _VERSION: Final = "version"
 _PROBE_S: Final = 60.0
 #: Raised whenever the steps below make another folder of the same packages.
@@ -69,7 +69,7 @@ def build_qemu(release: str, progress: Progress) -> Path:
 
 def list_fetched() -> tuple[Path, ...]:
     """Return the programs of all QEMUs that were fetched; a cache that cannot be used has none."""
-    folders = [_SYSTEM_CACHE / _KIND]
+    folders = [SYSTEM_CACHE / _KIND]
     with contextlib.suppress(HostError):
         folders.insert(0, make_folder(_KIND))
     return tuple(path for folder in folders for path in sorted(folder.glob(f"[!.]*/{NAME}")))
@@ -80,7 +80,7 @@ def _find_folder() -> Path:
     folder = make_folder(_KIND)
     if os.geteuid() != 0 or all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents)):
         return folder
-    folder = _SYSTEM_CACHE / _KIND
+    folder = SYSTEM_CACHE / _KIND
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     except OSError as error:

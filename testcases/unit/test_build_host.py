@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.build import qemu_release
 from lab.build.doctor import examine_host
 from lab.build.oracle import NAME, build_oracle
 from lab.host.paths import ROOT
@@ -119,6 +120,7 @@ def test_host_without_anything_is_examined_to_the_end(tmp_path: Path, monkeypatc
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(qemu_release, "SYSTEM_CACHE", tmp_path / "none")
     lacks = {check.name: check.mend for check in examine_host() if not check.ok}
     assert {"qemu", "cache"} <= set(lacks)
     assert lacks["qemu"] == "apt-get install qemu-system-x86"
