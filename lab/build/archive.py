@@ -71,10 +71,14 @@ class Mirror(msgspec.Struct, frozen=True):
 
 
 class SourcePackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the source of a kernel is."""
+    """Where the source of a kernel is.
+
+    :param extra: no kernel of images/kernels is made of it
+    """
 
     package: str
     release: str
+    extra: bool = False
 
 
 class QemuPackages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

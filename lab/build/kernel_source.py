@@ -40,8 +40,8 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def list_sources() -> tuple[str, ...]:
-    """Return the names of the kernels whose source the lab knows to find, such as ``linux-6.1``."""
-    return tuple(read_table().source)
+    """Return the names of the kernels whose source the lab's own kernels need, such as ``linux-6.1``."""
+    return tuple(name for name, wanted in read_table().source.items() if not wanted.extra)
 
 
 def find_source(base: str, progress: Progress) -> Path:
