@@ -14,8 +14,8 @@ from lab.witness.kernel import Function, Instruction, Kernel
 #: In the order in which they are asked; the first that a name matches is told.
 _BY_NAME: Final = {
     "prints or reports": (
-        r"_?printk.*|vprintk.*|_dev_\w+|__warn.*|warn_slowpath.*|dump_stack.*|show_\w+|print_\w+|debug_show_.*"
-        r"|add_taint|___?ratelimit|\w*_report\w*|report_\w+|lockdep_rcu_suspicious|console_\w+|BUG_func"
+        r"_*v?printk.*|_dev_\w+|__warn.*|warn_slowpath.*|dump_stack.*|show_\w+|print_\w+|debug_show_.*"
+        r"|add_taint|___?ratelimit|\w*_report\w*|report_\w+|lockdep_rcu_suspicious|console_\w+|debug_locks_off|BUG_func"
     ),
     "never returns": (r"(?:__)?panic|nmi_panic|__stack_chk_fail|do_exit|make_task_dead|die|rewind_stack.*|__ubsan_\w+"),
     "sleeps or schedules": (

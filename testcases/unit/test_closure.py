@@ -58,6 +58,8 @@ def test_what_a_build_inserts_is_held_from_everywhere(tmp_path: Path, name: str)
     [
         ("_printk", "ret", "it prints or reports"),
         ("__warn_printk", "ret", "it prints or reports"),
+        ("__printk_ratelimit", "ret", "it prints or reports"),
+        ("debug_locks_off", "ret", "it prints or reports"),
         ("panic", "ret", "it never returns"),
         ("__stack_chk_fail", "ret", "it never returns"),
         ("schedule", "ret", "it sleeps or schedules"),
