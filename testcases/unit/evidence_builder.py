@@ -502,9 +502,9 @@ def load_of_stock(mechanism: str, **fields: Any) -> Load:
     """Tell of a load of a kernel with nothing of ours inside."""
     load = Load(mechanism=mechanism, **fields)
     if mechanism == "stock-rendezvous":
-        # It sends no NMI: those that wait are the lab's, and enter behind the release.
+        # It sends no NMI: those that wait are the lab's, and enter behind the windows.
         load.drop(EventKind.SELF_NMI)
-        load.steps = [step for step in load.steps if step.kind is not EventKind.NMI_ENTRY or step.at_ns > RELEASE_AT_NS]
+        load.steps = [step for step in load.steps if step.kind is not EventKind.NMI_ENTRY or step.at_ns > WINDOW_AT_NS]
         # It calls in a second time, to leave: siblings at once, primaries behind their window.
         for vcpu in range(load.topology.vcpus):
             if vcpu not in load.offline:
