@@ -37,6 +37,8 @@ TESTS: Final = tuple(
         "judge_outcomes",
         "judge_updates",
         "judge_handlers",
+        "judge_entries",
+        "judge_clocks",
         "judge_offline",
         "judge_nmis",
         "judge_dmesg",
