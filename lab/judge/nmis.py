@@ -352,6 +352,9 @@ def _why_delivery_doubted(facts: Facts, nmis: VcpuNmis) -> list[str]:
         )
     if any(not sentinel.reply_ns for sentinel in facts.sentinels_to(vcpu)):
         doubts.append(f"the sentinel of vCPU {vcpu} was never acknowledged")
+    log = facts.evidence.injections
+    if facts.complete and log is not None and log.sentinels and not facts.sentinels_to(vcpu):
+        doubts.append(f"no sentinel was sent to vCPU {vcpu}, though others got one")
     if facts.complete and nmis.lost:
         doubts.append(f"vCPU {vcpu} took no NMI after the load")
     if facts.complete:

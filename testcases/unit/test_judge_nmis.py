@@ -250,3 +250,12 @@ def test_a_sentinel_does_not_count_as_service_for_what_was_sent_before(*, entere
         evidence = change(evidence, f"guest.ledger_after.{vcpu}.ordinary", 8)
 
     assert next(one for one in judge(evidence).invariants if one.name == "nmis-serviced").finding is finding
+
+
+def test_a_vcpu_without_a_sentinel_beside_others_with_one_is_unseen() -> None:
+    deaf = Load().watch(3).build()
+    assert deaf.injections is not None
+    sentinels = tuple(sent for sent in deaf.injections.sentinels if sent.vcpu != 3)
+    unasked = delivered(change(deaf, "injections.sentinels", sentinels))
+    assert unasked.finding is Finding.UNSEEN
+    assert unasked.reason == "no sentinel was sent to vCPU 3, though others got one"
