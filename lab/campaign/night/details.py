@@ -26,6 +26,7 @@ class SittingHeld(msgspec.Struct, frozen=True, kw_only=True):
 
     :param began: wall-clock time, ISO 8601, and ``ended``, empty where nobody could note it
     :param length_s: from one to the other, None where one is missing or no time
+    :param qemu: what its guests ran on, empty before schema 5
     """
 
     id: int
@@ -38,6 +39,7 @@ class SittingHeld(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     scheduler: str
     lab_version: str
+    qemu: str = ""
 
 
 class HostStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,9 +115,10 @@ class Details:
                 workers=workers,
                 scheduler=scheduler,
                 lab_version=version,
+                qemu=qemu,
             )
-            for each, began, ended, host, cores, budget, workers, scheduler, version in self._ask(
-                "SELECT id, began, ended, host, cores, vcpu_budget, workers, scheduler, lab_version FROM sittings"
+            for each, began, ended, host, cores, budget, workers, scheduler, version, qemu in self._ask(
+                "SELECT id, began, ended, host, cores, vcpu_budget, workers, scheduler, lab_version, qemu FROM sittings"
                 " WHERE campaign = ? ORDER BY id"
             )
         )
