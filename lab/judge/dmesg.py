@@ -14,7 +14,7 @@ from lab.judge.facts import Facts
 from lab.judge.finding import MAX_PROOFS, NO_ENGINE, broken, broken_unless, clean, held, unseen
 from lab.judge.nmis import why_log_doubted
 from lab.judge.starvation import why_starved
-from lab.spec.base import Loader, Witness
+from lab.spec.base import LOAD_MARK, Loader, Witness
 from lab.spec.evidence import EventKind
 from lab.spec.verdict import Invariant, Proof
 
@@ -272,9 +272,10 @@ def _why_not_covered(facts: Facts, lines: Iterable[str]) -> str:
     # A kernel that looks at least revisions has nothing to warn of, and says nothing before the load.
     silent = facts.evidence.scenario.min_revision
     warned = any(words.begin.search(message) for message in messages)
+    marked = facts.base.needs_mark and LOAD_MARK in messages
     if silent and warned:
         return "the kernel warned that it looks at no least revision, though it was to"
-    if not silent and not warned:
+    if not silent and not warned and not marked:
         return "the kernel's log does not show the load's beginning"
     if not any(words.done.search(message) or words.failed.search(message) for message in messages):
         return "the kernel's log does not show the load's end"

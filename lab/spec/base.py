@@ -8,6 +8,9 @@ import msgspec
 
 from lab.errors import UsageError
 
+#: What the lab writes to a kernel's log right before a load that the kernel may begin without a word.
+LOAD_MARK = "microcode-nmi-lab: a load begins"
+
 
 class Witness(enum.Enum):
     """What a kernel tells of itself in ``microcode_lab/``, beside sysfs, dmesg and ``/proc/interrupts``."""
@@ -43,6 +46,11 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     several: bool
     repeat_errno: int
     has_min_revision: bool = False
+
+    @property
+    def needs_mark(self) -> bool:
+        """Whether it may begin a load without a word, as before 5.19: then the lab marks its log."""
+        return self.loader is Loader.BEFORE_6_7 and not self.engine
 
     @property
     def version(self) -> str:

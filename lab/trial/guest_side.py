@@ -12,7 +12,7 @@ from lab.errors import EvidenceError, GuestError
 from lab.guest.shell import GuestShell
 from lab.guest.text import clean_lines
 from lab.host.deadline import Deadline
-from lab.spec.base import Base, Witness, find_base
+from lab.spec.base import LOAD_MARK, Base, Witness, find_base
 from lab.spec.boot import Boot
 from lab.spec.evidence import CpuLedger, RendezvousState, Returned
 from lab.spec.mechanism import Mechanism
@@ -186,7 +186,7 @@ def read_tainted(shell: GuestShell, deadline: Deadline) -> int:
 
 
 def choose_mechanism(shell: GuestShell, mechanism: Mechanism, base: Base, deadline: Deadline) -> tuple[str, ...]:
-    """Have the next load use a mechanism, and begin it with an empty dmesg; returns what was in it.
+    """Have the next load use a mechanism, and begin it with an empty dmesg, but for a mark; returns what was in it.
 
     :raise GuestError: the kernel does not have the mechanism
     """
@@ -194,7 +194,8 @@ def choose_mechanism(shell: GuestShell, mechanism: Mechanism, base: Base, deadli
     if mechanism.base != base.name:
         raise GuestError(f"{problem}: that is one of {mechanism.base}")
     choose = f"echo {mechanism.name} >{DEBUGFS}/mechanism && " if base.several else ""
-    said = _ask(shell, f"{choose}dmesg -c", deadline, problem)
+    mark = f" && echo '{LOAD_MARK}' >/dev/kmsg" if base.needs_mark else ""
+    said = _ask(shell, f"{choose}dmesg -c{mark}", deadline, problem)
     return clean_lines(said)[-MAX_DMESG_LINES:]
 
 

@@ -235,3 +235,24 @@ def test_an_nmi_that_the_kernel_sent_itself_and_does_not_know_is_a_complaint() -
 
     assert finding(evidence, "dmesg-clean") is Finding.HELD
     assert finding(said, "dmesg-clean") is Finding.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "first", "found"),
+    [
+        ("stock-rendezvous", ("[   12.099999][  T123] microcode-nmi-lab: a load begins",), Finding.HELD),
+        ("stock-rendezvous", (), Finding.UNSEEN),
+        ("stock-rendezvous", ("[   12.099999] it said microcode-nmi-lab: a load begins",), Finding.UNSEEN),
+        # Since 6.7 every kernel says something itself.
+        ("stock-nmi", ("[   12.099999][  T123] microcode-nmi-lab: a load begins",), Finding.UNSEEN),
+    ],
+)
+def test_the_labs_mark_begins_the_log_of_a_kernel_that_says_nothing(
+    mechanism: str, first: tuple[str, ...], found: Finding
+) -> None:
+    """As 5.10 does: its first line of a load is the last."""
+    evidence = load_of_stock(mechanism).build()
+    assert evidence.guest is not None
+    silent = judge(change(evidence, "guest.dmesg", (*first, *evidence.guest.dmesg[2:])))
+    (covered,) = (one for one in silent.invariants if one.name == "dmesg-clean")
+    assert covered.finding is found
