@@ -72,7 +72,7 @@ def test_the_command_line_takes_a_kernel(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.stdout, done.stderr
     told = msgspec.json.decode(done.stdout)
-    assert (told["mechanism"], told["vmlinux_match"]) == ("stock-nmi", "build id")
+    assert (told["mechanism"], told["vmlinux_match"]) == ("stock-nmi", "build id read in the guest")
     assert told["outcome"] in ("PASS", "INVALID"), told["reason"]
     assert done.returncode == EXIT_STATUS[Outcome(told["outcome"])]
     images = read_evidence(tmp_path / "t").images

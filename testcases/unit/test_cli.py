@@ -340,7 +340,10 @@ def test_judging_again_gives_the_same_verdict(tmp_path: Path) -> None:
 
 def test_doctor_tells_a_machine_the_same(tmp_path: Path) -> None:
     done = run_lab("doctor", "--json", XDG_CACHE_HOME=str(tmp_path))
-    checks = {check["name"]: check for check in msgspec.json.decode(done.stdout)["checks"]}
-    assert {"qemu", "qemu plugins", "cache", "kvm"} <= checks.keys()
+    told = msgspec.json.decode(done.stdout)
+    checks = {check["name"]: check for check in told["checks"]}
+    assert {"qemu", "qemu's user", "cache", "kvm"} <= checks.keys()
     assert checks["cache"]["ok"]
+    assert told["qemus"][0]["usable"]
+    assert told["qemus"][0]["level"] >= 1
     assert stat.S_ISDIR((tmp_path / "microcode-nmi-lab").stat().st_mode)
