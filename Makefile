@@ -18,7 +18,7 @@ test: ## Set up and run all tests
 	@images/host/setup
 	.venv/bin/lab build all
 	.venv/bin/lab build kernel --base linux-6.12
-	.venv/bin/pytest -n auto
+	.venv/bin/pytest -n auto --dist worksteal
 
 test-hosts: ## Run both commands above on a fresh Debian of its own, as root (RELEASE=bookworm: another than trixie)
 	@images/host/setup
