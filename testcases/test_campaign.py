@@ -205,9 +205,9 @@ def test_workers_of_a_scheduler_are_sent_images_and_its_end_loses_nothing(
     (summary,) = summarise(folder)
     assert summary.state == "stopped"
     with open_reader(folder) as connection:
-        assert {path.name for path in received.iterdir()} == {
-            digest for (digest,) in connection.execute("SELECT sha256 FROM images")
-        }
+        known = {digest for (digest,) in connection.execute("SELECT sha256 FROM images")}
+    # QEMU is each host's own, and never sent.
+    assert {path.name for path in received.iterdir()} == known - {images.qemu.sha256}
     assert run_lab(left, "resume", folder, "--workers", "1").returncode in (0, 1)
     check_store(folder, list(range(1, 10)))
     left.check(folder)

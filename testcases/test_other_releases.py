@@ -89,5 +89,5 @@ def test_a_small_sweep_ends_complete_and_clean(qemu: Path, tmp_path: Path) -> No
     window = ("--role", "sibling", "--from", "window", "--to", "window")
     status, swept = lab(qemu, "sweep", "--mechanism", "nmi-self", *window, "--out", tmp_path / "sweep")
     assert swept["broken"] == []
-    assert swept["known"] >= 5
+    assert swept["points_known"] >= 5
     assert status == 0, swept

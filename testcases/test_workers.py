@@ -164,7 +164,7 @@ def test_workers_build_what_all_of_them_need_once(tmp_path: Path, left: Leftover
     assert len(found) == 3
     assert found == found[:1] * 3
     assert all(path.startswith(str(cache)) for path in found[0])
-    assert said.count("oracle: compiling\n") == 1
+    assert said.count("oracle: compiling for plugin interface ") == 1
     assert said.count("initramfs: packing\n") == 1
     # Those that did not build have waited.
     assert said.count("oracle: waiting for another build of the same\n") == 2
