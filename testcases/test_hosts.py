@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 
 PORT = 8786
 #: The least that Dask takes: so long after a link is cut, without a word, the scheduler gives its worker up.
-DEAD_S = 11
+DEAD_S = 21
 DASK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": f"{DEAD_S}s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
 TRIALS = 40
 ONE_IN = 4

@@ -28,6 +28,8 @@ MIN_RATE: Final = 0.97
 MAX_DOUBT: Final = 0.01
 #: so often: on a host that is busy all the time, what is known by then must do.
 READINGS: Final = 12
+#: Of one moment: the quickest answer tells the most.
+TRIES: Final = 5
 #: The third line is "now at 1234567890 nsecs", by CLOCK_MONOTONIC of the guest (kernel/time/timer_list.c).
 _ASK: Final = '{ read -r _; read -r _; read -r now; } </proc/timer_list && echo "$now"'
 _NOW: Final = re.compile(r"now at (?P<ns>[0-9]{1,18}) nsecs", re.ASCII)
@@ -43,10 +45,15 @@ class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_clock(shell: GuestShell, deadline: Deadline) -> ClockReading:
-    """Read the guest's clock.
+    """Return of several readings the one that took the guest the least time to answer.
 
     :raise EvidenceError: the guest shows something else
     """
+    readings = [_read_once(shell, deadline) for _ in range(TRIES)]
+    return min(readings, key=lambda reading: reading.after_ns - reading.before_ns)
+
+
+def _read_once(shell: GuestShell, deadline: Deadline) -> ClockReading:
     before_ns = time.monotonic_ns()
     said = clean_lines(shell.run(_ASK, deadline).stdout)
     after_ns = time.monotonic_ns()
