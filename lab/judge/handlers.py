@@ -179,10 +179,13 @@ def _count_owed(facts: Facts, vcpu: int, entered: Entered) -> int:
 
 
 def _prove(facts: Facts, vcpu: int, short: list[Entered]) -> list[Proof]:
-    """Return proofs of NMIs that were lost; none where the ledger says that so many met their CPU offline."""
+    """Return proofs of NMIs that were lost; none where the ledger says that so many met their CPU offline.
+
+    With a ledger each entry owes one call, and one that met its CPU offline owes none.
+    """
     delta = facts.ledger_delta(vcpu)
     dropped = delta.dropped if delta is not None else 0
-    if dropped and dropped >= sum(len(each.strange) for each in short):
+    if dropped and dropped >= sum(_count_owed(facts, vcpu, each) - each.calls for each in short):
         return []
     return [_proof(facts, vcpu, each) for each in short]
 

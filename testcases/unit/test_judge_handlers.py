@@ -156,6 +156,21 @@ def test_entries_of_a_cpu_that_was_offline_by_then_have_no_handler() -> None:
     assert find(offline.build()).finding is Finding.HELD
 
 
+def test_of_two_entries_that_came_together_the_one_that_met_its_cpu_offline_owes_no_call() -> None:
+    def build(*, dropped: int, called: bool) -> Evidence:
+        load = tell("nmi-self")
+        pending_ns = find_pending_ns(load)
+        if not called:
+            drop_calls(load)
+        load.add(pending_ns - 10_000, EventKind.NMI_ENTRY, VCPU)
+        return change(load.build(), f"guest.ledger_after.{VCPU}.dropped", dropped)
+
+    assert find(build(dropped=0, called=True)).finding is Finding.BROKEN
+    assert find(build(dropped=1, called=True)).finding is Finding.HELD
+    assert find(build(dropped=1, called=False)).finding is Finding.BROKEN
+    assert find(build(dropped=2, called=False)).finding is Finding.HELD
+
+
 UNKNOWN: dict[str, Callable[[Evidence], Evidence]] = {
     "records-lost": lambda evidence: change(evidence, "oracle.records_lost", 1),
     "not-complete": lambda evidence: change(evidence, "ending", Ending.DEADLINE),
