@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,19 @@ def test_unfit_record_is_lost(broken: dict[str, int], tmp_path: Path, link: Orac
     evidence = link.collect(name)
     assert [event.seq for event in evidence.events] == [1, 3]
     assert evidence.records_lost == 1
+
+
+@pytest.mark.parametrize("unwritten", [0, 2**64 - 1])
+def test_a_record_that_is_still_being_written_is_waited_for(unwritten: int, tmp_path: Path, link: OracleLink) -> None:
+    put_record(tmp_path, 1)
+    put_record(tmp_path, 2, stamp=unwritten)
+    put_next_seq(tmp_path, 3)
+    late = threading.Timer(0.1, put_record, (tmp_path, 2))
+    late.start()
+    evidence = link.collect(name)
+    late.join()
+    assert [event.seq for event in evidence.events] == [1, 2]
+    assert evidence.records_lost == 0
 
 
 def test_file_cut_short_loses_its_end(tmp_path: Path, link: OracleLink) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lab.witness.oracle.layout import Block, Covered, Header, Places, Record, Sibling, Vcpu, Window
+from lab.witness.oracle.layout import STAMP_BUSY, Block, Covered, Header, Places, Record, Sibling, Vcpu, Window
 
 _Part = TypeVar("_Part", bound=ctypes.Structure)
 
@@ -61,6 +61,14 @@ class OracleFile:
         whole_from = self.read_header().next_seq - capacity
         found = [record for record in found if record.stamp >= whole_from]
         return found, max(0, end_seq - first_seq) - len(found)
+
+    def count_unwritten(self, first_seq: int, end_seq: int) -> int:
+        """Return how many of these numbers were given to a record that is not whole in its place, nor overwritten."""
+        first_held = max(first_seq, end_seq - self.places.ring_records)
+        numbers = range(first_held, end_seq)
+        written = zip(numbers, self._read_ring(first_held, end_seq), strict=True)
+        # A stamp above its number is a later record's or, at its largest, says that one is being written.
+        return sum(record.stamp < number or record.stamp == STAMP_BUSY for number, record in written)
 
     def _read_ring(self, first_seq: int, end_seq: int) -> list[Record]:
         """Return the places of consecutive numbers, at most one round of the ring."""

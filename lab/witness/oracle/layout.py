@@ -16,6 +16,8 @@ from lab.spec.phase import Phase
 MAGIC: Final = 0x6C63616C62616C6D
 VERSION: Final = 6
 HEADER_SIZE: Final = 4096
+#: A record's stamp while it is being written, as images/oracle/ring.c has it.
+STAMP_BUSY: Final = 2**64 - 1
 MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
 MAX_MECHANISMS: Final = 16

@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -57,9 +58,13 @@ TABLE_BLOCKS: Final = 1024
 #: Places for blocks per vCPU and phase of a load; a whole load of the largest mechanism has some 1,500.
 COVER_BLOCKS: Final = 8192
 MAX_TRIAL: Final = 2**32 - 1
+#: How long a record may take from its number to its last word. A vCPU's thread that the host takes off its core in
+#: between comes back within some slices; a dead QEMU's never does.
+MAX_WRITING_S: Final = 1.0
 
 _FILE_NAME: Final = "oracle.shm"
 _NS_PER_US: Final = 1_000
+_WRITING_POLL_S: Final = 0.002
 
 
 class LinkMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +317,7 @@ class OracleLink:
 
     def collect(self, symbolise: Symbolise) -> OracleEvidence:
         """Return what the oracle saw of the trial armed last, also once QEMU is dead."""
+        self._settle()
         reader = TrialReader(
             self._file,
             trial=self._trial,
@@ -325,6 +331,15 @@ class OracleLink:
             for vcpu, (halted, pc) in enumerate(self._resting)
         )
         return msgspec.structs.replace(reader.read(), resting=resting)
+
+    def _settle(self) -> None:
+        """Wait for records that vCPUs are just writing, one each at most: the host may have taken one off its core."""
+        until_s = time.monotonic() + MAX_WRITING_S
+        end_seq = self._file.read_header().next_seq  # a mapping of a file cut short is SIGBUS
+        while 0 < self._file.count_unwritten(self._first_seq, end_seq) <= self._topology.vcpus:
+            if time.monotonic() >= until_s:
+                return
+            time.sleep(_WRITING_POLL_S)
 
     def _hear(self, what: str, deadline: Deadline) -> None:
         deadline.check(f"the oracle's {what}")
