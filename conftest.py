@@ -5,7 +5,7 @@
 ``guests`` gives one of each machine),
 ``trial`` runs one late load in it, judges it and keeps the evidence. Workers may be many: guests run only as the host's
 vCPU budget admits them (lab.host.admission). How many trials a case runs is up to ``--lab-trials`` and ``--lab-for``
-where it draws its seeds from ``seeds``, or leaves all to ``storm`` (lab.campaign.push).
+where it draws its seeds from ``seeds``, or leaves all to ``storm`` (lab.pytest_plugin.push).
 """
 
 import contextlib
@@ -21,23 +21,23 @@ import pytest
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import DEFAULT_BASE, UNPATCHED, build_kernel
 from lab.build.qemu import VARIABLE, find_qemu
-from lab.campaign.expectation import INVALID_ONE_IN, weigh_mechanism
-from lab.campaign.push import SEED, TIME, TRIALS, Push, read_push
-from lab.campaign.told import CaseTrial, list_properties, tell_trials
 from lab.errors import UsageError
+from lab.evidence.folder import read_evidence, read_verdict
+from lab.expected.expect import expect
+from lab.expected.tally import INVALID_ONE_IN, weigh_mechanism
 from lab.guest.text import clean_text
-from lab.spec.boot import Boot
-from lab.spec.evidence import Evidence
-from lab.spec.expected import expect
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Outcome, TrialRecord, Verdict
-from lab.trial.folder import read_evidence, read_verdict
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.model.boot import Boot
+from lab.model.evidence import Evidence
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Outcome, TrialRecord, Verdict
+from lab.pytest_plugin.push import SEED, TIME, TRIALS, Push, read_push
+from lab.pytest_plugin.told import CaseTrial, list_properties, tell_trials
 from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
-from lab.witness.kernel import Kernel, read_kernel
 
 #: One in ten of few trials is less than one: so many that show nothing may be an accident.
 FEW_INVALID = 2
@@ -179,7 +179,7 @@ Storm = Callable[..., list[Tried]]
 
 @pytest.fixture
 def trial(guests: Callable[[Boot], WarmGuest], tmp_path: Path, request: pytest.FixtureRequest) -> Trial:
-    """Run one trial: ``trial("nmi-self", seed=3, nmis=8)``; further names are fields of lab.spec.scenario.Scenario."""
+    """Run one trial: ``trial("nmi-self", seed=3, nmis=8)``; further names are fields of lab.model.scenario.Scenario."""
     trials: list[CaseTrial] = []
     request.node.stash[_TRIALS] = trials
 

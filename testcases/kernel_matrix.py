@@ -17,13 +17,13 @@ from lab.build.images import ImageSet
 from lab.build.kernel import ANY_CONFIG, Recipe, build_recipe
 from lab.build.kernel_source import find_source
 from lab.build.qemu import find_qemu
-from lab.campaign.expectation import weigh_mechanism
+from lab.expected.expect import expect
+from lab.expected.tally import weigh_mechanism
 from lab.host.paths import IMAGES
-from lab.spec.expected import expect
-from lab.spec.mechanisms import mechanisms_of
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.verdict import Outcome, TrialRecord
+from lab.mechanisms.table import mechanisms_of
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.verdict import Outcome, TrialRecord
 from lab.trial.given import GivenKernel, build_around, take_kernel
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial

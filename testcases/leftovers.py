@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from lab.campaign.night.database import is_running
+from lab.campaign.database import is_running
 from lab.host.run_dir import PARENT, PREFIX
 
 MARK = "MCLAB_TEST_MARK"

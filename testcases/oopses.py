@@ -16,17 +16,17 @@ from elftools.elf.elffile import ELFFile
 
 from lab.build.images import ImageSet, build_images
 from lab.build.qemu import find_qemu
-from lab.build.ucode import firmware_name, make_update
 from lab.errors import GuestGone
+from lab.guest.config import GuestSpec
 from lab.guest.machine import Machine, start_guest
 from lab.guest.nmi import ALL_VCPUS
-from lab.guest.spec import GuestSpec
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
-from lab.spec.topology import Topology
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.microcode.update import firmware_name, make_update
+from lab.model.topology import Topology
 from lab.trial.keys import make_guest_keys
-from lab.witness.kernel import Kernel, read_kernel
 
 DATA: Final = Path(__file__).parent / "unit/data/console"
 TOPOLOGY: Final = Topology(1, 1, 2)

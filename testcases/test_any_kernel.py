@@ -11,11 +11,11 @@ import pytest
 from conftest import Trial, find_images, find_unpatched
 from lab.build.kernel import DEFAULT_BASE, UNPATCHED
 from lab.errors import UsageError
+from lab.evidence.folder import read_evidence
 from lab.host.paths import ROOT
-from lab.spec.base import BASES
-from lab.spec.evidence import EventKind, Match
-from lab.spec.verdict import EXIT_STATUS, Finding, Outcome
-from lab.trial.folder import read_evidence
+from lab.mechanisms.base import BASES
+from lab.model.evidence import EventKind, Match
+from lab.model.verdict import EXIT_STATUS, Finding, Outcome
 from lab.trial.given import take_kernel
 
 pytestmark = pytest.mark.e2e

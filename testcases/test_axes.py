@@ -4,11 +4,11 @@
 import pytest
 
 from conftest import Trial, Tried
-from lab.spec.evidence import EventKind, Hazard
-from lab.spec.mechanism import is_play_dead
-from lab.spec.scenario import Aim, Parking, Siblings
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Outcome
+from lab.mechanisms.mechanism import is_play_dead
+from lab.model.evidence import EventKind, Hazard
+from lab.model.scenario import Aim, Parking, Siblings
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Outcome
 
 pytestmark = pytest.mark.e2e
 

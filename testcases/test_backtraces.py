@@ -11,13 +11,13 @@ import pytest
 
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT
-from lab.spec.boot import Boot
-from lab.spec.evidence import Ending, EventKind
-from lab.spec.phase import Phase
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Outcome, Verdict
+from lab.model.boot import Boot
+from lab.model.evidence import Ending, EventKind
+from lab.model.phase import Phase
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Outcome, Verdict
 from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept

@@ -18,17 +18,17 @@ from leftovers import Leftovers
 
 from conftest import find_images
 from lab.build.images import ImageSet
-from lab.campaign.night.database import NAME, open_reader
-from lab.campaign.night.loop import Result
-from lab.campaign.night.reader import read_records, summarise
-from lab.campaign.night.sitting import INLINE, Watch, Where, start_campaign
-from lab.campaign.night.spec import CampaignSpec, Limits, Part, choose_trial
+from lab.campaign.database import NAME, open_reader
+from lab.campaign.definition import CampaignSpec, Limits, Part, choose_trial
+from lab.campaign.loop import Result
+from lab.campaign.reader import read_records, summarise
+from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
+from lab.evidence.folder import read_evidence, read_verdict
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT, find_cache
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome
-from lab.trial.folder import read_evidence, read_verdict
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 

@@ -19,18 +19,18 @@ from test_campaign import check_store, count, finish, read_spec, run_lab, start_
 
 from conftest import find_images, find_kernel
 from lab.build.images import ImageSet
-from lab.campaign.night.database import open_reader
-from lab.campaign.night.loop import MAX_FAILED_BOOTS, Result
-from lab.campaign.night.reader import read_records, summarise
-from lab.campaign.night.sitting import INLINE, Watch, Where, start_campaign
-from lab.campaign.night.spec import CampaignSpec, Limits, Part, choose_trial
+from lab.campaign.database import open_reader
+from lab.campaign.definition import CampaignSpec, Limits, Part, choose_trial
+from lab.campaign.loop import MAX_FAILED_BOOTS, Result
+from lab.campaign.reader import read_records, summarise
+from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
 from lab.errors import GuestGone
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
-from lab.spec.boot import Boot
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome, TrialRecord
+from lab.model.boot import Boot
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome, TrialRecord
 from lab.trial.opening import BOOT_S, open_session
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]

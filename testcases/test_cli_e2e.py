@@ -18,14 +18,14 @@ import psutil
 import pytest
 
 from lab.build.images import ImageSet
-from lab.campaign.store import RECORDS, read_run
+from lab.campaign.run_store import RECORDS, read_run
 from lab.cli.axes import read_scenario
+from lab.evidence.folder import read_evidence
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT, SCENARIOS
 from lab.host.run_dir import PREFIX
-from lab.spec.topology import Topology
-from lab.spec.verdict import EXIT_STATUS, Outcome
-from lab.trial.folder import read_evidence
+from lab.model.topology import Topology
+from lab.model.verdict import EXIT_STATUS, Outcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 

@@ -14,9 +14,9 @@ import pytest
 from leftovers import Leftovers
 from test_campaign import SOUND, check_store, count, find_workers, finish, start_lab, wait_until, write_campaign
 
-from lab.campaign.night.database import open_reader
-from lab.campaign.night.reader import read_records, summarise
-from lab.spec.verdict import Outcome
+from lab.campaign.database import open_reader
+from lab.campaign.reader import read_records, summarise
+from lab.model.verdict import Outcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 

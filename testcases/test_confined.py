@@ -14,8 +14,8 @@ import pytest
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
 from lab.host.user import find_unprivileged
-from lab.spec.boot import Boot
-from lab.spec.topology import Topology
+from lab.model.boot import Boot
+from lab.model.topology import Topology
 from lab.trial.pool import WarmGuest
 
 pytestmark = pytest.mark.e2e

@@ -21,28 +21,28 @@ from oopses import JUMP_TO_SELF, overwrite
 
 from lab.build.images import ImageSet
 from lab.errors import GuestError, HostError
+from lab.evidence.folder import read_evidence
 from lab.guest import dump
+from lab.guest.config import DEFAULT_MEMORY_MIB
 from lab.guest.dump import DUMPS, MAX_DUMP_MIB
 from lab.guest.machine import Machine
-from lab.guest.spec import DEFAULT_MEMORY_MIB
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import PARENT, PREFIX
 from lab.judge import judge
 from lab.judge.bucket import find_bucket
-from lab.spec.boot import Boot
-from lab.spec.evidence import Ending
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome, Verdict
+from lab.kernelimage.vmlinux import Kernel
+from lab.model.boot import Boot
+from lab.model.evidence import Ending
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome, Verdict
 from lab.trial import session as session_module
-from lab.trial.folder import read_evidence
 from lab.trial.opening import open_session
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept, Session
 from lab.trial.stall import REGISTERS
-from lab.witness.kernel import Kernel
 
 pytestmark = pytest.mark.e2e
 

@@ -18,15 +18,15 @@ import pytest
 from lab.build.initramfs import make_key_archive
 from lab.build.keys import make_run_keys
 from lab.errors import DeadlineError, GuestError, GuestGone
+from lab.guest.config import GuestKeys, GuestSpec
 from lab.guest.machine import Machine, start_guest
 from lab.guest.nmi import ALL_VCPUS
-from lab.guest.spec import GuestKeys, GuestSpec
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
-from lab.spec.evidence import Ending
-from lab.spec.qemu import Qemu
-from lab.spec.topology import Topology
+from lab.model.evidence import Ending
+from lab.model.qemu import Qemu
+from lab.model.topology import Topology
 
 pytestmark = pytest.mark.e2e
 

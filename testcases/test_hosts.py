@@ -14,9 +14,9 @@ from net_hosts import LEAD, Host, list_spaces, make_hosts
 from test_campaign import LAB, PATIENCE_S, check_store, count, left, wait_until, write_campaign
 
 from lab.build.images import ImageSet
-from lab.campaign.night.database import open_reader
+from lab.campaign.database import open_reader
+from lab.evidence.folder import read_evidence
 from lab.host.paths import ROOT, find_cache
-from lab.trial.folder import read_evidence
 
 __all__ = ["left"]
 

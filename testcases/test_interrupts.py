@@ -14,7 +14,7 @@ import pytest
 from leftovers import Leftovers
 from test_campaign import PATIENCE_S, check_store, count, finish, run_lab, start_lab, wait_until, write_campaign
 
-from lab.campaign.night.reader import summarise
+from lab.campaign.reader import summarise
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT

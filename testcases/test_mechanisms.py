@@ -7,9 +7,9 @@
 import pytest
 
 from conftest import Seeds, Storm, Trial, Tried
-from lab.spec.scenario import Aim
-from lab.spec.verdict import Finding, Outcome
-from lab.witness.oracle.link import OracleLink
+from lab.model.scenario import Aim
+from lab.model.verdict import Finding, Outcome
+from lab.observer.link import OracleLink
 
 pytestmark = pytest.mark.e2e
 

@@ -10,8 +10,8 @@ import pytest
 
 from lab.build.qemu import find_qemu
 from lab.campaign.mutants import Fate, choose_mutants, hunt, list_mutants
-from lab.spec.mutant import Mutant
-from lab.spec.verdict import Outcome
+from lab.expected.mutant import Mutant
+from lab.model.verdict import Outcome
 
 pytestmark = pytest.mark.e2e
 

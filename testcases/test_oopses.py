@@ -6,7 +6,7 @@ from oopses import DEFECTS, Defect, provoke
 
 from lab.build.images import ImageSet
 from lab.judge.titles import find_title
-from lab.witness.kernel import Kernel
+from lab.kernelimage.vmlinux import Kernel
 
 pytestmark = pytest.mark.e2e
 

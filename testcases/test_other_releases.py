@@ -17,9 +17,9 @@ import pytest
 from lab.build.qemu import examine_qemu
 from lab.build.qemu_release import build_qemu
 from lab.errors import HostError
+from lab.evidence.folder import read_evidence
 from lab.host.paths import ROOT
-from lab.spec.evidence import Sees
-from lab.trial.folder import read_evidence
+from lab.model.evidence import Sees
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 

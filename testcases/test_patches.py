@@ -8,8 +8,8 @@ import pytest
 
 from lab.build.kernel import UNPATCHED, Recipe, find_recipe, read_series
 from lab.build.mutants import find_patch, read_mutants
-from lab.spec.base import BASES
-from lab.spec.mutant import Mutant, Subject
+from lab.expected.mutant import Mutant, Subject
+from lab.mechanisms.base import BASES
 
 pytestmark = pytest.mark.e2e
 

@@ -4,12 +4,12 @@
 import pytest
 
 from conftest import Trial, Tried
-from lab.spec.evidence import EventKind, OracleEvent
-from lab.spec.phase import PHASES, Phase, Role
-from lab.spec.placed import Placed, Target
-from lab.spec.scenario import Siblings
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Landing, Outcome
+from lab.model.evidence import EventKind, OracleEvent
+from lab.model.phase import PHASES, Phase, Role
+from lab.model.placed import Placed, Target
+from lab.model.scenario import Siblings
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Landing, Outcome
 
 pytestmark = pytest.mark.e2e
 

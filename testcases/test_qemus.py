@@ -14,15 +14,15 @@ from lab.build.images import ImageSet, build_images
 from lab.build.kernel import DEFAULT_BASE
 from lab.build.qemu import find_qemu
 from lab.errors import UsageError
-from lab.spec.evidence import Evidence, Images
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome
+from lab.kernelimage.vmlinux import Kernel
+from lab.model.evidence import Evidence, Images
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 from lab.trial.same_images import find_same
-from lab.witness.kernel import Kernel
 
 QEMUS = tuple(Path(each) for each in os.environ.get("MCLAB_QEMUS", "").split(os.pathsep) if each)
 #: Of a control's trials, one at least must show it to be broken.

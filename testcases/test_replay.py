@@ -12,17 +12,17 @@ from conftest import Trial
 from lab.build.mutants import build_mutant, read_mutants
 from lab.build.qemu import find_qemu
 from lab.cli.axes import read_scenario
+from lab.evidence.folder import read_evidence
 from lab.host.paths import ROOT
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome
-from lab.trial.folder import read_evidence
+from lab.kernelimage.vmlinux import read_kernel
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
-from lab.witness.kernel import read_kernel
 
 pytestmark = pytest.mark.e2e
 

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from lab.campaign.sweep.journal import JOURNAL, Found, Tried, read_lines
+from lab.evidence.folder import read_evidence
 from lab.host.deadline import Deadline
 from lab.host.paths import ROOT
 from lab.judge import judge
-from lab.spec.boot import Granularity
-from lab.spec.evidence import Covered, EventKind
-from lab.spec.phase import Phase
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome
-from lab.trial.folder import read_evidence
+from lab.model.boot import Granularity
+from lab.model.evidence import Covered, EventKind
+from lab.model.phase import Phase
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome
+from lab.sweep.journal import JOURNAL, Found, Tried, read_lines
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 

@@ -19,16 +19,16 @@ from lab.guest.nmi import BroadcastInjector
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.judge import judge
-from lab.spec.boot import Boot
-from lab.spec.evidence import Match
-from lab.spec.plan import Injection, Plan, draw_plan
-from lab.spec.scenario import Aim, Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Outcome, Verdict
+from lab.kernelimage.vmlinux import Kernel
+from lab.model.boot import Boot
+from lab.model.evidence import Match
+from lab.model.plan import Injection, Plan, draw_plan
+from lab.model.scenario import Aim, Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Outcome, Verdict
 from lab.trial.opening import open_session
 from lab.trial.pool import WarmGuest
 from lab.trial.session import Session
-from lab.witness.kernel import Kernel
 
 pytestmark = pytest.mark.e2e
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import pytest
 
 from conftest import find_kernel
-from lab.build.ucode_files import FILES, GOOD, HIGH_REVISION, UcodeCpu, find_file
 from lab.host.deadline import Deadline
-from lab.spec.boot import Boot
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.topology import Topology
+from lab.mechanisms.table import find_mechanism
+from lab.microcode.files import FILES, GOOD, HIGH_REVISION, UcodeCpu, find_file
+from lab.model.boot import Boot
+from lab.model.topology import Topology
 from lab.trial.file_check import FileTried, read_cpu, try_file
 from lab.trial.pool import WarmGuest
 from lab.trial.session import Session

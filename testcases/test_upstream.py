@@ -10,12 +10,12 @@ from lab.guest.machine import Machine
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.judge import judge
-from lab.spec.boot import Boot
-from lab.spec.evidence import EventKind
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Aim, Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Outcome
+from lab.model.boot import Boot
+from lab.model.evidence import EventKind
+from lab.model.plan import draw_plan
+from lab.model.scenario import Aim, Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Outcome
 from lab.trial.opening import open_session
 
 pytestmark = pytest.mark.e2e

@@ -6,14 +6,14 @@ import pytest
 from capstone import CsInsn
 
 from conftest import find_images, find_kernel
-from lab.spec.mechanism import Mechanism
-from lab.spec.mechanisms import MECHANISMS, STOCK_MECHANISMS, find_mechanism
-from lab.spec.places import Copied, CopiedStretch
-from lab.spec.topology import MAX_VCPUS
-from lab.witness.closure import WaitRegion, close_region
-from lab.witness.kernel import Kernel, read_kernel
-from lab.witness.landmarks import find_landmarks, make_symboliser
-from lab.witness.places import find_copies, find_places, find_stretch
+from lab.kernelimage.closure import WaitRegion, close_region
+from lab.kernelimage.code_ranges import find_copies, find_places, find_stretch
+from lab.kernelimage.landmarks import find_landmarks, make_symboliser
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.mechanisms.code_places import Copied, CopiedStretch
+from lab.mechanisms.mechanism import Mechanism
+from lab.mechanisms.table import MECHANISMS, STOCK_MECHANISMS, find_mechanism
+from lab.model.topology import MAX_VCPUS
 
 pytestmark = pytest.mark.e2e
 

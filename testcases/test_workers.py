@@ -39,7 +39,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lab.spec.topology import Topology
+from lab.model.topology import Topology
 
 SHAPE = {"topology": Topology(1, 1, 2), "stretch_us": (300_000, 400_000), "nmis": 4}
 HERE = Path(__file__).parent

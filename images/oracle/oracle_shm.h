@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The file that the oracle and the lab share. lab/witness/oracle/layout.py mirrors it, and a test
+ * The file that the oracle and the lab share. lab/observer/layout.py mirrors it, and a test
  * holds the two together. The lab makes and sizes the file, the oracle checks it and maps it; the
  * guest cannot reach it.
  *
@@ -23,7 +23,7 @@
 #define ORACLE_MECHANISMS  16
 #define ORACLE_HOLDS	   16
 
-/* What a record reports: lab.spec.evidence.EventKind, in its order. */
+/* What a record reports: lab.model.evidence.EventKind, in its order. */
 enum oracle_kind {
 	ORACLE_LOAD_BEGIN = 1,
 	ORACLE_LOAD_END = 2,
@@ -49,14 +49,14 @@ enum oracle_kind {
 	ORACLE_NMI_HANDLER = 22,  /* it calls a chain of ordinary NMI handlers */
 };
 
-/* What more than version 1 the interface of the QEMU at hand shows: lab.spec.evidence.Sees. */
+/* What more than version 1 the interface of the QEMU at hand shows: lab.model.evidence.Sees. */
 enum oracle_sees {
 	SEES_REGISTERS = 1,  /* each WRMSR's register number */
 	SEES_INLINE = 2,     /* blocks are stored by QEMU's own code */
 	SEES_INTERRUPTS = 4, /* where interrupts are taken, and to which address */
 };
 
-/* Where a late load is, seen from one core: lab.spec.phase.Phase, in its order. */
+/* Where a late load is, seen from one core: lab.model.phase.Phase, in its order. */
 enum oracle_phase {
 	PHASE_ANY = 0,
 	PHASE_BEFORE = 1,
@@ -68,7 +68,7 @@ enum oracle_phase {
 	PHASE_AFTER = 7,   /* the load has ended */
 };
 
-/* Classes of hazards: lab.spec.evidence.Hazard, in its order. */
+/* Classes of hazards: lab.model.evidence.Hazard, in its order. */
 enum oracle_hazard {
 	HAZARD_NONE = 0,
 	HAZARD_MSR = 1,

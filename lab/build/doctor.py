@@ -23,7 +23,7 @@ from lab.build.qemu import OPTION, VARIABLE, examine_qemu, find_qemu, list_paths
 from lab.errors import HostError, UsageError
 from lab.host.paths import find_cache
 from lab.host.user import describe_user
-from lab.spec.qemu import Qemu
+from lab.model.qemu import Qemu
 
 MIN_DISK_GIB = 8
 MIN_CORES = 2

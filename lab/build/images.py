@@ -10,8 +10,8 @@ from lab.build.cache import Progress, read_sums
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.oracle import build_oracle
-from lab.spec.evidence import Images, Match
-from lab.spec.qemu import Qemu
+from lab.model.evidence import Images, Match
+from lab.model.qemu import Qemu
 
 
 class ImageSet(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,13 @@ import functools
 import zlib
 from pathlib import Path
 
-from lab.build import cpio, elf
+from lab.build import cpio
 from lab.build.cache import Progress, cached, make_key, read_tree
 from lab.errors import HostError
 from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES
+from lab.kernelimage import elf
 
 BUSYBOX = Path("/bin/busybox")
 DROPBEAR = Path("/usr/sbin/dropbear")

@@ -6,11 +6,11 @@ from pathlib import Path
 from lab.build.cache import Progress
 from lab.build.images import ImageSet, build_images
 from lab.errors import BuildError, UsageError
+from lab.expected.mutant import Mutant, Subject, parse_mutant
 from lab.host.files import read_text
 from lab.host.paths import IMAGES
-from lab.spec.base import BASES, STOCK_BASES
-from lab.spec.mutant import Mutant, Subject, parse_mutant
-from lab.spec.qemu import Qemu
+from lab.mechanisms.base import BASES, STOCK_BASES
+from lab.model.qemu import Qemu
 
 MUTANTS = IMAGES / "mutants"
 #: More than any patch of one idea.

@@ -22,7 +22,7 @@ from lab.host.deadline import Deadline
 from lab.host.handing import HandedFiles
 from lab.host.paths import IMAGES
 from lab.host.user import User
-from lab.spec.qemu import name_monitor
+from lab.model.qemu import name_monitor
 
 SOURCES: Final = IMAGES / "probe"
 #: Below and above every interface there is or will be.

@@ -21,7 +21,7 @@ from lab.errors import DeadlineError, HostError, UsageError
 from lab.host.files import write_whole
 from lab.host.user import NAME as NOBODY
 from lab.host.user import User, find_unprivileged
-from lab.spec.qemu import MAX_LEVEL, MIN_LEVEL, Qemu, read_release
+from lab.model.qemu import MAX_LEVEL, MIN_LEVEL, Qemu, read_release
 
 NAME: Final = "qemu-system-x86_64"
 OPTION: Final = "--qemu"

@@ -13,27 +13,27 @@ import psutil
 
 from lab.build.images import ImageSet
 from lab.build.kernel import DEFAULT_BASE
-from lab.build.ucode import firmware_name, make_update
 from lab.errors import GuestError
+from lab.evidence.folder import write_evidence
+from lab.guest.config import GuestSpec
 from lab.guest.machine import Machine, start_guest
-from lab.guest.spec import GuestSpec
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
-from lab.spec.base import find_base
-from lab.spec.boot import Boot
-from lab.spec.evidence import Ending
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
+from lab.kernelimage.vmlinux import read_kernel
+from lab.mechanisms.base import find_base
+from lab.mechanisms.table import find_mechanism
+from lab.microcode.update import firmware_name, make_update
+from lab.model.boot import Boot
+from lab.model.evidence import Ending
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
 from lab.trial import guest_side
-from lab.trial.folder import write_evidence
 from lab.trial.keys import make_guest_keys
 from lab.trial.opening import BOOT_S, ENGINE_ARG, open_session
 from lab.trial.pool import ADMISSION_S
 from lab.trial.session import Session
-from lab.witness.kernel import read_kernel
 
 Progress = Callable[[str], None]
 

@@ -10,15 +10,15 @@ import msgspec
 from lab.build.cache import Progress
 from lab.build.mutants import build_mutant
 from lab.errors import UsageError
+from lab.expected.mutant import Mutant, Subject
 from lab.guest.machine import Machine
 from lab.guest.nmi import INJECT_S
 from lab.host.deadline import Deadline
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.mutant import Mutant, Subject
-from lab.spec.qemu import Qemu
-from lab.spec.scenario import Scenario
-from lab.spec.verdict import Outcome
-from lab.witness.kernel import Kernel, read_kernel
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.mechanisms.table import find_mechanism
+from lab.model.qemu import Qemu
+from lab.model.scenario import Scenario
+from lab.model.verdict import Outcome
 
 _SCENARIO: Final = Scenario(mechanism="nmi-self")
 _BASE: Final = find_mechanism(_SCENARIO.mechanism).base

@@ -22,15 +22,15 @@ from lab.build.images import build_images
 from lab.build.mutants import build_mutant, read_mutants
 from lab.campaign.blinded import LAB_MUTANTS, STALE_VMLINUX, find_preparation, on_control, read_stale
 from lab.errors import BuildError, UsageError
-from lab.spec.base import find_base
-from lab.spec.mutant import Mutant, Subject
-from lab.spec.plan import derive_seed, draw_plan
-from lab.spec.qemu import Qemu
-from lab.spec.scenario import Scenario
-from lab.spec.verdict import Finding, Outcome, TrialRecord
+from lab.expected.mutant import Mutant, Subject
+from lab.kernelimage.vmlinux import read_kernel
+from lab.mechanisms.base import find_base
+from lab.model.plan import derive_seed, draw_plan
+from lab.model.qemu import Qemu
+from lab.model.scenario import Scenario
+from lab.model.verdict import Finding, Outcome, TrialRecord
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
-from lab.witness.kernel import read_kernel
 
 DEFAULT_TRIALS: Final = 100
 #: So many trials of the sound images may be INVALID before a witness's mutant is not hunted: a busy host's are.

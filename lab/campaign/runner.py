@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from lab import __version__
-from lab.campaign.expectation import run_met, weigh_run
-from lab.campaign.store import TRIALS, MechanismAsked, RunInfo, RunStore
-from lab.spec.evidence import Images
-from lab.spec.expected import Expected, expect
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.plan import derive_seed, draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.verdict import TrialRecord
+from lab.campaign.run_store import TRIALS, MechanismAsked, RunInfo, RunStore
+from lab.expected.expect import Expected, expect
+from lab.expected.tally import run_met, weigh_run
+from lab.mechanisms.table import find_mechanism
+from lab.model.evidence import Images
+from lab.model.plan import derive_seed, draw_plan
+from lab.model.scenario import Scenario
+from lab.model.verdict import TrialRecord
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 

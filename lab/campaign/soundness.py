@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.campaign.expectation import OutcomeCounts, count_outcomes
+from lab.campaign.run_store import RunStore
 from lab.campaign.runner import MAX_FAILED_BOOTS, NOT_MET, describe_run, name_trial
-from lab.campaign.store import RunStore
-from lab.spec.boot import Boot
-from lab.spec.cells import Cell, Held
-from lab.spec.evidence import Images
-from lab.spec.expected import expect
-from lab.spec.plan import derive_seed, draw_plan
-from lab.spec.verdict import Finding, Outcome, TrialRecord
+from lab.expected.cells import Cell, Held
+from lab.expected.expect import expect
+from lab.expected.tally import OutcomeCounts, count_outcomes
+from lab.model.boot import Boot
+from lab.model.evidence import Images
+from lab.model.plan import derive_seed, draw_plan
+from lab.model.verdict import Finding, Outcome, TrialRecord
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_unless_passed
 

@@ -1,287 +1,373 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a run leaves: ``run.json`` says what was asked for, ``records.jsonl`` holds one trial a line.
+"""Writes a campaign's store: each trial in one transaction, with all that is known of it, once."""
 
-Records are only ever appended, each synced before the next trial begins: a run that was killed keeps all of them but,
-at worst, its last line.
-"""
-
-import fcntl
+import datetime
 import os
-import re
-import shutil
-import tempfile
-from dataclasses import dataclass
-from io import FileIO
+import socket
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import msgspec
 
-from lab.errors import EvidenceError, HostError, LabError, UsageError
-from lab.host.files import append_whole, write_whole
-from lab.spec.evidence import Images
-from lab.spec.expected import QUIET, Expected
-from lab.spec.mechanism import Expectation
-from lab.spec.scenario import Scenario
-from lab.spec.verdict import TrialRecord
-from lab.trial.folder import RUN_MARKER, claim_output, holds_only_evidence, is_marked, refuse_output
+from lab import __version__
+from lab.build.images import ImageSet
+from lab.build.qemu import OPTION
+from lab.campaign.database import NAME, explain, transaction
+from lab.campaign.definition import CampaignSpec
+from lab.campaign.job import TrialDone
+from lab.campaign.shared_evidence import find_root
+from lab.campaign.sums import add_places, sum_buckets, sum_coverage, sum_outcomes
+from lab.errors import EvidenceError, UsageError
 
-RUN = "run.json"
-RECORDS = "records.jsonl"
-TRIALS: Final = "trials"
-#: Which lab.report.page writes.
-PAGE: Final = "index.html"
-
-_FILES = frozenset((RUN_MARKER, RUN, RECORDS, PAGE))
-_TRIAL = re.compile(r"[0-9]{5,}(-[a-z0-9-]+)?", re.ASCII)
-#: What a lab that was killed leaves of something it was writing or removing: a dot, its name, and what tempfile adds.
-_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.ASCII)
-
-#: What is left to describe a run besides its records: no run of ours comes near it.
-MAX_RUN_BYTES = 1024 * 1024
-#: A record with every invariant and 16 CPUs' durations under 1000 NMIs stays below.
-MAX_RECORD_BYTES = 1024 * 1024
+#: Files of a base whose hashes are kept.
+_FILES: Final = ("kernel", "vmlinux", "initramfs", "oracle")
 
 
-class MechanismAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """One mechanism of a run, as it was described when the run began.
+class Slimmed(msgspec.Struct, frozen=True, kw_only=True):
+    """An earlier trial whose evidence goes on without the dump of its guest's memory.
 
-    :param caught_by: of a control: the invariants of which one must be seen broken
-    :param why: why this is expected of it in the run's scenario, empty where it is in every one
+    :param folder: where it is now, relative to the campaign's, and ``size`` is that of what is left
     """
 
-    name: str
-    summary: str
-    expectation: Expectation
-    caught_by: tuple[str, ...] = (QUIET,)
-    why: str = ""
+    number: int
+    folder: str
+    size: int
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a trial's evidence.
+
+    :param folder: relative to the campaign's, empty where none is kept
+    :param state: ``kept``, ``sampled-out`` (a PASS that was not to be kept) or ``dropped`` (for want of room)
+    :param slimmed: trials whose dumps make room for it
+    :param evicted: numbers of trials whose evidence makes room for it
+    """
+
+    folder: str = ""
+    size: int = 0
+    state: str = "sampled-out"
+    slimmed: tuple[Slimmed, ...] = ()
+    evicted: tuple[int, ...] = ()
+
+
+class CampaignStore:
+    """The one writer of a store that holds one campaign.
+
+    :param connection: of :func:`lab.campaign.database.open_writer`
+    :ivar evidence: the folder that evidence's names are relative to: ``folder``, or the campaign's on a shared path
+    """
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
+        self.folder = folder
+        self.evidence = folder
+        self._path = folder / NAME
+        self._connection = connection
+        self._campaign = 0
+        self._sitting = 0
+
+    def create(self, spec: CampaignSpec, images: Mapping[str, ImageSet], evidence_dir: str = "") -> None:
+        """Begin a campaign.
+
+        :param evidence_dir: a path that all hosts share, for evidence; empty for the campaign's own folder
+        :raise HostError: no space, or not writable
+        """
+        with transaction(self._connection, self._path):
+            cursor = self._connection.execute(
+                "INSERT INTO campaigns (uid, summary, seed, spec, started, lab_version, evidence_dir, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 'running')",
+                (
+                    uuid.uuid4().hex,
+                    spec.summary,
+                    str(spec.seed),
+                    msgspec.json.encode(spec).decode(),
+                    now(),
+                    __version__,
+                    evidence_dir,
+                ),
+            )
+            self._campaign = _row_id(cursor)
+            self._connection.executemany(
+                "INSERT INTO images (campaign, base, file, sha256) VALUES (?, ?, ?, ?)",
+                [
+                    (self._campaign, base, file, getattr(each, f"{file}_sha256"))
+                    for base, each in images.items()
+                    for file in _FILES
+                ],
+            )
+            self._put_qemu(images)
+
+    def find(self) -> tuple[str, CampaignSpec]:
+        """Find the campaign of the store, and return its uid and what it is about.
+
+        :raise UsageError: there is none, or more than one, as in what was merged
+        :raise EvidenceError: it was described by another lab in another way
+        """
+        with explain(self._path):
+            rows = self._connection.execute("SELECT id, uid, spec, evidence_dir FROM campaigns LIMIT 2").fetchall()
+        if len(rows) != 1:
+            held = "none" if not rows else "several: they were merged, and are not run any more"
+            raise UsageError(f"'{self.folder}' should hold one campaign, and holds {held}")
+        self._campaign = rows[0][0]
+        self.evidence = find_root(rows[0][3], rows[0][1], self.folder)
+        return rows[0][1], read_spec(rows[0][2], self._path)
+
+    def _put_qemu(self, images: Mapping[str, ImageSet]) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO images (campaign, base, file, sha256) VALUES (?, ?, 'qemu', ?)",
+            [(self._campaign, base, each.qemu.sha256) for base, each in images.items()],
+        )
+
+    def check_images(self, images: Mapping[str, ImageSet], *, other_qemu: bool) -> None:
+        """Refuse to go on with another kernel than the campaign began with, or with another QEMU that nobody asked for.
+
+        :param other_qemu: the user asked for this QEMU, whichever it was before
+        :raise UsageError: one is another
+        :raise HostError: no space, or not writable
+        """
+        query = "SELECT base, sha256 FROM images WHERE campaign = ? AND file = 'kernel'"
+        with explain(self._path):
+            begun = dict(self._connection.execute(query, (self._campaign,)))
+        for base, each in images.items():
+            if begun.get(base) != each.kernel_sha256:
+                raise UsageError(
+                    f"kernel {base} is {each.kernel_sha256[:12]}, and the campaign in '{self.folder}' began with"
+                    f" {begun.get(base, 'none')[:12]}: its trials would not be of one kernel; begin another campaign"
+                )
+        self._check_qemu(images, other_qemu=other_qemu)
+
+    def _check_qemu(self, images: Mapping[str, ImageSet], *, other_qemu: bool) -> None:
+        query = "SELECT base, sha256 FROM images WHERE campaign = ? AND file = 'qemu'"
+        with explain(self._path):
+            begun = dict(self._connection.execute(query, (self._campaign,)))
+        for base, each in images.items():
+            # A store of an older lab does not say.
+            if begun.get(base, each.qemu.sha256) != each.qemu.sha256 and not other_qemu:
+                raise UsageError(
+                    f"QEMU '{each.qemu.path}' is {each.qemu.identity}, and the campaign in '{self.folder}' ran on"
+                    f" {begun[base][:12]}: name that one with {OPTION}, or this one to go on with it"
+                )
+        with transaction(self._connection, self._path):
+            self._put_qemu(images)
+
+    def change_spec(self, spec: CampaignSpec) -> None:
+        """Keep changed limits.
+
+        :raise HostError: no space, or not writable
+        """
+        with transaction(self._connection, self._path):
+            self._connection.execute(
+                "UPDATE campaigns SET spec = ? WHERE id = ?", (msgspec.json.encode(spec).decode(), self._campaign)
+            )
+
+    def begin_sitting(self, workers: int, scheduler: str, qemu: str = "") -> None:
+        """Note that the campaign runs, from now on and here.
+
+        :param qemu: what its guests run on, for a person
+        :raise HostError: no space, or not writable
+        """
+        cores = os.cpu_count() or 0
+        with transaction(self._connection, self._path):
+            self._connection.execute("UPDATE campaigns SET state = 'running', why = '' WHERE id = ?", (self._campaign,))
+            cursor = self._connection.execute(
+                "INSERT INTO sittings (campaign, began, host, cores, vcpu_budget, workers, scheduler, lab_version,"
+                " qemu) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    self._campaign,
+                    now(),
+                    socket.gethostname(),
+                    cores,
+                    max(cores, 1),
+                    workers,
+                    scheduler,
+                    __version__,
+                    qemu,
+                ),
+            )
+            self._sitting = _row_id(cursor)
+
+    def end_sitting(self, *, finished: bool, why: str, ran_s: float) -> None:
+        """Note why the campaign does not run any more.
+
+        :param ran_s: how long it has run, over all sittings
+        :raise HostError: no space, or not writable
+        """
+        state = "finished" if finished else "stopped"
+        with transaction(self._connection, self._path):
+            self._connection.execute("UPDATE sittings SET ended = ? WHERE id = ?", (now(), self._sitting))
+            self._connection.execute(
+                "UPDATE campaigns SET state = ?, why = ?, ran_s = ? WHERE id = ?", (state, why, ran_s, self._campaign)
+            )
 
     @property
-    def expected(self) -> Expected:
-        """What its records are held against."""
-        return Expected(self.expectation, self.caught_by, self.why)
+    def ran_s(self) -> float:
+        """How long the campaign had run when its last trial was stored."""
+        with explain(self._path):
+            query = "SELECT ran_s FROM campaigns WHERE id = ?"
+            return float(self._connection.execute(query, (self._campaign,)).fetchone()[0])
 
+    def numbers_left(self, last: int) -> Iterator[int]:
+        """Yield the numbers of the trials that are not stored yet, in order, as they were when the first was asked for.
 
-class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked of a run, and on what it ran.
-
-    :param started: wall-clock time, ISO 8601
-    :param command: the words of the command line
-    :param trials_asked: over all mechanisms
-    :param scenario: what all trials share; its mechanism is one of those asked for
-    :param images: of each kernel that was booted
-    :param host: facts about the host by name, such as ``cores`` and ``qemu``
-    :param finished: the run came to its own end
-    :param exit_status: with which it ended, None before
-    """
-
-    lab_version: str
-    started: str
-    command: tuple[str, ...]
-    mechanisms: tuple[MechanismAsked, ...]
-    trials_asked: int
-    scenario: Scenario
-    images: tuple[Images, ...]
-    host: dict[str, str]
-    finished: bool = False
-    exit_status: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A run as it was read.
-
-    :param torn: 1 when the last line was cut short and left out, else 0
-    """
-
-    info: RunInfo
-    records: tuple[TrialRecord, ...]
-    torn: int
-
-
-class RunStore:
-    """Writes one run into a folder. A context manager: only one process may write a folder at a time.
-
-    :param replace: remove what an earlier run left there
-    """
-
-    def __init__(self, folder: Path, info: RunInfo, replace: bool = False) -> None:
-        self.folder = folder
-        self._info = info
-        self._replace = replace
-        self._sink: FileIO | None = None
-
-    def __enter__(self) -> "RunStore":
-        """Take the folder and begin with no records.
-
-        :raise UsageError: another process writes a run there, or a run is there and is not to be replaced
-        :raise HostError: no space, or not writable
+        :param last: the highest there is
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # The marker comes first, so that a run killed at once still leaves a folder known as ours.
-            (self.folder / RUN_MARKER).touch()
-            # Without a buffer, which would still hold the rest of a record after a write that failed.
-            sink = open(self.folder / RECORDS, "ab", buffering=0)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        try:
-            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._replace:
-                _check_replaceable(self.folder)
-                sink.truncate(0)
-                _remove_run(self.folder)
-            elif os.fstat(sink.fileno()).st_size:
-                raise UsageError(f"another run has been written to '{self.folder}': name another folder")
-            write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
-        except BlockingIOError:
-            sink.close()
-            raise UsageError(f"another run is writing to '{self.folder}': name another folder") from None
-        except OSError as error:
-            sink.close()
-            raise self._cannot_write(error) from error
-        except LabError:
-            sink.close()
-            raise
-        self._sink = sink
-        return self
+        with explain(self._path):
+            top = self._ask_number("SELECT coalesce(max(number), 0) FROM trials WHERE campaign = ?")
+            gaps: list[int] = []
+            if self._ask_number("SELECT count(*) FROM trials WHERE campaign = ?") < top:
+                query = "SELECT number FROM trials WHERE campaign = ? ORDER BY number"
+                expected = 1
+                for (number,) in self._connection.execute(query, (self._campaign,)):
+                    gaps += range(expected, number)
+                    expected = number + 1
+        yield from (number for number in gaps if number <= last)
+        yield from range(top + 1, last + 1)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._sink is not None:
-            self._sink.close()
-            self._sink = None
+    def has(self, number: int) -> bool:
+        """Say whether a trial is stored already."""
+        there = "SELECT 1 FROM trials WHERE campaign = ? AND number = ?"
+        with explain(self._path):
+            return self._connection.execute(there, (self._campaign, number)).fetchone() is not None
 
-    def append(self, record: TrialRecord) -> None:
-        """Add a record, and return once the disk has it.
+    def count_failures(self) -> int:
+        """Return how many trials have ended in FAIL."""
+        with explain(self._path):
+            return self._ask_number("SELECT count(*) FROM trials WHERE campaign = ? AND outcome = 'FAIL'")
 
-        :raise HostError: no space, or not writable; the records before it stay whole
+    def count_outcomes(self) -> dict[str, dict[str, int]]:
+        """Return, for each scenario by name, how many trials ended how."""
+        with explain(self._path):
+            return sum_outcomes(self._connection, self._campaign)
+
+    def count_coverage(self) -> dict[str, int]:
+        """Return how many NMIs were set pending in each phase at each role."""
+        with explain(self._path):
+            return add_places(sum_coverage(self._connection, self._campaign))
+
+    def count_buckets(self) -> dict[str, int]:
+        """Return, for each title that failures share, of how many trials it is."""
+        with explain(self._path):
+            return {each.title: each.trials for each in sum_buckets(self._connection, self._campaign)}
+
+    def list_evidence(self) -> list[tuple[int, str, int, bool]]:
+        """Return number, folder, size and whether it is of a PASS, of all evidence that is kept."""
+        query = (
+            "SELECT number, evidence, evidence_bytes, outcome = 'PASS' FROM trials"
+            " WHERE campaign = ? AND evidence_state = 'kept' ORDER BY number"
+        )
+        with explain(self._path):
+            rows = self._connection.execute(query, (self._campaign,))
+            return [(number, name, size, bool(passed)) for number, name, size, passed in rows]
+
+    def add(self, done: TrialDone, kept: Kept, ran_s: float) -> bool:
+        """Store a trial, and return once the disk has it; False, and nothing done, when it is there already.
+
+        :param ran_s: how long the campaign has run by now, over all sittings
+        :raise HostError: no space, or not writable; nothing of the trial is stored then
         """
-        assert self._sink is not None, "a store is written inside its with block"
-        try:
-            append_whole(self._sink, msgspec.json.encode(record) + b"\n")
-        except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def finish(self, exit_status: int) -> None:
-        """Note that the run came to its own end.
-
-        :raise HostError: no space, or not writable
-        """
-        self._info = msgspec.structs.replace(self._info, finished=True, exit_status=exit_status)
-        write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
-
-    def _cannot_write(self, error: OSError) -> HostError:
-        return HostError(f"run folder '{self.folder}' could not be written: {error.strerror or error}")
-
-
-def claim_run_output(path: Path, replace: bool) -> Path:
-    """Return the folder a user wants a run in: new or empty, or that of an earlier run which is to be replaced.
-
-    Nothing is removed yet: :class:`RunStore` does, once no other process writes there.
-
-    :raise UsageError: as :func:`lab.trial.folder.claim_output`
-    :raise HostError: as :func:`lab.trial.folder.claim_output`
-    """
-
-    def check(folder: Path) -> None:
-        if not is_marked(folder):
-            raise refuse_output(folder)
-        if not replace:
-            raise UsageError(
-                f"output folder '{folder}' holds a run: name an empty or new one, or replace that run with --replace"
+        with transaction(self._connection, self._path):
+            key = (self._campaign, done.number)
+            there = "SELECT 1 FROM trials WHERE campaign = ? AND number = ?"
+            if self._connection.execute(there, key).fetchone() is not None:
+                return False
+            self._insert_trial(done, kept)
+            record = done.record
+            self._connection.executemany(
+                "INSERT INTO invariants (campaign, number, name, finding) VALUES (?, ?, ?, ?)",
+                [(*key, name, finding.value) for name, finding in record.invariants.items()],
             )
-        _check_replaceable(folder)
-
-    return claim_output(path, check)
-
-
-def _check_replaceable(folder: Path) -> None:
-    for entry in sorted(folder.iterdir()):
-        half = _HALF.fullmatch(entry.name)
-        name = half[1] if half else entry.name
-        if name == TRIALS and _is_folder(entry):
-            foreign = None if half else _find_foreign_trial(entry)
-        else:
-            foreign = None if name in _FILES and entry.is_file() and not entry.is_symlink() else entry
-        if foreign is not None:
-            raise UsageError(
-                f"run folder '{folder}' holds '{foreign.relative_to(folder)}', which the lab did not leave: move it"
-                " away, or name another folder (nothing was removed)"
+            self._connection.executemany(
+                "INSERT INTO coverage (campaign, number, place, nmis) VALUES (?, ?, ?, ?)",
+                [(*key, place, count) for place, count in record.coverage.items()],
             )
+            self._connection.executemany(
+                "INSERT INTO attempts (campaign, number, attempt, outcome, reason, took_s, guest_trial)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*key, index, each.outcome.value, each.reason, each.took_s, each.guest_trial)
+                    for index, each in enumerate(done.attempts, 1)
+                ],
+            )
+            self._connection.executemany(
+                "UPDATE trials SET evidence = ?, evidence_bytes = ? WHERE campaign = ? AND number = ?",
+                [(each.folder, each.size, self._campaign, each.number) for each in kept.slimmed],
+            )
+            self._connection.executemany(
+                "UPDATE trials SET evidence = '', evidence_bytes = 0, evidence_state = 'dropped'"
+                " WHERE campaign = ? AND number = ?",
+                [(self._campaign, number) for number in kept.evicted],
+            )
+            self._connection.execute("UPDATE campaigns SET ran_s = ? WHERE id = ?", (ran_s, self._campaign))
+        return True
+
+    def _insert_trial(self, done: TrialDone, kept: Kept) -> None:
+        record = done.record
+        row: dict[str, object] = {
+            "campaign": self._campaign,
+            "number": done.number,
+            "sitting": self._sitting,
+            "part": done.part,
+            "mechanism": record.mechanism,
+            "topology": record.topology,
+            "seed": record.seed,
+            "outcome": record.outcome.value,
+            "reason": record.reason,
+            "attempts": len(done.attempts),
+            "failed": done.failed,
+            "reproduces": done.reproduces,
+            "kernel_sha256": record.kernel_sha256,
+            "kernel_match": record.match.value if record.match is not None else "",
+            "nmis_sent": record.nmis.sent,
+            "nmis_handled": record.nmis.handled,
+            "nmis_entries": record.nmis.entries,
+            "nmis_proven": record.nmis.proven_in_window,
+            "nmis_siblings": record.nmis.on_siblings,
+            "nmis_masked": record.nmis.masked,
+            "windows_judged": record.windows_judged,
+            "windows_unseen": record.windows_unseen,
+            "durations": msgspec.json.encode(record.durations).decode(),
+            "host": done.host,
+            "lab_version": done.lab_version,
+            "began": done.began,
+            "took_s": done.took_s,
+            "evidence": kept.folder,
+            "evidence_bytes": kept.size,
+            "evidence_state": kept.state,
+            "load_1m": done.load_1m,
+            "steal_ppm": done.steal_ppm,
+            "bucket": record.bucket,
+            "fractions": msgspec.json.encode(record.fractions).decode(),
+            "shots": msgspec.json.encode(record.shots).decode(),
+        }
+        # The names are ours; every value is a parameter.
+        columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        self._connection.execute(f"INSERT INTO trials ({columns}) VALUES ({marks})", row)  # noqa: S608
+
+    def _ask_number(self, query: str) -> int:
+        return int(self._connection.execute(query, (self._campaign,)).fetchone()[0])
 
 
-def _find_foreign_trial(trials: Path) -> Path | None:
-    for entry in sorted(trials.iterdir()):
-        half = _HALF.fullmatch(entry.name)
-        known = _TRIAL.fullmatch(half[1] if half else entry.name) is not None and _is_folder(entry)
-        if not known or not (half or holds_only_evidence(entry)):
-            return entry
-    return None
+def read_spec(text: str, path: Path) -> CampaignSpec:
+    """Return a campaign's description as it was stored.
 
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _remove_run(folder: Path) -> None:
-    """Remove what a run left, but for its marker and the file of records, by which it is locked."""
-    for entry in folder.iterdir():
-        if entry.name == TRIALS:
-            # Given away in one step, since a lab killed on the way would leave folders that are no evidence any more.
-            attic = Path(tempfile.mkdtemp(prefix=f".{TRIALS}.", dir=folder))
-            shutil.rmtree(entry.rename(attic / TRIALS))
-            attic.rmdir()
-        elif entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name not in (RUN_MARKER, RECORDS):
-            entry.unlink()
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run, also one that is still being written.
-
-    :raise EvidenceError: the folder holds no run, or a damaged one
+    :raise EvidenceError: this lab cannot read it
     """
-    info = _read_info(folder)
-    asked = {mechanism.name for mechanism in info.mechanisms}
-    records: list[TrialRecord] = []
-    decoder = msgspec.json.Decoder(TrialRecord)
-    path = folder / RECORDS
-    torn = 0
     try:
-        with open(path, "rb") as source:
-            while line := source.readline(MAX_RECORD_BYTES):
-                if not line.endswith(b"\n") and len(line) < MAX_RECORD_BYTES:
-                    torn = 1
-                    break
-                record = decoder.decode(line)
-                if record.mechanism not in asked:
-                    raise EvidenceError(f"'{path}': line {len(records) + 1} is of a mechanism that {RUN} does not list")
-                records.append(record)
-    except FileNotFoundError:
-        raise EvidenceError(f"'{folder}' is no run of the lab: {RECORDS} is missing") from None
-    except OSError as error:
-        raise EvidenceError(f"'{path}' cannot be read: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise EvidenceError(f"'{path}': line {len(records) + 1} is no record of a trial ({error})") from error
-    return Run(info=info, records=tuple(records), torn=torn)
+        spec = msgspec.json.decode(text, type=CampaignSpec)
+        for part in spec.parts:
+            part.scenario.check()
+    except (msgspec.MsgspecError, ValueError, RecursionError, UsageError) as error:
+        raise EvidenceError(f"'{path}' holds a campaign that this lab does not understand: {error}") from error
+    return spec
 
 
-def _read_info(folder: Path) -> RunInfo:
-    path = folder / RUN
-    try:
-        with open(path, "rb") as source:
-            data = source.read(MAX_RUN_BYTES + 1)
-    except FileNotFoundError:
-        raise EvidenceError(f"'{folder}' is no run of the lab: {RUN} is missing") from None
-    except OSError as error:
-        raise EvidenceError(f"'{path}' cannot be read: {error.strerror or error}") from error
-    if len(data) > MAX_RUN_BYTES:
-        raise EvidenceError(f"'{path}' has more than {MAX_RUN_BYTES} bytes")
-    try:
-        return msgspec.json.decode(data, type=RunInfo)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise EvidenceError(f"'{path}' does not describe a run of this lab ({error})") from error
+def now() -> str:
+    """Return the wall-clock time, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None, "an INSERT has just been done"
+    return cursor.lastrowid

@@ -15,9 +15,9 @@ from lab.build.qemu import NAME, VARIABLE
 from lab.cli import present
 from lab.errors import UsageError
 from lab.guest.dump import MAX_DUMP_MIB
-from lab.spec.mechanisms import MECHANISMS
-from lab.spec.plan import MAX_SEED
-from lab.spec.verdict import EXIT_STATUS, TrialRecord, Verdict
+from lab.mechanisms.table import MECHANISMS
+from lab.model.plan import MAX_SEED
+from lab.model.verdict import EXIT_STATUS, TrialRecord, Verdict
 
 USAGE = 2
 LAB_FAULT = 4

@@ -13,12 +13,12 @@ import typer
 from lab.errors import UsageError
 from lab.host.files import read_text
 from lab.host.paths import SCENARIOS
-from lab.spec.boot import Granularity
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed
-from lab.spec.scenario import Aim, Parking, Scenario, Siblings
-from lab.spec.scenario_file import MAX_FILE_BYTES, PLACED_KEYS, NamedScenario, parse_scenario, read_placed
-from lab.spec.topology import Topology
+from lab.model.boot import Granularity
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed
+from lab.model.scenario import Aim, Parking, Scenario, Siblings
+from lab.model.scenario_file import MAX_FILE_BYTES, PLACED_KEYS, NamedScenario, parse_scenario, read_placed
+from lab.model.topology import Topology
 
 #: More than any number that is allowed; Python refuses to read those with thousands.
 MAX_DIGITS = 20

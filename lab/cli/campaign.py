@@ -16,13 +16,14 @@ import typer
 
 from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu, find_same_qemu
-from lab.campaign.night.database import NAME, is_running
-from lab.campaign.night.file import change_limits, read_campaign
-from lab.campaign.night.loop import Result
-from lab.campaign.night.merge import merge_campaigns
-from lab.campaign.night.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
-from lab.campaign.night.share import check_evidence_dir
-from lab.campaign.night.sitting import (
+from lab.campaign.database import NAME, is_running
+from lab.campaign.definition import CampaignSpec, check_kernels, choose_trial
+from lab.campaign.file import change_limits, read_campaign
+from lab.campaign.loop import Result
+from lab.campaign.merge import merge_campaigns
+from lab.campaign.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
+from lab.campaign.shared_evidence import check_evidence_dir
+from lab.campaign.sitting import (
     Watch,
     Where,
     claim_campaign_output,
@@ -30,7 +31,6 @@ from lab.campaign.night.sitting import (
     start_campaign,
     stop_campaign,
 )
-from lab.campaign.night.spec import CampaignSpec, check_kernels, choose_trial
 from lab.cli.app import (
     DumpLimitOption,
     Interrupted,
@@ -47,10 +47,10 @@ from lab.cli.campaign_view import View, make_list_table, make_summary_view, open
 from lab.cli.choice import build_bases, take_own
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
+from lab.evidence.folder import claim_trial_output
+from lab.model.duration import read_seconds
 from lab.report.campaign_page import write_campaign_report
 from lab.report.page import PAGE
-from lab.spec.duration import read_seconds
-from lab.trial.folder import claim_trial_output
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 

@@ -13,12 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lab.campaign.night.loop import Standing
-from lab.campaign.night.reader import NO_TRIAL, PartStanding, Summary
-from lab.campaign.night.sums import CELLS, BucketStanding
+from lab.campaign.loop import Standing
+from lab.campaign.reader import NO_TRIAL, PartStanding, Summary
+from lab.campaign.sums import CELLS, BucketStanding
+from lab.model.phase import Phase, Role
+from lab.model.verdict import NO_NMIS_ASKED, Outcome
 from lab.report.text import clean, format_mib, tell_time
-from lab.spec.phase import Phase, Role
-from lab.spec.verdict import NO_NMIS_ASKED, Outcome
 
 #: In a log: a line a minute, and one when something fails.
 LOG_S: Final = 60.0

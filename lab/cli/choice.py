@@ -7,13 +7,13 @@ from pathlib import Path
 from lab.build.images import ImageSet, build_images
 from lab.cli.axes import Axes, make_scenario
 from lab.errors import UsageError
-from lab.spec.mechanisms import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
-from lab.spec.placed import to_hold
-from lab.spec.qemu import Qemu
-from lab.spec.scenario import Scenario
+from lab.kernelimage.hold_places import find_holds
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.mechanisms.table import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
+from lab.model.placed import to_hold
+from lab.model.qemu import Qemu
+from lab.model.scenario import Scenario
 from lab.trial.given import GivenKernel, build_around, take_kernel
-from lab.witness.hold_places import find_holds
-from lab.witness.kernel import Kernel, read_kernel
 
 #: In place of a mechanism's name.
 ALL = "all"

@@ -11,12 +11,12 @@ from lab.cli import present
 from lab.cli.app import USAGE, JsonOption, KernelOption, VmlinuxOption, out, print_json
 from lab.cli.choice import check_pair
 from lab.cli.progress import open_progress
-from lab.spec.base import BASES, find_base
-from lab.spec.mechanisms import mechanisms_of
+from lab.kernelimage.closure import WaitRegion
+from lab.kernelimage.landmarks import Search, Sought, make_symboliser, search_landmarks
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.mechanisms.base import BASES, find_base
+from lab.mechanisms.table import mechanisms_of
 from lab.trial.given import look_at_kernel
-from lab.witness.closure import WaitRegion
-from lab.witness.kernel import Kernel, read_kernel
-from lab.witness.landmarks import Search, Sought, make_symboliser, search_landmarks
 
 #: An address in each of many copies of a handler says no more than one.
 _MAX_SHOWN = 4

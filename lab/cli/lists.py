@@ -4,8 +4,8 @@
 from lab.cli.app import JsonOption, out, print_json
 from lab.cli.axes import read_scenario
 from lab.host.paths import SCENARIOS
-from lab.spec.mechanisms import MECHANISMS
-from lab.spec.scenario_file import to_words
+from lab.mechanisms.table import MECHANISMS
+from lab.model.scenario_file import to_words
 
 
 def scenarios(as_json: JsonOption = False) -> None:

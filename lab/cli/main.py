@@ -10,8 +10,8 @@ from typing import NoReturn
 import typer
 
 from lab.cli.app import INTERRUPTED, LAB_FAULT, USAGE, Interrupted, complain
+from lab.cli.build import build, doctor
 from lab.cli.campaign import campaign
-from lab.cli.images import build, doctor
 from lab.cli.landmarks import landmarks
 from lab.cli.lists import mechanisms, scenarios
 from lab.cli.mutants import mutants

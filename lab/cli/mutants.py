@@ -16,9 +16,9 @@ from lab.cli.app import LAB_FAULT, Interrupted, JsonOption, QemuOption, check_se
 from lab.cli.present import clean, make_table
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
+from lab.evidence.folder import claim_output, refuse_output
+from lab.expected.mutant import Mutant
 from lab.host.files import write_whole
-from lab.spec.mutant import Mutant
-from lab.trial.folder import claim_output, refuse_output
 
 #: Exit status when a mutant survived, or fooled the lab.
 SURVIVOR = 1

@@ -12,16 +12,16 @@ from rich.text import Text
 from lab.build.doctor import Check, QemuFound
 from lab.build.own_kernel import OwnKernel
 from lab.campaign.bench import Figure
-from lab.campaign.expectation import MechanismResult, OutcomeCounts, run_met
+from lab.campaign.run_store import Run
 from lab.campaign.soundness import Soundness, add_up
-from lab.campaign.store import Run
+from lab.expected.tally import MechanismResult, OutcomeCounts, run_met
+from lab.model.verdict import NO_NMIS_ASKED, Finding, Outcome, TrialRecord, Verdict
 from lab.report.answer import answer
 from lab.report.buckets import count_buckets
 from lab.report.figures import measure_price
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import Added, measure_added
 from lab.report.text import clean, format_us
-from lab.spec.verdict import NO_NMIS_ASKED, Finding, Outcome, TrialRecord, Verdict
 
 __all__ = ["clean"]
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from lab.model.verdict import Outcome, TrialRecord
 from lab.report.text import clean
-from lab.spec.verdict import Outcome, TrialRecord
 
 #: In a log, so many trials make a line.
 LOG_EVERY: Final = 10

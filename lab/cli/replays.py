@@ -7,25 +7,25 @@ from typing import Annotated
 import typer
 
 from lab.build.qemu import find_same_qemu
-from lab.campaign.case import Case, list_changes, to_toml
-from lab.campaign.minimise import DEFAULT_TRIALS, LAST, Minimised, Need, check_fails
-from lab.campaign.minimise import minimise as minimise_evidence
-from lab.campaign.replay import NOT_AGAIN, Replayed
-from lab.campaign.replay import replay as replay_evidence
 from lab.cli.app import Interrupted, JsonOption, KernelOption, QemuOption, VmlinuxOption, complain, out, print_json
 from lab.cli.choice import take_own
 from lab.cli.present import clean, make_table
 from lab.cli.progress import Progress, open_progress
 from lab.cli.story import MAX_ROWS, describe_story, make_story_view
 from lab.errors import EvidenceError, UsageError
+from lab.evidence.folder import claim_output, read_evidence, refuse_output
 from lab.host.files import write_whole
 from lab.judge import judge
-from lab.judge.verdict import list_accused
+from lab.judge.judging import list_accused
+from lab.model.evidence import Evidence
+from lab.model.plan_check import check_plan
+from lab.model.verdict import Outcome
+from lab.reduce.case import Case, list_changes, to_toml
+from lab.reduce.minimise import DEFAULT_TRIALS, LAST, Minimised, Need, check_fails
+from lab.reduce.minimise import minimise as minimise_evidence
+from lab.reduce.replay import NOT_AGAIN, Replayed
+from lab.reduce.replay import replay as replay_evidence
 from lab.report.story import tell_story
-from lab.spec.evidence import Evidence
-from lab.spec.plan_check import check_plan
-from lab.spec.verdict import Outcome
-from lab.trial.folder import claim_output, read_evidence, refuse_output
 from lab.trial.given import GivenKernel
 from lab.trial.pool import WarmGuests
 from lab.trial.same_images import find_same

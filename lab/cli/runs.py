@@ -13,11 +13,10 @@ import typer
 from lab.build.images import build_images
 from lab.build.qemu import find_qemu
 from lab.campaign.bench import measure
-from lab.campaign.expectation import MechanismResult, weigh_run
-from lab.campaign.night.database import NAME
-from lab.campaign.night.reader import summarise
+from lab.campaign.database import NAME
+from lab.campaign.reader import summarise
+from lab.campaign.run_store import RunStore, claim_run_output, read_run
 from lab.campaign.runner import describe_run, run_trials
-from lab.campaign.store import RunStore, claim_run_output, read_run
 from lab.cli import present
 from lab.cli.app import (
     DumpOption,
@@ -37,11 +36,12 @@ from lab.cli.campaign_view import make_summary_view
 from lab.cli.choice import build_bases, choose_scenarios, take_own
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
+from lab.expected.tally import MechanismResult, weigh_run
+from lab.mechanisms.table import FIRST_CAMPAIGN
 from lab.report.answer import answer
 from lab.report.campaign_page import write_campaign_report
 from lab.report.hosts_page import RECORDS, write_hosts_report
 from lab.report.page import write_report
-from lab.spec.mechanisms import FIRST_CAMPAIGN
 from lab.trial.pool import WarmGuests
 
 DEFAULT_TRIALS = 20

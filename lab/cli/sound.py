@@ -15,11 +15,11 @@ from lab.cli.app import Interrupted, JsonOption, OutOption, QemuOption, check_se
 from lab.cli.choice import build_bases
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
+from lab.evidence.folder import claim_output
+from lab.expected.cells import Cell, Held, parse_cells
 from lab.host.files import read_text, write_whole
 from lab.host.paths import ROOT, SOUND
 from lab.report.page import write_report
-from lab.spec.cells import Cell, Held, parse_cells
-from lab.trial.folder import claim_output
 from lab.trial.pool import WarmGuests
 
 #: What the list is held to by.

@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.cli.present import clean, make_table, tell_seed
+from lab.model.evidence import Evidence
+from lab.model.verdict import Finding, Landing, NmiAccount, Verdict
 from lab.report.story import LAB, Row, Story
 from lab.report.text import format_us
-from lab.spec.evidence import Evidence
-from lab.spec.verdict import Finding, Landing, NmiAccount, Verdict
 
 #: More than a person reads.
 MAX_ROWS = 200

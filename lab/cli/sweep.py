@@ -13,9 +13,6 @@ from rich.text import Text
 
 from lab import __version__
 from lab.build.qemu import find_qemu, find_same_qemu
-from lab.campaign.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried, read_begun
-from lab.campaign.sweep.result import Swept
-from lab.campaign.sweep.run import run_sweep
 from lab.cli.app import (
     Interrupted,
     JsonOption,
@@ -30,15 +27,18 @@ from lab.cli.choice import build_bases, take_own
 from lab.cli.present import clean, make_table
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
-from lab.spec.boot import Granularity
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.phase import Phase, Role
-from lab.spec.scenario import Siblings
-from lab.spec.sweep import SweepAsk
-from lab.spec.topology import Topology
-from lab.trial.folder import claim_output, refuse_output
+from lab.evidence.folder import claim_output, refuse_output
+from lab.kernelimage.source_lines import find_source_lines
+from lab.mechanisms.table import find_mechanism
+from lab.model.boot import Granularity
+from lab.model.phase import Phase, Role
+from lab.model.scenario import Siblings
+from lab.model.sweep import SweepAsk
+from lab.model.topology import Topology
+from lab.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried, read_begun
+from lab.sweep.result import Swept
+from lab.sweep.run import run_sweep
 from lab.trial.pool import WarmGuests
-from lab.witness.source_lines import find_source_lines
 
 #: Of a point whose kernel has no debug information.
 UNKNOWN_LINE = "unknown: no debug information"

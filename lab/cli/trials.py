@@ -26,10 +26,10 @@ from lab.cli.axes import Axes, takes_axes
 from lab.cli.choice import build_bases, choose_scenario, take_own
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, UsageError
+from lab.evidence.folder import claim_trial_output, read_evidence
 from lab.judge import judge as judge_evidence
-from lab.spec.plan import draw_plan
-from lab.spec.verdict import EXIT_STATUS, Verdict
-from lab.trial.folder import claim_trial_output, read_evidence
+from lab.model.plan import draw_plan
+from lab.model.verdict import EXIT_STATUS, Verdict
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial, make_record
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from lab.build.ucode import firmware_name
-from lab.build.ucode_files import FILES, UcodeCpu, find_file
 from lab.cli import present
 from lab.cli.app import JsonOption, out, print_json
 from lab.errors import UsageError
 from lab.host.files import write_whole
+from lab.microcode.files import FILES, UcodeCpu, find_file
+from lab.microcode.update import firmware_name
 
 
 def ucode(

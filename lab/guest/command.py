@@ -5,8 +5,8 @@ from typing import Final
 
 import msgspec
 
-from lab.guest.spec import GuestSpec
-from lab.spec.qemu import name_monitor
+from lab.guest.config import GuestSpec
+from lab.model.qemu import name_monitor
 
 #: nokaslr: the oracle's landmarks are link-time addresses. apic_extnmi=all: without it inject-nmi reaches CPU 0 only.
 #: tsc=reliable: without the hypervisor bit the clocksource watchdog would distrust an emulated TSC. panic=-1: a panic

@@ -13,7 +13,7 @@ from lab.errors import HostError
 from lab.guest.ending import EndLatch
 from lab.guest.text import clean_line, clean_lines
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 #: A hostile or looping guest must not fill the disk.
 MAX_LOG_BYTES = 16 << 20

@@ -10,7 +10,7 @@ import msgspec
 
 from lab.errors import GuestGone
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 #: A guest can print any number of panics; the first few tell all there is.
 MAX_REPORTS = 16

@@ -10,7 +10,7 @@ from pathlib import Path
 from lab.guest.ending import EndLatch
 from lab.guest.text import clean_lines
 from lab.host import proc
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 #: How much of QEMU's messages is read, from their end.
 MAX_MESSAGE_BYTES = 64 << 10

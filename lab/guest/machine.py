@@ -13,6 +13,7 @@ import msgspec
 
 from lab.errors import DeadlineError, GuestError, GuestGone, HostError
 from lab.guest.command import InheritedFds, command_line
+from lab.guest.config import GuestKeys, GuestSpec
 from lab.guest.console import Console
 from lab.guest.ending import EndLatch, GuestEnd
 from lab.guest.exit import ExitWatch, read_messages
@@ -21,7 +22,6 @@ from lab.guest.nmi import AimedInjector, BroadcastInjector, Injector
 from lab.guest.qmp import QmpChannel
 from lab.guest.registers import is_halted
 from lab.guest.shell import GuestShell
-from lab.guest.spec import GuestKeys, GuestSpec
 from lab.guest.ssh import find_port, open_shell
 from lab.guest.text import quote_tail
 from lab.guest.user import choose_user
@@ -29,7 +29,7 @@ from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.handing import HandedFiles
-from lab.spec.evidence import VcpuRunning
+from lab.model.evidence import VcpuRunning
 
 CONSOLE_LOG = "console.log"
 QEMU_LOG = "qemu.log"

@@ -13,7 +13,7 @@ from lab.errors import GuestError
 from lab.guest.ending import EndLatch
 from lab.guest.lines import LineChannel
 from lab.host.deadline import Deadline
-from lab.spec.topology import Topology
+from lab.model.topology import Topology
 
 #: Bound of one injection where the caller gives none; the slowest seen on an idle host was 14 ms.
 INJECT_S = 5.0

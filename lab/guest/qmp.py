@@ -15,7 +15,7 @@ from lab.errors import DeadlineError, GuestError, GuestGone
 from lab.guest.ending import EndLatch
 from lab.guest.lines import EXIT_NEWS_S
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 #: How long the channel may take to shut down in an orderly way; QEMU may be stopped and never read another byte.
 CLOSE_S = 1.0

@@ -11,10 +11,10 @@ import paramiko
 
 from lab.errors import GuestError, LabError
 from lab.guest.command import GUEST_SSH_PORT
+from lab.guest.config import GuestKeys
 from lab.guest.ending import EndLatch
 from lab.guest.qmp import QmpChannel
 from lab.guest.shell import NEVER_S, GuestShell, cut, cutting, explain
-from lab.guest.spec import GuestKeys
 from lab.host.deadline import Deadline
 
 USER = "root"

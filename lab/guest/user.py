@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from lab.guest.spec import Accelerator
+from lab.guest.config import Accelerator
 from lab.host.user import User, find_unprivileged
 
 _KVM: Final = Path("/dev/kvm")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lab.judge.facts import Facts
-from lab.spec.evidence import EventKind, OracleEvent, Sent
-from lab.spec.mechanism import Landmarks
-from lab.spec.places import Copied
+from lab.mechanisms.code_places import Copied
+from lab.mechanisms.mechanism import Landmarks
+from lab.model.evidence import EventKind, OracleEvent, Sent
 
 #: From where it can enter to its entry's record are a few blocks, or the rest of another NMI's handler. The kernel
 #: itself complains of handlers that take longer (``nmi_longest_ns``).

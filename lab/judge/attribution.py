@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from lab.spec.evidence import EventKind, OracleEvent, Sent
+from lab.model.evidence import EventKind, OracleEvent, Sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,10 @@
 
 from typing import Final
 
+from lab.judge.judging import AGREEMENT
 from lab.judge.titles import bound_title, find_title, name_function
-from lab.judge.verdict import AGREEMENT
-from lab.spec.evidence import Ending, Evidence, Stall
-from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
+from lab.model.evidence import Ending, Evidence, Stall
+from lab.model.verdict import Finding, Invariant, Outcome, Verdict
 
 #: What the console's messages are the evidence of.
 _OF_DMESG: Final = "dmesg-clean"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lab.judge.facts import NS_PER_US, Facts, to_us
-from lab.spec.evidence import CpuState, EventKind, OracleEvent
+from lab.model.evidence import CpuState, EventKind, OracleEvent
 
 #: How far what a guest takes its TSC for may be off what was measured. On a host that lets it boot in peace the two
 #: differ by a millionth; a guest that is off by more than 3 % is not used at all (lab.trial.guest_clock).

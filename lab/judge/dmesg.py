@@ -14,9 +14,9 @@ from lab.judge.facts import Facts
 from lab.judge.finding import MAX_PROOFS, NO_ENGINE, broken, broken_unless, clean, held, unseen
 from lab.judge.nmis import why_log_doubted
 from lab.judge.starvation import why_starved
-from lab.spec.base import LOAD_MARK, Loader, Witness
-from lab.spec.evidence import EventKind
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.base import LOAD_MARK, Loader, Witness
+from lab.model.evidence import EventKind
+from lab.model.verdict import Invariant, Proof
 
 
 class Cause(Enum):

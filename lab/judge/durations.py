@@ -5,8 +5,8 @@ from typing import Final
 
 from lab.judge.clocks import GuestSpan, find_cycles_per_us, find_offset, find_rate, find_updates, find_waits
 from lab.judge.facts import Facts, to_us
-from lab.spec.evidence import OracleEvent
-from lab.spec.verdict import Durations, Landing, Span
+from lab.model.evidence import OracleEvent
+from lab.model.verdict import Durations, Landing, Span
 
 #: Of a rate in kHz: a load of a tenth of a second tells no more.
 KHZ_DIGITS: Final = 3

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lab.judge.account import is_contradicted, why_lost, why_misplaced
+from lab.judge.completeness import is_contradicted, why_lost, why_misplaced
 from lab.judge.finding import clean
-from lab.spec.base import Base, Witness, find_base
-from lab.spec.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
-from lab.spec.mechanism import Mechanism, Threads, is_play_dead
-from lab.spec.scenario import Siblings
-from lab.spec.topology import Topology
+from lab.mechanisms.base import Base, Witness, find_base
+from lab.mechanisms.mechanism import Mechanism, Threads, is_play_dead
+from lab.model.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
+from lab.model.scenario import Siblings
+from lab.model.topology import Topology
 
 NS_PER_US = 1_000
 

@@ -3,8 +3,8 @@
 
 from collections.abc import Sequence
 
-from lab.spec.base import Base, Witness
-from lab.spec.verdict import Finding, Invariant, Proof
+from lab.mechanisms.base import Base, Witness
+from lab.model.verdict import Finding, Invariant, Proof
 
 #: Reported for every trial, needed by none: mainline itself does not hold them.
 REPORTED_ONLY = frozenset({"still", "nmis-serviced"})

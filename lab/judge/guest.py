@@ -7,9 +7,9 @@ Sources: the lab's clock and console; sysfs ``microcode/version`` and ``microcod
 from lab.judge.facts import NS_PER_US, Facts
 from lab.judge.finding import NO_ENGINE, broken, broken_unless, clean, held, unseen
 from lab.judge.starvation import why_not_shown_running, why_starved
-from lab.spec.base import Witness
-from lab.spec.evidence import Ending
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.base import Witness
+from lab.model.evidence import Ending
+from lab.model.verdict import Invariant, Proof
 
 _ENDINGS = {
     Ending.PANIC: "the guest panicked",

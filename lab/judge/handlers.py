@@ -20,9 +20,9 @@ import msgspec
 from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.nmis import why_log_doubted
-from lab.spec.base import Witness
-from lab.spec.evidence import EventKind, OracleEvent
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.base import Witness
+from lab.model.evidence import EventKind, OracleEvent
+from lab.model.verdict import Invariant, Proof
 
 #: An NMI that an early IRET lets in is handled behind the one that it came in, and several of them as one
 #: (``nmi_state`` in arch/x86/kernel/nmi.c).

@@ -7,14 +7,14 @@ set in a phase only if both lie in it; an entry is a record of the oracle's own,
 
 from collections.abc import Iterator, Mapping
 
-from lab.judge.accounts import find_handlers
 from lab.judge.facts import Facts, to_us
+from lab.judge.nmi_ledger import find_handlers
 from lab.judge.nmis import VcpuNmis, explain, name_cause, name_shared
 from lab.judge.phases import CorePhases, find_phases
-from lab.spec.evidence import EventKind, OracleEvent, Sent
-from lab.spec.phase import Role
-from lab.spec.plan import Injection
-from lab.spec.verdict import Handler, Landing
+from lab.model.evidence import EventKind, OracleEvent, Sent
+from lab.model.phase import Role
+from lab.model.plan import Injection
+from lab.model.verdict import Handler, Landing
 
 
 def find_landings(facts: Facts) -> tuple[Landing, ...]:

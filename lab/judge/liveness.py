@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lab.judge.facts import Facts, Window
 from lab.judge.nmis import explain
 from lab.judge.starvation import NS_PER_MS
-from lab.spec.evidence import Sent, SiblingView, WindowSeen
+from lab.model.evidence import Sent, SiblingView, WindowSeen
 
 #: The shortest of the wait loops is two blocks; twice that shows the loop turning, not just being entered.
 MIN_REGION_BLOCKS = 4

@@ -26,9 +26,9 @@ from lab.judge.attribution import Cause, attribute
 from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.starvation import why_starved
-from lab.spec.base import Witness
-from lab.spec.evidence import EventKind, OracleEvent, Sent
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.base import Witness
+from lab.model.evidence import EventKind, OracleEvent, Sent
+from lab.model.verdict import Invariant, Proof
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

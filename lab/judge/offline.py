@@ -7,10 +7,10 @@ Sources: the oracle's look at each vCPU once the guest had come to rest; sysfs, 
 from lab.judge.facts import Facts
 from lab.judge.finding import broken_unless, clean, held, unseen
 from lab.judge.starvation import why_starved
-from lab.spec.evidence import Resting, Returned
-from lab.spec.mechanism import is_play_dead
-from lab.spec.scenario import Siblings
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.mechanism import is_play_dead
+from lab.model.evidence import Resting, Returned
+from lab.model.scenario import Siblings
+from lab.model.verdict import Invariant, Proof
 
 
 def judge_offline_siblings(facts: Facts) -> Invariant:

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 
 from lab.judge.facts import Facts
-from lab.spec.evidence import OracleEvent
-from lab.spec.phase import PHASES, Phase
+from lab.model.evidence import OracleEvent
+from lab.model.phase import PHASES, Phase
 
 
 @dataclass(frozen=True, slots=True)

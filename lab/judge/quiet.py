@@ -13,8 +13,8 @@ from collections.abc import Callable
 from lab.judge.facts import Facts, Window, to_us
 from lab.judge.finding import broken, clean, held, unseen
 from lab.judge.liveness import MIN_WINDOWS_PER_CORE, why_unseen
-from lab.spec.evidence import NASTY, BlockCount, EventKind, Hazard, OracleEvent, SiblingView
-from lab.spec.verdict import Invariant, Proof
+from lab.model.evidence import NASTY, BlockCount, EventKind, Hazard, OracleEvent, SiblingView
+from lab.model.verdict import Invariant, Proof
 
 Breaks = Callable[[Facts, Window], list[Proof]]
 Doubt = Callable[[Facts, Window], str]

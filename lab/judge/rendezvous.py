@@ -7,9 +7,9 @@ Sources: the oracle's landmarks and WRMSR 0x79 records; ``callers_left`` of ``mi
 from lab.judge.facts import Facts, Window, to_us
 from lab.judge.finding import NO_ENGINE, broken, broken_unless, held, unseen
 from lab.judge.starvation import why_starved
-from lab.spec.base import Witness
-from lab.spec.evidence import EventKind, OracleEvent
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.base import Witness
+from lab.model.evidence import EventKind, OracleEvent
+from lab.model.verdict import Invariant, Proof
 
 
 def judge_all_waiting(facts: Facts) -> Invariant:

@@ -4,7 +4,7 @@
 from typing import Final
 
 from lab.judge.finding import clean
-from lab.spec.evidence import Evidence
+from lab.model.evidence import Evidence
 
 #: More than any guest has; a foreign folder may tell of any number.
 _MAX_VCPUS: Final = 64

@@ -5,7 +5,7 @@ Sources: the oracle's longest gap between two callbacks of a vCPU, /proc/PID/tas
 """
 
 from lab.judge.facts import Facts, Window
-from lab.spec.evidence import EventKind, VcpuRunning
+from lab.model.evidence import EventKind, VcpuRunning
 
 #: Under a third of the kernel's one-second limits (late_cpus_in, late_cpus_out): two such gaps do not use one up.
 MAX_GAP_NS = 300_000_000

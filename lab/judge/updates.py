@@ -14,10 +14,10 @@ against what the kernel's source has a thread do where the update took no effect
 from lab.judge.facts import Facts, Window
 from lab.judge.finding import broken, unseen
 from lab.judge.rendezvous import plain_proof, seen_on_all_cores
-from lab.spec.base import Loader
-from lab.spec.evidence import EventKind, OracleEvent
-from lab.spec.scenario import Siblings
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.base import Loader
+from lab.model.evidence import EventKind, OracleEvent
+from lab.model.scenario import Siblings
+from lab.model.verdict import Invariant, Proof
 
 
 def judge_one_update(facts: Facts) -> Invariant:

@@ -13,10 +13,10 @@ from lab.judge.clocks import (
 )
 from lab.judge.facts import Facts
 from lab.judge.finding import broken, held, unseen
-from lab.spec.base import Witness
-from lab.spec.evidence import CpuState, EventKind, GuestEvidence, Sees
-from lab.spec.mechanism import Threads
-from lab.spec.verdict import Invariant, Proof
+from lab.mechanisms.base import Witness
+from lab.mechanisms.mechanism import Threads
+from lab.model.evidence import CpuState, EventKind, GuestEvidence, Sees
+from lab.model.verdict import Invariant, Proof
 
 #: What the patched kernel calls a CPU that took no part in the last load (``mclab_role_names`` in its lab.c).
 _ABSENT = "absent"

@@ -9,8 +9,8 @@ import math
 
 from scipy.stats import beta
 
-from lab.campaign.expectation import MechanismResult, Tally
-from lab.spec.mechanism import CONTROLS
+from lab.expected.tally import MechanismResult, Tally
+from lab.mechanisms.mechanism import CONTROLS
 
 #: The chance of a bound, or of an interval, being wrong.
 RISK = 0.05

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from lab.spec.verdict import TrialRecord
+from lab.model.verdict import TrialRecord
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lab.campaign.night.details import SittingHeld, TrialLine
+from lab.campaign.details import SittingHeld, TrialLine
+from lab.model.verdict import Outcome
 from lab.report.figures import TIMED_OUTCOMES, Spread, generalise, measure_spread
 from lab.report.landings import Shots, Uniformity
 from lab.report.text import MAX_TEXT_CHARS
-from lab.spec.verdict import Outcome
 
 #: How trials are told apart over time: a control's FAIL is what was to be seen.
 KINDS: Final = ("PASS", "expected", "FAIL", "INVALID", "ERROR")

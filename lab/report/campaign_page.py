@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Final
 
 from lab import __version__
-from lab.campaign.expectation import MechanismResult, Struck, Tally
-from lab.campaign.night.details import Details, SittingHeld, count_outcomes, open_details
-from lab.campaign.night.reader import KILLED, Failure, PartStanding, Summary
-from lab.campaign.night.sums import CELLS, BucketStanding, Landed
+from lab.campaign.details import Details, SittingHeld, count_outcomes, open_details
+from lab.campaign.reader import KILLED, Failure, PartStanding, Summary
+from lab.campaign.sums import CELLS, BucketStanding, Landed
 from lab.errors import EvidenceError
+from lab.expected.expect import expect
+from lab.expected.tally import MechanismResult, Struck, Tally
 from lab.host.files import write_whole
+from lab.mechanisms.mechanism import CONTROLS, Expectation
+from lab.model.phase import PHASES, Role
+from lab.model.scenario_file import to_words
 from lab.report.answer import answer
 from lab.report.campaign_figures import KINDS, Bin, Course, Figures, read_figures
 from lab.report.environment import make_environment
@@ -24,10 +28,6 @@ from lab.report.landings import CoverageRow, Uniformity, correct, tally_places
 from lab.report.page import PAGE
 from lab.report.stacks import Column, Stacks, draw_stacks
 from lab.report.text import tell_time
-from lab.spec.expected import expect
-from lab.spec.mechanism import CONTROLS, Expectation
-from lab.spec.phase import PHASES, Role
-from lab.spec.scenario_file import to_words
 
 #: Of a merged store; more make a page nobody reads.
 MAX_CAMPAIGNS: Final = 20

@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from lab.errors import EvidenceError
+from lab.evidence.folder import read_evidence, read_verdict
+from lab.expected.expect import QUIET
+from lab.model.verdict import Finding, Invariant, Outcome, TrialRecord, Verdict
 from lab.report.figures import NEVER_REQUIRED
 from lab.report.timeline import Timeline, draw_timeline
-from lab.spec.expected import QUIET
-from lab.spec.verdict import Finding, Invariant, Outcome, TrialRecord, Verdict
-from lab.trial.folder import read_evidence, read_verdict
 
 #: How many trials' verdicts are read in search of the shortest proof.
 MAX_CANDIDATES = 24

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.campaign.expectation import Tally
 from lab.errors import UsageError
-from lab.spec.topology import Topology
-from lab.spec.verdict import Durations, Finding, Outcome, Span, TrialRecord
+from lab.expected.tally import Tally
+from lab.model.topology import Topology
+from lab.model.verdict import Durations, Finding, Outcome, Span, TrialRecord
 
 #: Durations of trials that show nothing, or where the host failed, would say more of the host than of the mechanism.
 TIMED_OUTCOMES = (Outcome.PASS, Outcome.FAIL)

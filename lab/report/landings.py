@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 from scipy.stats import kstest
 
-from lab.spec.phase import PHASES, Phase
-from lab.spec.verdict import MAX_FRACTIONS, TrialRecord
+from lab.model.phase import PHASES, Phase
+from lab.model.verdict import MAX_FRACTIONS, TrialRecord
 
 #: Fewer shots than this would let nearly everything pass for uniform.
 MIN_SHOTS: Final = 50

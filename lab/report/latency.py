@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from lab.spec.verdict import Outcome, TrialRecord
+from lab.model.verdict import Outcome, TrialRecord
 
 #: What all others are compared with: the rendezvous without any protection.
 REFERENCE = "stop-machine"

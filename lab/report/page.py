@@ -9,10 +9,15 @@ from pathlib import Path
 import msgspec
 
 from lab import __version__
-from lab.campaign.expectation import MechanismResult, Tally, run_met, weigh_run
-from lab.campaign.store import RECORDS, MechanismAsked, Run, read_run
+from lab.campaign.run_store import RECORDS, MechanismAsked, Run, read_run
 from lab.errors import EvidenceError
+from lab.expected.tally import MechanismResult, Tally, run_met, weigh_run
 from lab.host.files import write_whole
+from lab.mechanisms.mechanism import CONTROLS
+from lab.mechanisms.table import STOCK_MECHANISMS
+from lab.model.scenario import Scenario
+from lab.model.scenario_file import to_words
+from lab.model.verdict import Outcome, TrialRecord
 from lab.report.answer import answer
 from lab.report.buckets import count_buckets
 from lab.report.environment import make_environment
@@ -31,11 +36,6 @@ from lab.report.figures import (
 )
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import REFERENCE, Added, measure_added
-from lab.spec.mechanism import CONTROLS
-from lab.spec.mechanisms import STOCK_MECHANISMS
-from lab.spec.scenario import Scenario
-from lab.spec.scenario_file import to_words
-from lab.spec.verdict import Outcome, TrialRecord
 
 PAGE = "index.html"
 

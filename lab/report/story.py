@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from lab.model.evidence import EventKind, Evidence, Hazard, OracleEvent, Sent
+from lab.model.verdict import Finding, Handler, Verdict
 from lab.report.text import clean
-from lab.spec.evidence import EventKind, Evidence, Hazard, OracleEvent, Sent
-from lab.spec.verdict import Finding, Handler, Verdict
 
 NS_PER_US = 1_000
 #: The column of the lab's own doings, which no vCPU has.

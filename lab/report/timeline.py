@@ -8,8 +8,7 @@ microseconds from the window's opening. Guest times are left out: durations of t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lab.report.panel import WIDTH_PX, Axis, Lane, Moment, Panel, Stretch, draw_panel
-from lab.spec.evidence import (
+from lab.model.evidence import (
     NASTY,
     EventKind,
     Evidence,
@@ -19,6 +18,7 @@ from lab.spec.evidence import (
     OracleEvidence,
     WindowSeen,
 )
+from lab.report.panel import WIDTH_PX, Axis, Lane, Moment, Panel, Stretch, draw_panel
 
 US_PER_MS = 1_000.0
 NS_PER_US = 1_000

@@ -5,17 +5,17 @@ from typing import Final
 
 import msgspec
 
-from lab.build.ucode import firmware_name
-from lab.build.ucode_files import UcodeCpu
 from lab.errors import EvidenceError, GuestError
 from lab.host.deadline import Deadline
 from lab.judge.dmesg import message_of
-from lab.spec.evidence import EventKind, OracleEvidence, Sent
-from lab.spec.mechanism import Mechanism
+from lab.kernelimage.vmlinux import Kernel
+from lab.mechanisms.mechanism import Mechanism
+from lab.microcode.files import UcodeCpu
+from lab.microcode.update import firmware_name
+from lab.model.evidence import EventKind, OracleEvidence, Sent
 from lab.trial import guest_side
 from lab.trial.sentinels import send_sentinels
 from lab.trial.session import TRIAL_S, Session
-from lab.witness.kernel import Kernel
 
 #: What the kernel keeps its taint flags in, an unsigned long (kernel/panic.c).
 TAINTED_MASK: Final = "tainted_mask"

@@ -7,21 +7,21 @@ from pathlib import Path
 import msgspec
 
 from lab.build import initramfs, oracle
-from lab.build.bzimage import BzImage, read_bzimage
 from lab.build.cache import Progress, cached, read_sums
-from lab.build.elf import read_build_id, read_kernel_version
 from lab.build.images import ImageSet
 from lab.build.initramfs import build_initramfs
 from lab.build.oracle import build_oracle
 from lab.errors import UsageError
 from lab.host.files import hash_file
-from lab.spec.base import Base
-from lab.spec.evidence import Match
-from lab.spec.mechanisms import mechanisms_of
-from lab.spec.qemu import Qemu
-from lab.witness.kernel import Kernel, read_kernel
-from lab.witness.landmarks import find_landmarks
-from lab.witness.recognise import recognise
+from lab.kernelimage.bzimage import BzImage, read_bzimage
+from lab.kernelimage.elf import read_build_id, read_kernel_version
+from lab.kernelimage.landmarks import find_landmarks
+from lab.kernelimage.recognise import recognise
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.mechanisms.base import Base
+from lab.mechanisms.table import mechanisms_of
+from lab.model.evidence import Match
+from lab.model.qemu import Qemu
 
 
 class GivenKernel(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,18 +7,18 @@ from typing import Final
 
 import msgspec
 
-from lab.build.elf import parse_build_id
 from lab.errors import EvidenceError, GuestError
+from lab.evidence.debugfs import parse_cpu_list, parse_ledger, parse_nmi_row, parse_revisions, parse_state
 from lab.guest.shell import GuestShell
 from lab.guest.text import clean_lines
 from lab.host.deadline import Deadline
-from lab.spec.base import LOAD_MARK, Base, Witness, find_base
-from lab.spec.boot import Boot
-from lab.spec.evidence import CpuLedger, RendezvousState, Returned
-from lab.spec.mechanism import Mechanism
-from lab.spec.topology import Topology
+from lab.kernelimage.elf import parse_build_id
+from lab.mechanisms.base import LOAD_MARK, Base, Witness, find_base
+from lab.mechanisms.mechanism import Mechanism
+from lab.model.boot import Boot
+from lab.model.evidence import CpuLedger, RendezvousState, Returned
+from lab.model.topology import Topology
 from lab.trial.guest_clock import check_rate, read_clock, read_clock_later
-from lab.witness.debugfs import parse_cpu_list, parse_ledger, parse_nmi_row, parse_revisions, parse_state
 
 DEBUGFS: Final = "/sys/kernel/debug/microcode_lab"
 CPUS: Final = "/sys/devices/system/cpu"

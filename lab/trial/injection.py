@@ -8,12 +8,12 @@ from types import TracebackType
 from lab.errors import DeadlineError, GuestError, HostError
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
-from lab.spec.evidence import EventKind, InjectionLog, Sent
-from lab.spec.phase import Phase
-from lab.spec.plan import Plan
-from lab.spec.scenario import Aim
+from lab.model.evidence import EventKind, InjectionLog, Sent
+from lab.model.phase import Phase
+from lab.model.plan import Plan
+from lab.model.scenario import Aim
+from lab.observer.link import LinkMessage, OracleLink
 from lab.trial.schedule import Overhead, Schedule
-from lab.witness.oracle.link import LinkMessage, OracleLink
 
 #: How long the thread may take to notice that its deadline has passed.
 JOIN_S = 10.0

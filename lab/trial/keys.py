@@ -3,7 +3,7 @@
 
 from lab.build.initramfs import make_key_archive
 from lab.build.keys import make_run_keys
-from lab.guest.spec import GuestKeys
+from lab.guest.config import GuestKeys
 
 
 def make_guest_keys() -> GuestKeys:

@@ -9,12 +9,12 @@ from lab.build import initramfs
 from lab.build.cache import make_folder
 from lab.build.doctor import Check
 from lab.errors import GuestError, HostError
+from lab.guest.config import Accelerator, GuestSpec
 from lab.guest.machine import start_guest
-from lab.guest.spec import Accelerator, GuestSpec
 from lab.host.deadline import Deadline
 from lab.host.run_dir import make_run_dir
-from lab.spec.qemu import Qemu
-from lab.spec.topology import Topology
+from lab.model.qemu import Qemu
+from lab.model.topology import Topology
 from lab.trial.keys import make_guest_keys
 
 KVM_DEVICE: Final = "/dev/kvm"

@@ -7,21 +7,21 @@ from typing import Final
 
 from lab.build.images import ImageSet
 from lab.errors import EvidenceError, GuestGone, GuestUnfit
+from lab.guest.config import DEFAULT_CPU, Accelerator, GuestSpec
 from lab.guest.machine import start_guest
-from lab.guest.spec import DEFAULT_CPU, Accelerator, GuestSpec
 from lab.guest.user import choose_user
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.handing import HandedFiles
 from lab.host.run_dir import make_run_dir
-from lab.spec.base import find_base
-from lab.spec.boot import Boot, Granularity
-from lab.spec.mechanisms import mechanisms_of
+from lab.kernelimage.landmarks import find_landmarks
+from lab.kernelimage.vmlinux import Kernel
+from lab.mechanisms.base import find_base
+from lab.mechanisms.table import mechanisms_of
+from lab.model.boot import Boot, Granularity
+from lab.observer.link import COVER_BLOCKS, OracleLink
 from lab.trial.keys import make_guest_keys
 from lab.trial.session import Session
-from lab.witness.kernel import Kernel
-from lab.witness.landmarks import find_landmarks
-from lab.witness.oracle.link import COVER_BLOCKS, OracleLink
 
 #: Switches the engine of images/kernels on.
 ENGINE_ARG: Final = "microcode_engine"

@@ -15,13 +15,13 @@ from lab.errors import GuestError, LabError
 from lab.guest.machine import Machine
 from lab.host.admission import Turns, admit
 from lab.host.deadline import Deadline
-from lab.spec.boot import Boot
-from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
-from lab.spec.plan import Plan
-from lab.spec.scenario import Scenario
+from lab.kernelimage.vmlinux import Kernel
+from lab.model.boot import Boot
+from lab.model.evidence import SCHEMA_VERSION, Ending, Evidence
+from lab.model.plan import Plan
+from lab.model.scenario import Scenario
 from lab.trial.opening import open_session
 from lab.trial.session import Kept, Session
-from lab.witness.kernel import Kernel
 
 #: What is done to a guest that has booted, before its first trial.
 Prepare = Callable[[Machine], None]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from lab.evidence.folder import write_evidence, write_verdict
 from lab.judge import judge
 from lab.judge.bucket import find_bucket
-from lab.spec.evidence import Evidence
-from lab.spec.verdict import MAX_FRACTIONS, Outcome, TrialRecord, Verdict
-from lab.trial.folder import write_evidence, write_verdict
+from lab.model.evidence import Evidence
+from lab.model.verdict import MAX_FRACTIONS, Outcome, TrialRecord, Verdict
 from lab.trial.session import Kept
 
 #: In place of a phase that is one of two.

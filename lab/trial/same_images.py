@@ -14,11 +14,11 @@ from lab.build.kernel import build_kernel, read_entry
 from lab.build.mutants import find_patch, read_mutants
 from lab.build.qemu import OPTION
 from lab.errors import UsageError
-from lab.spec.evidence import Images
-from lab.spec.mutant import Subject
-from lab.spec.qemu import Qemu
+from lab.expected.mutant import Subject
+from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.model.evidence import Images
+from lab.model.qemu import Qemu
 from lab.trial.given import GivenKernel, build_around
-from lab.witness.kernel import Kernel, read_kernel
 
 #: An oracle of other sources has another layout, and other landmarks.
 _ASK_THAT_LAB = "; the lab that made it can"

@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from lab.spec.phase import Phase
-from lab.spec.plan import PPM, Injection, Plan
+from lab.model.phase import Phase
+from lab.model.plan import PPM, Injection, Plan
 
 #: The least share of a plan's NMIs that is sent while windows are open.
 MIN_WINDOW_PPM: Final = 500_000

@@ -6,8 +6,8 @@ from typing import Final
 
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Sent
-from lab.witness.oracle.link import OracleLink
+from lab.model.evidence import Sent
+from lab.observer.link import OracleLink
 
 SETTLE_STEP_S: Final = 0.001
 SETTLE_BOUND_S: Final = 1.0

@@ -12,15 +12,21 @@ import psutil
 
 from lab import __version__
 from lab.build.images import ImageSet
-from lab.build.ucode import firmware_name, make_update
 from lab.errors import DeadlineError, EvidenceError, GuestError, GuestGone, HostError
+from lab.expected.expect import expect_still
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
 from lab.judge import judge
 from lab.judge.titles import cut_report
-from lab.spec.base import Witness, find_base
-from lab.spec.boot import Boot
-from lab.spec.evidence import (
+from lab.kernelimage.hold_places import find_holds
+from lab.kernelimage.landmarks import NMI_HANDLER, LandmarkSet, make_symboliser
+from lab.kernelimage.vmlinux import Kernel
+from lab.mechanisms.base import Witness, find_base
+from lab.mechanisms.mechanism import Expectation, Mechanism, is_play_dead
+from lab.mechanisms.table import find_mechanism, mechanisms_of
+from lab.microcode.update import firmware_name, make_update
+from lab.model.boot import Boot
+from lab.model.evidence import (
     SCHEMA_VERSION,
     Ending,
     EventKind,
@@ -34,24 +40,18 @@ from lab.spec.evidence import (
     Timings,
     VcpuRunning,
 )
-from lab.spec.expected import expect_still
-from lab.spec.hold import Hold
-from lab.spec.mechanism import Expectation, Mechanism, is_play_dead
-from lab.spec.mechanisms import find_mechanism, mechanisms_of
-from lab.spec.plan import Plan
-from lab.spec.scenario import Scenario, Siblings
-from lab.spec.verdict import Outcome
+from lab.model.hold import Hold
+from lab.model.plan import Plan
+from lab.model.scenario import Scenario, Siblings
+from lab.model.verdict import Outcome
+from lab.observer.link import OracleLink
+from lab.observer.reader import Symbolise
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread
 from lab.trial.schedule import Overhead
 from lab.trial.sentinels import SETTLE_BOUND_S, SETTLE_STEP_S, send_sentinels
 from lab.trial.siblings import SiblingSwitch
 from lab.trial.stall import ask_stalled
-from lab.witness.hold_places import find_holds
-from lab.witness.kernel import Kernel
-from lab.witness.landmarks import NMI_HANDLER, LandmarkSet, make_symboliser
-from lab.witness.oracle.link import OracleLink
-from lab.witness.oracle.reader import Symbolise
 
 #: A load takes a tenth of a second; the kernel's own limits end one that hangs after a few.
 TRIAL_S: Final = 30.0

@@ -3,8 +3,8 @@
 
 from lab.guest.shell import GuestShell
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Returned
-from lab.spec.topology import Topology
+from lab.model.evidence import Returned
+from lab.model.topology import Topology
 from lab.trial import guest_side
 
 

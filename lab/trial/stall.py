@@ -11,8 +11,8 @@ from lab.guest.dump import DUMP_S, DUMPS, dump_memory
 from lab.guest.machine import Machine
 from lab.guest.registers import ASK_S, parse_registers, read_registers
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Stall, StalledVcpu
-from lab.witness.oracle.link import OracleLink
+from lab.model.evidence import Stall, StalledVcpu
+from lab.observer.link import OracleLink
 
 _BYTES_PER_MIB: Final = 1 << 20
 #: In the evidence folder, as QEMU said it.

@@ -4,7 +4,7 @@
 import subprocess
 from pathlib import Path
 
-from lab.witness.kernel import Kernel, read_kernel
+from lab.kernelimage.vmlinux import Kernel, read_kernel
 
 #: Where the code of a 64-bit kernel begins; below it, absolute addresses of its data are sign-extended as there.
 TEXT = 0xFFFFFFFF81000000

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from lab.spec.base import Base, Loader, find_base
-from lab.spec.evidence import (
+from lab.mechanisms.base import Base, Loader, find_base
+from lab.mechanisms.mechanism import Expectation
+from lab.mechanisms.table import find_mechanism
+from lab.model.evidence import (
     SCHEMA_VERSION,
     BlockCount,
     CpuLedger,
@@ -35,11 +37,9 @@ from lab.spec.evidence import (
     VcpuRunning,
     WindowSeen,
 )
-from lab.spec.mechanism import Expectation
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.plan import Injection, Plan
-from lab.spec.scenario import Aim, Parking, Scenario, Siblings
-from lab.spec.topology import Topology
+from lab.model.plan import Injection, Plan
+from lab.model.scenario import Aim, Parking, Scenario, Siblings
+from lab.model.topology import Topology
 
 MS = 1_000_000
 #: CLOCK_MONOTONIC at the load's begin.

@@ -18,12 +18,13 @@ from typing import Final
 import msgspec
 import pytest
 
-from lab.judge import arrival, nmis, verdict
+from lab.judge import arrival, nmis
+from lab.judge import judging as verdict
 from lab.judge.arrival import Arrival
 from lab.judge.facts import Facts
 from lab.judge.finding import held
-from lab.judge.verdict import INVARIANTS
-from lab.spec.verdict import Invariant
+from lab.judge.judging import INVARIANTS
+from lab.model.verdict import Invariant
 
 #: Names the invariant to take out.
 TAKEN_OUT: Final = "LAB_JUDGE_WITHOUT"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from lab.evidence.folder import read_evidence, write_evidence
 from lab.judge import judge
-from lab.spec.evidence import Evidence
-from lab.spec.verdict import Finding, Outcome, Verdict
-from lab.trial.folder import read_evidence, write_evidence
+from lab.model.evidence import Evidence
+from lab.model.verdict import Finding, Outcome, Verdict
 
 FOLDER = Path(__file__).parent / "data" / "evidence"
 

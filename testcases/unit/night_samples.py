@@ -10,15 +10,15 @@ import msgspec
 from evidence_builder import Load
 
 from lab.build.images import ImageSet
-from lab.campaign.night.database import lock_campaign, open_writer
-from lab.campaign.night.executor import Ended
-from lab.campaign.night.spec import CampaignSpec, Limits, Part, choose_trial
-from lab.campaign.night.store import CampaignStore
-from lab.campaign.night.trial import Attempt, Job, TrialDone, pack_evidence
+from lab.campaign.database import lock_campaign, open_writer
+from lab.campaign.definition import CampaignSpec, Limits, Part, choose_trial
+from lab.campaign.executor import Ended
+from lab.campaign.job import Attempt, Job, TrialDone, pack_evidence
+from lab.campaign.store import CampaignStore
 from lab.judge import judge
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome
 from lab.trial.record import make_record
 from lab.trial.session import Kept
 

@@ -15,8 +15,8 @@ from lab.build.qemu import find_qemu
 from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES
 from lab.host.proc import Process, run, start_process
-from lab.spec.topology import Topology
-from lab.witness.oracle import OracleLink
+from lab.model.topology import Topology
+from lab.observer import OracleLink
 
 SOURCES = IMAGES / "oracle"
 CFLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")

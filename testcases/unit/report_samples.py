@@ -6,8 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from lab.campaign.store import MechanismAsked, RunInfo, RunStore
-from lab.spec.evidence import (
+from lab.campaign.run_store import MechanismAsked, RunInfo, RunStore
+from lab.evidence.folder import write_evidence, write_verdict
+from lab.mechanisms.table import FIRST_CAMPAIGN, find_mechanism
+from lab.model.evidence import (
     SCHEMA_VERSION,
     CpuLedger,
     CpuState,
@@ -27,12 +29,10 @@ from lab.spec.evidence import (
     VcpuRunning,
     WindowSeen,
 )
-from lab.spec.mechanisms import FIRST_CAMPAIGN, find_mechanism
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Durations, Finding, Invariant, NmiCount, Outcome, Proof, Span, TrialRecord, Verdict
-from lab.trial.folder import write_evidence, write_verdict
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Durations, Finding, Invariant, NmiCount, Outcome, Proof, Span, TrialRecord, Verdict
 
 TOPOLOGY = Topology(1, 2, 2)
 IMAGES = Images(

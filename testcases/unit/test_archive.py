@@ -12,7 +12,7 @@ from lab.build.archive import MIRROR_VARIABLE, Archive, find_mirror, open_archiv
 from lab.build.kernel_source import Origin, find_source, locate_source
 from lab.errors import HostError, UsageError
 from lab.host.paths import IMAGES
-from lab.spec.base import BASES
+from lab.mechanisms.base import BASES
 
 SOURCE = b"a tarball"
 POSTINST = b"#!/bin/sh\ntouch /tmp/lab-postinst-was-run\n"

@@ -7,8 +7,8 @@ from evidence_builder import Load, change
 
 from lab.judge import judge
 from lab.judge.bucket import find_bucket
-from lab.spec.evidence import Ending, EventKind, Evidence, Stall, StalledVcpu
-from lab.spec.verdict import Finding, Invariant, Outcome, Proof, Verdict
+from lab.model.evidence import Ending, EventKind, Evidence, Stall, StalledVcpu
+from lab.model.verdict import Finding, Invariant, Outcome, Proof, Verdict
 
 UNKNOWN_NMI = "[    1.000000][    C0] Uhhuh. NMI received for unknown reason 21 on CPU 0."
 OOPS = (

@@ -9,11 +9,11 @@ import rich.console
 from report_samples import make_evidence, make_info, make_record, make_verdict
 from test_report import HOSTILE, read_page, words
 
-from lab.campaign.store import RunStore, read_run
+from lab.campaign.run_store import RunStore, read_run
 from lab.cli.present import describe_trial, make_bucket_table, make_trial_view
+from lab.evidence.folder import write_evidence, write_verdict
+from lab.model.verdict import Outcome, TrialRecord, Verdict
 from lab.report.buckets import count_buckets
-from lab.spec.verdict import Outcome, TrialRecord, Verdict
-from lab.trial.folder import write_evidence, write_verdict
 
 STALL = ("vCPU 0 at wait_a+0x1, interrupts off", "vCPU 1 halted at default_idle+0x13, interrupts on")
 

@@ -10,7 +10,7 @@ from lab.build import qemu_release
 from lab.build.doctor import examine_host
 from lab.build.oracle import NAME, build_oracle
 from lab.host.paths import ROOT
-from lab.spec.qemu import MAX_LEVEL, MIN_LEVEL
+from lab.model.qemu import MAX_LEVEL, MIN_LEVEL
 
 EXIT_USAGE = 2
 EXIT_HOST = 4

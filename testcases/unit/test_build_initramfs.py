@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.build import cpio
-from lab.build.elf import find_libraries, read_needs
 from lab.build.initramfs import DROPBEAR, NAME, build_initramfs, make_key_archive
 from lab.build.keys import make_run_keys
 from lab.errors import BuildError
+from lab.kernelimage.elf import find_libraries, read_needs
 
 NAMES = st.text("abc", min_size=1, max_size=6)
 

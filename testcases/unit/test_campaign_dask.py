@@ -8,12 +8,12 @@ import pytest
 from distributed import Client
 from night_samples import PARTS, make_done, make_spec
 
-from lab.campaign.night import dask_pool
-from lab.campaign.night.dask_pool import MAX_SENDS, DaskExecutor
-from lab.campaign.night.dask_worker import run_job
-from lab.campaign.night.executor import Ended
-from lab.campaign.night.images import ImageSource, receive_images
-from lab.campaign.night.trial import Job, Missing, Unstarted
+from lab.campaign.executor import Ended
+from lab.campaign.image_transfer import ImageSource, receive_images
+from lab.campaign.job import Job, Missing, Unstarted
+from lab.cluster import dask_pool
+from lab.cluster.dask_pool import MAX_SENDS, DaskExecutor
+from lab.cluster.dask_worker import run_job
 from lab.errors import HostError
 
 ONE, TWO = "tcp://one:1", "tcp://two:1"

@@ -11,15 +11,15 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, KEPT, VERDICT, make_done, make_spec, open_store
 
-from lab.campaign.night.reader import read_records, summarise
-from lab.campaign.night.retention import Retention
-from lab.campaign.night.trial import pack_evidence
+from lab.campaign.job import pack_evidence
+from lab.campaign.reader import read_records, summarise
+from lab.campaign.retention import Retention
+from lab.evidence.folder import read_evidence, read_verdict
 from lab.guest.dump import DUMPS
 from lab.host.paths import ROOT
 from lab.judge import judge
-from lab.spec.evidence import Ending, Stall
-from lab.spec.verdict import Outcome
-from lab.trial.folder import read_evidence, read_verdict
+from lab.model.evidence import Ending, Stall
+from lab.model.verdict import Outcome
 from lab.trial.session import Kept
 
 FAIL, PASS = Outcome.FAIL, Outcome.PASS
@@ -30,9 +30,9 @@ import os, shutil, signal, sys
 from pathlib import Path
 from night_samples import make_done, open_store
 from test_campaign_dumps import noisy
-from lab.campaign.night import retention
-from lab.campaign.night.store import CampaignStore
-from lab.spec.verdict import Outcome
+from lab.campaign import retention
+from lab.campaign.store import CampaignStore
+from lab.model.verdict import Outcome
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 with open_store(Path(sys.argv[1])) as store:

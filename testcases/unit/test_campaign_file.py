@@ -8,15 +8,15 @@ import msgspec
 import pytest
 from night_samples import PARTS, make_spec
 
-from lab.campaign.night.file import change_limits, read_campaign
-from lab.campaign.night.spec import Limits, check_kernels, choose_trial, keeps_pass, narrow
-from lab.campaign.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried
+from lab.campaign.definition import Limits, check_kernels, choose_trial, keeps_pass, narrow
+from lab.campaign.file import change_limits, read_campaign
 from lab.errors import UsageError
 from lab.host.paths import SCENARIOS
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed
-from lab.spec.sweep import Rank, SweepAsk
-from lab.spec.verdict import Outcome
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed
+from lab.model.sweep import Rank, SweepAsk
+from lab.model.verdict import Outcome
+from lab.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried
 
 GOOD = """
 summary = "a night"

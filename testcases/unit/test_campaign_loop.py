@@ -9,14 +9,14 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, PARTS, FakeExecutor, make_done, make_spec, open_store
 
-from lab.campaign.night.executor import Ended
-from lab.campaign.night.loop import MAX_FAILED_BOOTS, STOP, Campaign, Result, Standing
-from lab.campaign.night.reader import read_records, summarise
-from lab.campaign.night.spec import CampaignSpec, choose_trial
-from lab.campaign.night.store import Kept
-from lab.campaign.night.trial import Broken, Unstarted
+from lab.campaign.definition import CampaignSpec, choose_trial
+from lab.campaign.executor import Ended
+from lab.campaign.job import Broken, Unstarted
+from lab.campaign.loop import MAX_FAILED_BOOTS, STOP, Campaign, Result, Standing
+from lab.campaign.reader import read_records, summarise
+from lab.campaign.store import Kept
 from lab.errors import HostError
-from lab.spec.verdict import Outcome
+from lab.model.verdict import Outcome
 
 
 def run(
@@ -229,7 +229,7 @@ def test_a_full_disk_ends_it_with_one_sentence(tmp_path: Path, monkeypatch: pyte
         raise HostError("evidence folder could not be written: No space left on device")
 
     spec = make_spec(trials=4)
-    monkeypatch.setattr("lab.campaign.night.retention.write_evidence", no_room)
+    monkeypatch.setattr("lab.campaign.retention.write_evidence", no_room)
     with pytest.raises(HostError, match="No space left"):
         run(tmp_path, spec, FakeExecutor(lambda number: of_spec(spec, number, Outcome.FAIL, archive=ARCHIVE)))
     assert stored(tmp_path) == []

@@ -14,26 +14,26 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, KEPT, PARTS, SMALL, VERDICT, make_done, make_spec, open_store
 
-from lab.campaign.night.database import lock_campaign, open_writer
-from lab.campaign.night.details import SittingHeld, TrialLine
-from lab.campaign.night.merge import merge_campaigns
-from lab.campaign.night.reader import summarise
-from lab.campaign.night.retention import Retention
-from lab.campaign.night.share import Staging, claim_root
-from lab.campaign.night.spec import Part, choose_trial
-from lab.campaign.night.store import CampaignStore, Kept
-from lab.campaign.night.trial import TrialDone
+from lab.campaign.database import lock_campaign, open_writer
+from lab.campaign.definition import Part, choose_trial
+from lab.campaign.details import SittingHeld, TrialLine
+from lab.campaign.job import TrialDone
+from lab.campaign.merge import merge_campaigns
+from lab.campaign.reader import summarise
+from lab.campaign.retention import Retention
+from lab.campaign.shared_evidence import Staging, claim_root
+from lab.campaign.store import CampaignStore, Kept
 from lab.errors import EvidenceError
 from lab.host.paths import ROOT
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed
+from lab.model.scenario import Scenario
+from lab.model.scenario_file import to_words
+from lab.model.verdict import Durations, Finding, Outcome
 from lab.report import campaign_page
 from lab.report.campaign_figures import MAX_REASONS, read_figures
 from lab.report.campaign_page import write_campaign_report
 from lab.report.stacks import Column, draw_stacks
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed
-from lab.spec.scenario import Scenario
-from lab.spec.scenario_file import to_words
-from lab.spec.verdict import Durations, Finding, Outcome
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=y>&\x1b[31m\x00\x9b\u202egnp\u200f\u2066\ud800"
 #: Void elements have no end.

@@ -17,29 +17,30 @@ import pytest
 from night_samples import ARCHIVE, KEPT, VERDICT, FakeExecutor, make_done, make_spec
 
 from lab.build.images import ImageSet
-from lab.campaign.night import share, sitting
-from lab.campaign.night.database import NAME, lock_campaign, open_reader, open_writer
-from lab.campaign.night.executor import Ended
-from lab.campaign.night.merge import merge_campaigns
-from lab.campaign.night.reader import read_records, summarise
-from lab.campaign.night.retention import Retention
-from lab.campaign.night.schema import migrate
-from lab.campaign.night.share import INCOMING, OWNER, Staging, check_evidence_dir, claim_root, find_root
-from lab.campaign.night.sitting import Watch, Where, resume_campaign, start_campaign
-from lab.campaign.night.spec import CampaignSpec
-from lab.campaign.night.store import CampaignStore
-from lab.campaign.night.trial import Job, TrialDone
+from lab.campaign import shared_evidence as share
+from lab.campaign import sitting
+from lab.campaign.database import NAME, lock_campaign, open_reader, open_writer
+from lab.campaign.definition import CampaignSpec
+from lab.campaign.executor import Ended
+from lab.campaign.job import Job, TrialDone
+from lab.campaign.merge import merge_campaigns
+from lab.campaign.reader import read_records, summarise
+from lab.campaign.retention import Retention
+from lab.campaign.schema import migrate
+from lab.campaign.shared_evidence import INCOMING, OWNER, Staging, check_evidence_dir, claim_root, find_root
+from lab.campaign.sitting import Watch, Where, resume_campaign, start_campaign
+from lab.campaign.store import CampaignStore
 from lab.errors import EvidenceError, HostError, UsageError
+from lab.evidence.folder import read_evidence, read_verdict
 from lab.host.paths import ROOT
-from lab.spec.verdict import Outcome
-from lab.trial.folder import read_evidence, read_verdict
+from lab.model.verdict import Outcome
 
 #: Writes evidence of one trial after the other into one folder, and says so.
 WRITER = """
 import sys
 from pathlib import Path
 from night_samples import KEPT, VERDICT
-from lab.campaign.night.share import Staging
+from lab.campaign.shared_evidence import Staging
 with Staging(Path(sys.argv[1]), "u") as staging:
     for index in range(1, 10_000):
         staging.write(index, KEPT, VERDICT)

@@ -14,22 +14,22 @@ from night_samples import KEPT, PARTS, make_spec, open_store
 
 from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu
-from lab.campaign.night import images as night_images
-from lab.campaign.night import station
-from lab.campaign.night.images import ImagesMissing, ImageSource, find_images, open_images, receive_images
-from lab.campaign.night.reader import read_campaign_qemu
-from lab.campaign.night.share import claim_root
-from lab.campaign.night.spec import CampaignSpec
-from lab.campaign.night.station import Station, spoils
-from lab.campaign.night.trial import Job, Missing, TrialDone, unpack_evidence
+from lab.campaign import image_transfer as night_images
+from lab.campaign import station
+from lab.campaign.definition import CampaignSpec
+from lab.campaign.image_transfer import ImagesMissing, ImageSource, find_images, open_images, receive_images
+from lab.campaign.job import Job, Missing, TrialDone, unpack_evidence
+from lab.campaign.reader import read_campaign_qemu
+from lab.campaign.shared_evidence import claim_root
+from lab.campaign.station import Station, spoils
 from lab.errors import GuestGone, HostError, UsageError
+from lab.evidence.folder import read_evidence, read_verdict
 from lab.host.paths import find_cache
 from lab.judge import judge
-from lab.spec.evidence import Ending, Evidence
-from lab.spec.phase import Phase
-from lab.spec.verdict import Outcome
+from lab.model.evidence import Ending, Evidence
+from lab.model.phase import Phase
+from lab.model.verdict import Outcome
 from lab.trial import pool
-from lab.trial.folder import read_evidence, read_verdict
 from lab.trial.session import Kept
 
 SOUND: Evidence = KEPT.evidence

@@ -17,17 +17,17 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, KEPT, VERDICT, make_done, make_spec, open_store
 
-from lab.campaign.night.database import NAME, is_running, lock_campaign, open_reader, open_writer
-from lab.campaign.night.merge import merge_campaigns
-from lab.campaign.night.reader import KILLED, read_campaign_spec, read_records, summarise
-from lab.campaign.night.retention import Retention
-from lab.campaign.night.schema import APPLICATION_ID, MIGRATIONS, VERSION, migrate
-from lab.campaign.night.store import Kept
+from lab.campaign.database import NAME, is_running, lock_campaign, open_reader, open_writer
+from lab.campaign.merge import merge_campaigns
+from lab.campaign.reader import KILLED, read_campaign_spec, read_records, summarise
+from lab.campaign.retention import Retention
+from lab.campaign.schema import APPLICATION_ID, MIGRATIONS, VERSION, migrate
+from lab.campaign.store import Kept
 from lab.errors import EvidenceError, HostError, UsageError
+from lab.evidence.folder import read_evidence, read_verdict
 from lab.host.paths import ROOT
+from lab.model.verdict import Outcome
 from lab.report.campaign_page import write_campaign_report
-from lab.spec.verdict import Outcome
-from lab.trial.folder import read_evidence, read_verdict
 
 NOTHING = Kept()
 #: Stores trials without end, and says the number of each once it is stored.
@@ -35,7 +35,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from night_samples import make_done, make_spec, open_store
-from lab.campaign.night.store import Kept
+from lab.campaign.store import Kept
 with open_store(Path(sys.argv[1]), make_spec() if sys.argv[2] == "new" else None) as store:
     for number in store.numbers_left(2**31):
         store.add(make_done(number), Kept(), 1.0 * number)
@@ -223,7 +223,7 @@ def test_a_migration_that_fails_leaves_the_version_before(tmp_path: Path, monkey
     connection = sqlite3.connect(tmp_path / NAME, isolation_level=None)
     migrate(connection, "old", target=1)
     broken = (MIGRATIONS[0], (MIGRATIONS[1][0], "ALTER TABLE nothing ADD COLUMN x TEXT"))
-    monkeypatch.setattr("lab.campaign.night.schema.MIGRATIONS", broken)
+    monkeypatch.setattr("lab.campaign.schema.MIGRATIONS", broken)
     with pytest.raises(sqlite3.OperationalError):
         migrate(connection, "old")
     assert connection.execute("PRAGMA user_version").fetchone() == (1,)

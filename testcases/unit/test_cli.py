@@ -14,11 +14,11 @@ import pytest
 from evidence_builder import Load
 from report_samples import write_sample_run
 
-from lab.campaign.store import read_run
+from lab.campaign.run_store import read_run
+from lab.evidence.folder import read_evidence, write_evidence
 from lab.host.paths import ROOT
 from lab.judge import judge
-from lab.spec.verdict import EXIT_STATUS, Outcome
-from lab.trial.folder import read_evidence, write_evidence
+from lab.model.verdict import EXIT_STATUS, Outcome
 
 
 def run_lab(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

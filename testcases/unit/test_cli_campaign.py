@@ -10,18 +10,18 @@ import pytest
 from night_samples import make_done, make_spec, open_store
 from rich.console import Console
 
-from lab.campaign.night.database import lock_campaign
-from lab.campaign.night.loop import Result, Standing
-from lab.campaign.night.reader import summarise
-from lab.campaign.night.store import Kept
-from lab.campaign.night.trial import TrialDone
+from lab.campaign.database import lock_campaign
+from lab.campaign.job import TrialDone
+from lab.campaign.loop import Result, Standing
+from lab.campaign.reader import summarise
+from lab.campaign.store import Kept
 from lab.cli.app import Interrupted
 from lab.cli.campaign import run_sitting
 from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standing
 from lab.errors import HostError, UsageError
 from lab.host.paths import ROOT
+from lab.model.verdict import Finding, Outcome
 from lab.report.text import tell_time
-from lab.spec.verdict import Finding, Outcome
 
 GOOD = 'summary = "x"\n[[scenarios]]\nscenario = { mechanism = "nmi-self" }\n'
 STANDING = Standing(

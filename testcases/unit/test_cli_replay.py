@@ -10,13 +10,13 @@ from evidence_builder import MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, change
 from test_cli import run_lab
 
 from lab.build.qemu import find_qemu
+from lab.evidence.folder import write_evidence
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence, Hazard
-from lab.spec.hold import Hold
-from lab.spec.plan import Injection
-from lab.spec.scenario import Aim
-from lab.spec.verdict import Outcome
-from lab.trial.folder import write_evidence
+from lab.model.evidence import EventKind, Evidence, Hazard
+from lab.model.hold import Hold
+from lab.model.plan import Injection
+from lab.model.scenario import Aim
+from lab.model.verdict import Outcome
 
 
 def failing() -> Evidence:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from test_cli import run_lab
 
-from lab.build.ucode_files import FILES, UcodeCpu, find_file
+from lab.microcode.files import FILES, UcodeCpu, find_file
 
 REFUSED = {
     "unknown name": (("bad-chekcsum", "--out", "{out}"), "'bad-chekcsum' is unknown: the nearest are bad-checksum"),

@@ -7,8 +7,8 @@ import pytest
 from assembled import assemble, make_function
 
 from lab.errors import UsageError
-from lab.witness.closure import WaitRegion, close_region
-from lab.witness.kernel import Kernel
+from lab.kernelimage.closure import WaitRegion, close_region
+from lab.kernelimage.vmlinux import Kernel
 
 #: A loop that calls what it is made with.
 WAIT = "1: {calls}; cmpl $0, ready(%rip); je 1b; ret"

@@ -2,7 +2,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.campaign.ddmin import ddmin, split
+from lab.reduce.ddmin import ddmin, split
 
 UNITS = tuple(range(16))
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.errors import EvidenceError
-from lab.witness.debugfs import parse_cpu_list, parse_ledger, parse_nmi_row, parse_revisions, parse_state
+from lab.evidence.debugfs import parse_cpu_list, parse_ledger, parse_nmi_row, parse_revisions, parse_state
 
 #: Of Linux 6.1 with CPUs 1 and 3 offline; grep shows other lines that hold "CPU", too.
 INTERRUPTS = """\

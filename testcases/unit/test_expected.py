@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
+from lab.expected.expect import ALL_WAITING, NO_NMI_ENTRY, QUIET, RELEASED, expect, expect_still
 from lab.host.paths import SCENARIOS
-from lab.judge.verdict import INVARIANTS
-from lab.spec.expected import ALL_WAITING, NO_NMI_ENTRY, QUIET, RELEASED, expect, expect_still
-from lab.spec.mechanism import Expectation
-from lab.spec.mechanisms import MECHANISMS
-from lab.spec.phase import PHASES, Phase, Role
-from lab.spec.placed import Placed, Target
-from lab.spec.scenario import Aim, Scenario, Siblings
-from lab.spec.scenario_file import parse_scenario
-from lab.spec.topology import Topology
+from lab.judge.judging import INVARIANTS
+from lab.mechanisms.mechanism import Expectation
+from lab.mechanisms.table import MECHANISMS
+from lab.model.phase import PHASES, Phase, Role
+from lab.model.placed import Placed, Target
+from lab.model.scenario import Aim, Scenario, Siblings
+from lab.model.scenario_file import parse_scenario
+from lab.model.topology import Topology
 
 CAUGHT, CLEAN = Expectation.CAUGHT, Expectation.CLEAN
 ONE_CORE = Topology(1, 1, 2)

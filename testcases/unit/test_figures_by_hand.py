@@ -11,10 +11,15 @@ from evidence_builder import Load
 from night_samples import make_done, make_spec, open_store
 from report_samples import make_info, make_record
 
-from lab.campaign.expectation import MechanismResult, OutcomeCounts, Struck, Tally
-from lab.campaign.night.reader import summarise
-from lab.campaign.night.store import Kept
-from lab.campaign.store import MechanismAsked, RunStore
+from lab.campaign.reader import summarise
+from lab.campaign.run_store import MechanismAsked, RunStore
+from lab.campaign.store import Kept
+from lab.expected.tally import MechanismResult, OutcomeCounts, Struck, Tally
+from lab.mechanisms.mechanism import Expectation
+from lab.model.phase import Phase, Role
+from lab.model.plan import Injection
+from lab.model.scenario import Aim
+from lab.model.verdict import MAX_FRACTIONS, Durations, Finding, Landing, NmiCount, Outcome, Span, TrialRecord, Verdict
 from lab.report.answer import answer, bound_percent, find_interval_percent, format_bound
 from lab.report.campaign_page import write_campaign_report
 from lab.report.figures import measure_spread
@@ -22,11 +27,6 @@ from lab.report.landings import Uniformity, correct, measure_uniformity
 from lab.report.latency import measure_added
 from lab.report.page import write_report
 from lab.report.text import format_us
-from lab.spec.mechanism import Expectation
-from lab.spec.phase import Phase, Role
-from lab.spec.plan import Injection
-from lab.spec.scenario import Aim
-from lab.spec.verdict import MAX_FRACTIONS, Durations, Finding, Landing, NmiCount, Outcome, Span, TrialRecord, Verdict
 from lab.trial.record import make_record as keep_record
 from lab.trial.record import sample
 

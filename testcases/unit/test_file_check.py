@@ -14,9 +14,9 @@ from lab.guest.ending import EndLatch
 from lab.guest.memory import GuestMemory
 from lab.guest.nmi import AimedInjector
 from lab.host.deadline import Deadline
-from lab.spec.boot import Boot
-from lab.spec.evidence import EventKind, OracleEvent, OracleEvidence, Sent
-from lab.spec.topology import Topology
+from lab.model.boot import Boot
+from lab.model.evidence import EventKind, OracleEvent, OracleEvidence, Sent
+from lab.model.topology import Topology
 from lab.trial import pool
 from lab.trial.file_check import check_watched
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from report_samples import make_evidence, make_verdict
 
 from lab.errors import EvidenceError, UsageError
-from lab.spec.evidence import SCHEMA_VERSION, Ending, Evidence
-from lab.trial import folder as folder_module
-from lab.trial.folder import claim_trial_output, read_evidence, read_verdict, write_evidence, write_verdict
+from lab.evidence import folder as folder_module
+from lab.evidence.folder import claim_trial_output, read_evidence, read_verdict, write_evidence, write_verdict
+from lab.model.evidence import SCHEMA_VERSION, Ending, Evidence
 
 RAW = {"state.txt": b"cpu=0 role=primary\n", "ledger-before.txt": b"", "console.log": b"\x1b[31mraw\x00\r\n"}
 OPTIONAL = ("images", "oracle", "injections", "guest", "timings")

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from lab.build import bzimage
-from lab.build.bzimage import read_bzimage
-from lab.build.elf import read_build_id
 from lab.errors import UsageError
-from lab.spec.evidence import Match
+from lab.kernelimage import bzimage
+from lab.kernelimage.bzimage import read_bzimage
+from lab.kernelimage.elf import read_build_id
+from lab.kernelimage.recognise import recognise
+from lab.kernelimage.vmlinux import Function, Kernel
+from lab.model.evidence import Match
 from lab.trial import given
 from lab.trial.given import take_kernel
-from lab.witness.kernel import Function, Kernel
-from lab.witness.recognise import recognise
 
 RELEASE = "6.9.1-mine"
 BUILD = "#3 SMP Mon Nov 23 12:00:00 UTC 2026"

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from lab.build.elf import parse_build_id
+from lab.kernelimage.elf import parse_build_id
 
 BUILD_ID = bytes(range(20))
 

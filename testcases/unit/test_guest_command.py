@@ -5,9 +5,9 @@ import msgspec
 import pytest
 
 from lab.guest.command import InheritedFds, command_line
-from lab.guest.spec import Accelerator, GuestSpec
-from lab.spec.qemu import Qemu
-from lab.spec.topology import Topology
+from lab.guest.config import Accelerator, GuestSpec
+from lab.model.qemu import Qemu
+from lab.model.topology import Topology
 
 QEMU = Qemu(path=Path("/q/qemu"), version="7.2.22 (Debian)", interface_min=0, interface_max=1, sha256="")
 SPEC = GuestSpec(qemu=QEMU, topology=Topology(2, 3, 2), kernel=Path("/k/bzImage"), initrd=Path("/i/initrd"))

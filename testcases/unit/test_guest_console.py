@@ -14,7 +14,7 @@ from lab.errors import DeadlineError, GuestGone
 from lab.guest.console import MAX_LOG_BYTES, MAX_PENDING_BYTES, RECENT_BYTES, Console
 from lab.guest.ending import EndLatch
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 PANIC = b"[    1.234567][    C1] Kernel panic - not syncing: Timeout during microcode update!\r\n"
 

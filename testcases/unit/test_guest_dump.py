@@ -15,17 +15,17 @@ import msgspec
 import pytest
 from night_samples import KEPT, VERDICT, make_done, make_spec, open_store
 
-from lab.campaign.night.retention import Retention
-from lab.campaign.night.trial import pack_evidence
+from lab.campaign.job import pack_evidence
+from lab.campaign.retention import Retention
 from lab.errors import DeadlineError, GuestError
+from lab.evidence.folder import MAX_RAW_BYTES, read_evidence, write_evidence
 from lab.guest import dump as dump_module
 from lab.guest.dump import MAX_DUMP_MIB, Dump, dump_memory
 from lab.guest.ending import EndLatch
 from lab.guest.qmp import QmpChannel
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending, Stall
-from lab.spec.verdict import Outcome
-from lab.trial.folder import MAX_RAW_BYTES, read_evidence, write_evidence
+from lab.model.evidence import Ending, Stall
+from lab.model.verdict import Outcome
 from lab.trial.session import Kept
 
 MIB = 1 << 20

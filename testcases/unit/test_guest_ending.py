@@ -7,7 +7,7 @@ import pytest
 from lab.errors import GuestGone
 from lab.guest.ending import MAX_REPORTS, EndLatch
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 
 def test_nothing_is_seen_before_a_report() -> None:

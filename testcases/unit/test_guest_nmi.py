@@ -11,8 +11,8 @@ from lab.errors import DeadlineError, GuestError, GuestGone
 from lab.guest.ending import EndLatch
 from lab.guest.nmi import ALL_VCPUS, AimedInjector, BroadcastInjector
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
-from lab.spec.topology import Topology
+from lab.model.evidence import Ending
+from lab.model.topology import Topology
 
 SMALL = Topology(1, 2, 2)
 

@@ -12,7 +12,7 @@ from lab.errors import DeadlineError, GuestError, GuestGone
 from lab.guest.ending import EndLatch
 from lab.guest.qmp import QmpChannel
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 VERSION = {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7.2"}
 STAMP = {"seconds": 1, "microseconds": 2}

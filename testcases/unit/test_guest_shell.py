@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from paramiko import common
 
 from lab.errors import DeadlineError, GuestError, GuestGone, UsageError
+from lab.guest.config import GuestKeys
 from lab.guest.ending import EndLatch
 from lab.guest.shell import MAX_OUTPUT_BYTES, MAX_SCRIPT_BYTES, GuestShell
-from lab.guest.spec import GuestKeys
 from lab.guest.ssh import open_shell
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Ending
+from lab.model.evidence import Ending
 
 
 def make_key() -> paramiko.Ed25519Key:

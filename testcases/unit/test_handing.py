@@ -9,7 +9,7 @@ import pytest
 
 from lab.errors import HostError
 from lab.guest import user as guest_user
-from lab.guest.spec import Accelerator
+from lab.guest.config import Accelerator
 from lab.guest.user import choose_user
 from lab.host import proc
 from lab.host.handing import HandedFiles

@@ -9,14 +9,14 @@ from test_places import BASE, WRMSR_79, make_kernel, start_of
 
 from lab.cli import choice
 from lab.errors import UsageError
-from lab.spec.evidence import EventKind
-from lab.spec.hold import LANDMARKS, Hold
-from lab.spec.mechanisms import MECHANISMS, find_mechanism
-from lab.spec.phase import Role
-from lab.spec.placed import Placed
-from lab.spec.qemu import Qemu
-from lab.spec.scenario import Scenario
-from lab.witness.hold_places import FoundHold, find_holds
+from lab.kernelimage.hold_places import FoundHold, find_holds
+from lab.mechanisms.table import MECHANISMS, find_mechanism
+from lab.model.evidence import EventKind
+from lab.model.hold import LANDMARKS, Hold
+from lab.model.phase import Role
+from lab.model.placed import Placed
+from lab.model.qemu import Qemu
+from lab.model.scenario import Scenario
 
 QEMU = Qemu(path=Path("/qemu"), version="7.2", interface_min=0, interface_max=1, sha256="e" * 64)
 KERNEL = make_kernel(outer=WRMSR_79 + b"\xc3")

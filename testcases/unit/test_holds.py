@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from lab.errors import UsageError
-from lab.spec.hold import LANDMARKS, MAX_ARRIVAL, MAX_HELD_US, MAX_HOLDS, Hold, check_holds, check_place
-from lab.spec.phase import PHASES, Phase, Role
-from lab.spec.placed import UNPINNED, Placed, Target, find_thread
-from lab.spec.plan import Injection, draw_plan
-from lab.spec.scenario import MAX_STRETCH_US, Aim, Scenario, Siblings
-from lab.spec.topology import Topology
+from lab.model.hold import LANDMARKS, MAX_ARRIVAL, MAX_HELD_US, MAX_HOLDS, Hold, check_holds, check_place
+from lab.model.phase import PHASES, Phase, Role
+from lab.model.placed import UNPINNED, Placed, Target, find_thread
+from lab.model.plan import Injection, draw_plan
+from lab.model.scenario import MAX_STRETCH_US, Aim, Scenario, Siblings
+from lab.model.topology import Topology
 
 ONE_CORE = Topology(1, 1, 2)
 TWO_CORES = Topology(1, 2, 2)

@@ -3,7 +3,7 @@
 
 import pytest
 
-from lab.spec.plan import PPM
+from lab.model.plan import PPM
 from lab.trial.schedule import MIN_WINDOW_PPM, Overhead, place
 
 #: As if the first window opened exactly when it was thought to.

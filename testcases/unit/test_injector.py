@@ -10,14 +10,14 @@ import pytest
 
 from lab.errors import DeadlineError, GuestError
 from lab.host.deadline import Deadline
-from lab.spec.evidence import EventKind
-from lab.spec.hold import Hold
-from lab.spec.phase import Phase
-from lab.spec.plan import Injection, Plan
-from lab.spec.scenario import Aim
+from lab.model.evidence import EventKind
+from lab.model.hold import Hold
+from lab.model.phase import Phase
+from lab.model.plan import Injection, Plan
+from lab.model.scenario import Aim
+from lab.observer.link import LinkMessage
 from lab.trial.injection import InjectionThread
 from lab.trial.schedule import Overhead
-from lab.witness.oracle.link import LinkMessage
 
 TRIAL_S = 5.0
 

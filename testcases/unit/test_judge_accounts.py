@@ -6,9 +6,9 @@ from evidence_builder import MS, Load, change
 from test_judge_nmis import ONE_CORE, tell
 
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence
-from lab.spec.scenario import Siblings
-from lab.spec.verdict import Handler, NmiAccount
+from lab.model.evidence import EventKind, Evidence
+from lab.model.scenario import Siblings
+from lab.model.verdict import Handler, NmiAccount
 
 
 def account(evidence: Evidence, vcpu: int = 0) -> NmiAccount:

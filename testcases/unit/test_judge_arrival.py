@@ -7,9 +7,9 @@ import pytest
 from evidence_builder import END_AT_NS, MS, RELEASE_AT_NS, WINDOW_AT_NS, WINDOW_NS, Load, change
 
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Invariant, Outcome
+from lab.model.evidence import EventKind, Evidence
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Invariant, Outcome
 
 ONE_CORE = Topology(1, 1, 2)
 #: Two in the window, one between the last release and the load's end.

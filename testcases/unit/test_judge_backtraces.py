@@ -13,10 +13,10 @@ from test_judge_nmis import ONE_CORE, delivered
 
 from lab.cli.story import make_story_view
 from lab.judge import judge
+from lab.model.evidence import EventKind, Evidence
+from lab.model.scenario import Siblings
+from lab.model.verdict import Finding, Handler, Invariant, NmiAccount, Outcome, Verdict
 from lab.report.story import tell_story
-from lab.spec.evidence import EventKind, Evidence
-from lab.spec.scenario import Siblings
-from lab.spec.verdict import Finding, Handler, Invariant, NmiAccount, Outcome, Verdict
 
 #: Before the load's self-NMIs, and behind all of a load that is not watched.
 EARLY_NS = 50_000

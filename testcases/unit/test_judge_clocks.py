@@ -8,9 +8,9 @@ from evidence_builder import Load, change
 from lab.judge import judge
 from lab.judge.clocks import MAX_OFF, find_cycles_per_us
 from lab.judge.facts import Facts, find_facts
-from lab.spec.evidence import CpuState, Evidence, OracleEvent
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.verdict import Finding, Invariant, Outcome
+from lab.mechanisms.table import find_mechanism
+from lab.model.evidence import CpuState, Evidence, OracleEvent
+from lab.model.verdict import Finding, Invariant, Outcome
 
 #: Of the made-up loads, whose guest's TSC is the host's plus a constant.
 KHZ = 2_000_000

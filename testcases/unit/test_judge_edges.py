@@ -7,8 +7,8 @@ import pytest
 from evidence_builder import AFTER_WRMSR_PC, MS, WINDOW_AT_NS, WINDOW_NS, WRMSR_PC, Load
 
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Hazard
-from lab.spec.verdict import Finding, Outcome, Verdict
+from lab.model.evidence import EventKind, Hazard
+from lab.model.verdict import Finding, Outcome, Verdict
 
 CLOSE_NS = WINDOW_AT_NS + WINDOW_NS
 ENTRY_PC = 0xFFFFFFFF81A00000

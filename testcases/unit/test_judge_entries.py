@@ -7,8 +7,8 @@ import pytest
 from evidence_builder import Load, Step, change
 
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence, Sees
-from lab.spec.verdict import Finding, Invariant, Outcome
+from lab.model.evidence import EventKind, Evidence, Sees
+from lab.model.verdict import Finding, Invariant, Outcome
 
 
 def build(*, without: int | None = None, twice: int | None = None, sees: bool = True) -> Evidence:

@@ -7,9 +7,9 @@ import pytest
 from evidence_builder import MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, change, load_of_stock
 
 from lab.judge import judge
-from lab.spec.evidence import Ending, EventKind, Evidence
-from lab.spec.scenario import Siblings
-from lab.spec.verdict import Finding, Invariant, Outcome
+from lab.model.evidence import Ending, EventKind, Evidence
+from lab.model.scenario import Siblings
+from lab.model.verdict import Finding, Invariant, Outcome
 
 NAME = "nmis-passed-on"
 KERNELS = ("nmi-self", "stop-machine", "upstream", "stock-nmi", "stock-rendezvous")

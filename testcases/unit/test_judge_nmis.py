@@ -9,10 +9,10 @@ from evidence_builder import END_AT_NS, FIRST_SEQ, MS, RELEASE_AT_NS, WINDOW_AT_
 from lab.judge import judge
 from lab.judge.facts import find_facts
 from lab.judge.nmis import VcpuNmis, explain
-from lab.spec.evidence import Ending, EventKind, Evidence
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Invariant, Outcome
+from lab.mechanisms.table import find_mechanism
+from lab.model.evidence import Ending, EventKind, Evidence
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Invariant, Outcome
 
 ONE_CORE = Topology(1, 1, 2)
 

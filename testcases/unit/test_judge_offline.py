@@ -20,11 +20,11 @@ from evidence_builder import (
 from lab.judge import judge
 from lab.judge.facts import find_facts
 from lab.judge.witnesses import find_missing_landmarks
-from lab.spec.evidence import BlockCount, EventKind, Evidence, Hazard
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.scenario import Parking, Siblings
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
+from lab.mechanisms.table import find_mechanism
+from lab.model.evidence import BlockCount, EventKind, Evidence, Hazard
+from lab.model.scenario import Parking, Siblings
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Invariant, Outcome, Verdict
 
 ONE_CORE = Topology(1, 1, 2)
 TWO_CORES = Topology(1, 2, 2)

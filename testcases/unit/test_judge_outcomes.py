@@ -20,10 +20,10 @@ from evidence_builder import (
 )
 
 from lab.judge import judge
-from lab.judge.verdict import INVARIANTS
-from lab.spec.evidence import BlockCount, Ending, EventKind, Evidence, Hazard
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
+from lab.judge.judging import INVARIANTS
+from lab.model.evidence import BlockCount, Ending, EventKind, Evidence, Hazard
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Invariant, Outcome, Verdict
 
 INSIDE_NS = WINDOW_AT_NS + 3 * MS
 VIEW = "oracle.windows.0.siblings.0"

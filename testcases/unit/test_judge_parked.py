@@ -8,9 +8,9 @@ from evidence_builder import MS, WINDOW_AT_NS, WINDOW_NS, Load, change
 
 from lab.errors import UsageError
 from lab.judge import judge
-from lab.spec.evidence import Ending, EventKind, Evidence, Hazard
-from lab.spec.scenario import Aim, Scenario, Siblings
-from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
+from lab.model.evidence import Ending, EventKind, Evidence, Hazard
+from lab.model.scenario import Aim, Scenario, Siblings
+from lab.model.verdict import Finding, Invariant, Outcome, Verdict
 
 INSIDE_NS = WINDOW_AT_NS + 3 * MS
 AFTER_NS = WINDOW_AT_NS + WINDOW_NS + MS

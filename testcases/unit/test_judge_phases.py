@@ -11,12 +11,12 @@ from lab.judge import judge
 from lab.judge.facts import Facts, find_facts
 from lab.judge.landings import find_landings, why_phase_missed
 from lab.judge.phases import find_phases
-from lab.spec.evidence import Ending, EventKind, Evidence
-from lab.spec.hold import Hold
-from lab.spec.mechanisms import find_mechanism
-from lab.spec.phase import PHASES, Phase, Role
-from lab.spec.scenario import Siblings
-from lab.spec.verdict import Outcome
+from lab.mechanisms.table import find_mechanism
+from lab.model.evidence import Ending, EventKind, Evidence
+from lab.model.hold import Hold
+from lab.model.phase import PHASES, Phase, Role
+from lab.model.scenario import Siblings
+from lab.model.verdict import Outcome
 
 #: When a clean load is in which phase, seen from its first core.
 TIMES = {

@@ -9,11 +9,11 @@ from evidence_builder import END_AT_NS, MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, c
 
 from lab.judge import judge
 from lab.judge.dmesg import WORDS
-from lab.judge.verdict import list_accused
-from lab.spec.base import BASES, STOCK_BASES
-from lab.spec.evidence import EventKind, Evidence, Hazard, Match
-from lab.spec.mechanisms import MECHANISMS, STOCK_MECHANISMS
-from lab.spec.verdict import Finding, Outcome
+from lab.judge.judging import list_accused
+from lab.mechanisms.base import BASES, STOCK_BASES
+from lab.mechanisms.table import MECHANISMS, STOCK_MECHANISMS
+from lab.model.evidence import EventKind, Evidence, Hazard, Match
+from lab.model.verdict import Finding, Outcome
 
 UHHUH = "Uhhuh. NMI received for unknown reason 2c on CPU {}."
 DAZED = "Dazed and confused, but trying to continue"

@@ -16,14 +16,14 @@ from kept_evidence import KEPT, read_kept
 from test_judge_outcomes import BREAKING
 
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, Sent, SiblingView, WindowSeen
-from lab.spec.hold import Hold
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed
-from lab.spec.plan import Injection
-from lab.spec.scenario import Parking, Scenario, Siblings
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Outcome, Verdict
+from lab.model.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, Sent, SiblingView, WindowSeen
+from lab.model.hold import Hold
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed
+from lab.model.plan import Injection
+from lab.model.scenario import Parking, Scenario, Siblings
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Outcome, Verdict
 
 #: Few, so that they meet: vCPUs, cores, sequence numbers, and the edges of what a folder can hold.
 NUMBERS = st.one_of(st.integers(-2, 9), st.sampled_from([100, 2**31, 2**63 - 1, -(2**63)]), st.integers())

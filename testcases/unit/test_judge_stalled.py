@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from evidence_builder import MS, ORIGIN_NS, WINDOW_AT_NS, WINDOW_NS, Load, change
 
+from lab.expected.expect import expect
 from lab.judge import judge
-from lab.spec.evidence import BlockCount, EventKind, Evidence, Hazard, SiblingView
-from lab.spec.expected import expect
-from lab.spec.mechanism import RENDEZVOUS, Expectation
-from lab.spec.scenario import Scenario, Siblings
-from lab.spec.verdict import Finding, Invariant, Outcome
+from lab.mechanisms.mechanism import RENDEZVOUS, Expectation
+from lab.model.evidence import BlockCount, EventKind, Evidence, Hazard, SiblingView
+from lab.model.scenario import Scenario, Siblings
+from lab.model.verdict import Finding, Invariant, Outcome
 
 IDLE = "do_idle+0x40"
 IN_WINDOW_NS = WINDOW_AT_NS + MS

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from lab.cli.present import describe_trial, make_trial_view
 from lab.judge import judge
-from lab.judge.verdict import INVARIANTS
-from lab.spec.evidence import Ending, EventKind, Evidence, Match
-from lab.spec.verdict import Finding, Outcome
+from lab.judge.judging import INVARIANTS
+from lab.model.evidence import Ending, EventKind, Evidence, Match
+from lab.model.verdict import Finding, Outcome
 from lab.trial.record import make_record
 
 MINE, OTHER = "1" * 40, "2" * 40

@@ -7,9 +7,9 @@ import pytest
 from evidence_builder import CALL_OUT_AT_NS, END_AT_NS, MS, RELEASE_AT_NS, WINDOW_AT_NS, Load, change, load_of_stock
 
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence
-from lab.spec.scenario import Siblings
-from lab.spec.verdict import Finding, Invariant, Outcome
+from lab.model.evidence import EventKind, Evidence
+from lab.model.scenario import Siblings
+from lab.model.verdict import Finding, Invariant, Outcome
 
 NAME = "one-update-per-core"
 #: When siblings that were let go find the old revision, and write for themselves.

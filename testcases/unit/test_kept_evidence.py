@@ -7,9 +7,9 @@ import pytest
 from kept_evidence import FOLDER, KEPT, read_kept
 
 from lab.judge import judge
-from lab.judge.verdict import INVARIANTS
-from lab.spec.mechanisms import MECHANISMS
-from lab.spec.verdict import Outcome, Verdict
+from lab.judge.judging import INVARIANTS
+from lab.mechanisms.table import MECHANISMS
+from lab.model.verdict import Outcome, Verdict
 
 #: Large enough for a load on two cores that went wrong; the repository keeps them for ever.
 MAX_FOLDER_BYTES = 40 * 1024

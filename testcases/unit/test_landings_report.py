@@ -9,9 +9,9 @@ from evidence_builder import Load
 from report_samples import make_record
 
 from lab.judge import judge
+from lab.model.evidence import Evidence
+from lab.model.verdict import Outcome, TrialRecord
 from lab.report.landings import MIN_SHOTS, list_columns, measure_uniformity, tally_coverage
-from lab.spec.evidence import Evidence
-from lab.spec.verdict import Outcome, TrialRecord
 from lab.trial.record import list_fractions
 
 

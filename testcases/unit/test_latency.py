@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from report_samples import make_record
 
+from lab.model.verdict import Durations, Outcome, Span, TrialRecord
 from lab.report.latency import MIN_PAIRS, REFERENCE, Added, find_own_us, measure_added
-from lab.spec.verdict import Durations, Outcome, Span, TrialRecord
 
 
 def timed(

@@ -8,20 +8,20 @@ import msgspec
 import pytest
 from evidence_builder import MS, RELEASE_AT_NS, WAIT_SYMBOL, WINDOW_AT_NS, Load, change
 
-from lab.campaign.case import Case, list_changes, make_case, to_toml, with_fewer_cores
-from lab.campaign.minimise import LAST, Minimised, Need, minimise
-from lab.campaign.replay import RunTrial, ends_the_same, replay
 from lab.errors import UsageError
+from lab.evidence.folder import read_evidence
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Evidence
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed, Target
-from lab.spec.plan import Injection, Plan, draw_plan
-from lab.spec.scenario import Aim, Parking, Scenario, Siblings
-from lab.spec.scenario_file import parse_scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome
-from lab.trial.folder import read_evidence
+from lab.model.evidence import EventKind, Evidence
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed, Target
+from lab.model.plan import Injection, Plan, draw_plan
+from lab.model.scenario import Aim, Parking, Scenario, Siblings
+from lab.model.scenario_file import parse_scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome
+from lab.reduce.case import Case, list_changes, make_case, to_toml, with_fewer_cores
+from lab.reduce.minimise import LAST, Minimised, Need, minimise
+from lab.reduce.replay import RunTrial, ends_the_same, replay
 from lab.trial.session import Kept
 
 SHAPE = Topology(1, 2, 2)

@@ -12,14 +12,14 @@ from lab.build.oracle import NAME, build_oracle
 from lab.campaign.blinded import LAB_MUTANTS
 from lab.campaign.mutants import Fate, choose_mutants, list_mutants, weigh
 from lab.errors import BuildError, UsageError
+from lab.expected.expect import expect
+from lab.expected.mutant import Mutant, Subject, parse_mutant
 from lab.host.paths import IMAGES
-from lab.judge.verdict import INVARIANTS
-from lab.spec.expected import expect
-from lab.spec.mechanism import Expectation
-from lab.spec.mutant import Mutant, Subject, parse_mutant
-from lab.spec.qemu import MAX_LEVEL, MIN_LEVEL
-from lab.spec.scenario import Scenario
-from lab.spec.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
+from lab.judge.judging import INVARIANTS
+from lab.mechanisms.mechanism import Expectation
+from lab.model.qemu import MAX_LEVEL, MIN_LEVEL
+from lab.model.scenario import Scenario
+from lab.model.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
 
 PATCHED = read_mutants()
 MESSAGE = """Subject: [PATCH] x86/microcode: Break it

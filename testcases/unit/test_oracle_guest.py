@@ -11,7 +11,7 @@ from oracle_bench import Bench, compile_plugin, start_bench
 from lab.build.qemu import find_qemu
 from lab.errors import DeadlineError, GuestGone
 from lab.host.deadline import Deadline
-from lab.spec.evidence import EventKind, Hazard, OracleEvent, OracleEvidence, Sees
+from lab.model.evidence import EventKind, Hazard, OracleEvent, OracleEvidence, Sees
 
 #: The region's mechanism in the bench's landmarks, and one that has no region there.
 MECHANISM = 3

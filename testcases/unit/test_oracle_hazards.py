@@ -9,8 +9,8 @@ from oracle_bench import CFLAGS, SOURCES
 
 from lab.host.deadline import Deadline
 from lab.host.proc import run
-from lab.spec.evidence import Hazard
-from lab.witness.oracle.layout import HAZARDS
+from lab.model.evidence import Hazard
+from lab.observer.layout import HAZARDS
 
 Decode = Callable[..., Hazard]
 

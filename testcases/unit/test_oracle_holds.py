@@ -11,11 +11,11 @@ from test_oracle_guest import MECHANISM, WAIT_S, events_of
 
 from lab.errors import UsageError
 from lab.host.deadline import Deadline
-from lab.spec.evidence import Covered, EventKind, OracleEvidence, WindowSeen
-from lab.spec.hold import MAX_HOLDS, Hold
-from lab.spec.phase import Phase
-from lab.witness.hold_places import FoundHold
-from lab.witness.oracle.link import EXTEND_BOUND_NS
+from lab.kernelimage.hold_places import FoundHold
+from lab.model.evidence import Covered, EventKind, OracleEvidence, WindowSeen
+from lab.model.hold import MAX_HOLDS, Hold
+from lab.model.phase import Phase
+from lab.observer.link import EXTEND_BOUND_NS
 
 MS = 1_000_000
 #: How often a host may be too slow.

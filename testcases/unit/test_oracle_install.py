@@ -11,8 +11,8 @@ import pytest
 from oracle_bench import TOPOLOGY, compile_plugin
 
 from lab.build.qemu import find_qemu
-from lab.witness.oracle import OracleLink
-from lab.witness.oracle.layout import Shape
+from lab.observer import OracleLink
+from lab.observer.layout import Shape
 
 LANDMARKS = "# none\n\npoint nmi-entry ffff 0xffffffff81000000\nregion 1 1000 2000 # a region\n"
 

@@ -6,10 +6,10 @@ from oracle_bench import CFLAGS, SOURCES
 
 from lab.host.deadline import Deadline
 from lab.host.proc import run
-from lab.spec.evidence import EventKind, Hazard
-from lab.spec.hold import MAX_HELD_US
-from lab.witness.oracle import layout
-from lab.witness.oracle.link import MAX_STRETCH_US
+from lab.model.evidence import EventKind, Hazard
+from lab.model.hold import MAX_HELD_US
+from lab.observer import layout
+from lab.observer.link import MAX_STRETCH_US
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "oracle_record": layout.Record,

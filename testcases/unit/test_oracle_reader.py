@@ -14,11 +14,11 @@ import pytest
 
 from lab.errors import DeadlineError, GuestGone, HostError, UsageError
 from lab.host.deadline import Deadline
-from lab.spec.evidence import EventKind
-from lab.spec.topology import Topology
-from lab.witness.oracle import OracleLink
-from lab.witness.oracle.clock import TscClock
-from lab.witness.oracle.layout import KIND_NUMBERS, Header, Message, Record, Sibling, Status, Window, lay_out
+from lab.model.evidence import EventKind
+from lab.model.topology import Topology
+from lab.observer import OracleLink
+from lab.observer.clock import TscClock
+from lab.observer.layout import KIND_NUMBERS, Header, Message, Record, Sibling, Status, Window, lay_out
 
 TOPOLOGY = Topology(sockets=1, cores=2, threads=2)
 RING = 8

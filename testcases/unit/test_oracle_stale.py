@@ -9,8 +9,8 @@ from oracle_bench import BenchGuest, compile_plugin, start_bench
 
 from lab.host.deadline import Deadline
 from lab.judge import judge
-from lab.spec.evidence import EventKind, Sees
-from lab.spec.verdict import Outcome
+from lab.model.evidence import EventKind, Sees
+from lab.model.verdict import Outcome
 
 
 def test_an_innocent_instruction_is_no_update_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from test_oracle_guest import (
 )
 
 from lab.host.deadline import Deadline
-from lab.spec.evidence import EventKind, Hazard, OracleEvidence
-from lab.witness.oracle.link import MAX_STRETCH_US
+from lab.model.evidence import EventKind, Hazard, OracleEvidence
+from lab.observer.link import MAX_STRETCH_US
 
 MS = 1_000_000
 #: What images/oracle/stall.h lets no stall exceed.

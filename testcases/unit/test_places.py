@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from lab.errors import UsageError
-from lab.spec.mechanism import Landmarks, Mechanism
-from lab.spec.mechanisms import MECHANISMS
-from lab.spec.places import Call, Copied, CopiedStretch, Copies, Path, Return
-from lab.witness.kernel import Function, Kernel, Object
-from lab.witness.landmarks import BACKTRACE, NMI_HANDLER, find_landmarks, make_symboliser
-from lab.witness.places import find_places, find_stretch
+from lab.kernelimage.code_ranges import find_places, find_stretch
+from lab.kernelimage.landmarks import BACKTRACE, NMI_HANDLER, find_landmarks, make_symboliser
+from lab.kernelimage.vmlinux import Function, Kernel, Object
+from lab.mechanisms.code_places import Call, Copied, CopiedStretch, Copies, Path, Return
+from lab.mechanisms.mechanism import Landmarks, Mechanism
+from lab.mechanisms.table import MECHANISMS
 
 BASE = 0xFFFFFFFF81000000
 RET = b"\xc3"

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from lab.spec.boot import Boot
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
+from lab.model.boot import Boot
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
 from lab.trial import pool
 
 

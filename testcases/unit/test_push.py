@@ -3,10 +3,10 @@ import time
 
 import pytest
 
-from lab.campaign.push import Push, read_push
 from lab.errors import UsageError
-from lab.spec.duration import read_seconds
-from lab.spec.plan import MAX_SEED
+from lab.model.duration import read_seconds
+from lab.model.plan import MAX_SEED
+from lab.pytest_plugin.push import Push, read_push
 
 
 def test_a_case_does_by_itself_what_it_says() -> None:

@@ -16,7 +16,7 @@ from lab.build.doctor import examine_qemus
 from lab.build.qemu import NAME, VARIABLE, examine_qemu, find_qemu, find_same_qemu, list_paths, match_qemu
 from lab.errors import HostError, UsageError
 from lab.host.user import find_unprivileged
-from lab.spec.qemu import MAX_LEVEL, MIN_LEVEL, Qemu
+from lab.model.qemu import MAX_LEVEL, MIN_LEVEL, Qemu
 
 #: Further QEMUs to try, as PATH has folders.
 OTHERS = tuple(Path(each) for each in os.environ.get("MCLAB_QEMUS", "").split(os.pathsep) if each)

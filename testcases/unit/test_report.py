@@ -9,8 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_samples import make_evidence, make_info, make_record, make_verdict, write_sample_run
 
-from lab.campaign.store import MechanismAsked, RunStore
+from lab.campaign.run_store import MechanismAsked, RunStore
 from lab.errors import EvidenceError
+from lab.evidence.folder import write_evidence, write_verdict
+from lab.mechanisms.mechanism import Expectation
+from lab.model.evidence import EventKind, Evidence, InjectionLog
+from lab.model.scenario import Aim, Scenario
+from lab.model.verdict import Durations, Finding, Outcome, Proof, Span, TrialRecord
 from lab.report import page as page_module
 from lab.report.environment import judge_again
 from lab.report.example import find_evidence, find_example, link_evidence
@@ -19,11 +24,6 @@ from lab.report.page import reproduce, write_report
 from lab.report.panel import BADGE_GAP_PX, GUTTER_PX, WIDTH_PX, Axis, Lane, Moment, Panel, Stretch, draw_panel
 from lab.report.text import clean, format_us
 from lab.report.timeline import draw_timeline
-from lab.spec.evidence import EventKind, Evidence, InjectionLog
-from lab.spec.mechanism import Expectation
-from lab.spec.scenario import Aim, Scenario
-from lab.spec.verdict import Durations, Finding, Outcome, Proof, Span, TrialRecord
-from lab.trial.folder import write_evidence, write_verdict
 
 HOSTILE = (
     "\x1b[31m<script>alert(1)</script>\x00\x1b]0;title\x07\u202e\" onload='x' {{ 7 * 7 }} </style></title> &amp;\x9b2J"

@@ -13,17 +13,17 @@ from evidence_builder import Load
 from report_samples import IMAGES, make_evidence
 
 from lab.build.kernel import DEFAULT_BASE
+from lab.campaign.run_store import RunStore, read_run
 from lab.campaign.runner import NOT_MET, Ran, describe_run, run_trials
-from lab.campaign.store import RunStore, read_run
 from lab.errors import DeadlineError, GuestGone, HostError
+from lab.evidence.folder import read_evidence
 from lab.host.admission import admit
 from lab.host.deadline import Deadline
+from lab.model.plan import draw_plan
+from lab.model.scenario import Scenario
+from lab.model.verdict import Outcome, TrialRecord
 from lab.report.page import write_report
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import Scenario
-from lab.spec.verdict import Outcome, TrialRecord
 from lab.trial import pool
-from lab.trial.folder import read_evidence
 from lab.trial.pool import WarmGuest, WarmGuests
 from lab.trial.session import Kept
 

@@ -12,8 +12,8 @@ from lab.build.content import find_entry
 from lab.build.images import ImageSet
 from lab.errors import UsageError
 from lab.host.files import hash_file
-from lab.spec.evidence import Images
-from lab.spec.qemu import Qemu
+from lab.model.evidence import Images
+from lab.model.qemu import Qemu
 from lab.trial import same_images
 from lab.trial.same_images import find_same
 

@@ -12,14 +12,14 @@ import pytest
 from lab.cli.axes import Axes, make_scenario, read_scenario
 from lab.errors import UsageError
 from lab.host.paths import ROOT, SCENARIOS
-from lab.spec.boot import Granularity
-from lab.spec.mechanisms import MECHANISMS
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed, Target
-from lab.spec.plan import draw_plan
-from lab.spec.scenario import FAR_APART_US, Aim, Parking, Scenario, Siblings
-from lab.spec.scenario_file import ALLOWED, parse_scenario, to_words
-from lab.spec.topology import Topology
+from lab.mechanisms.table import MECHANISMS
+from lab.model.boot import Granularity
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed, Target
+from lab.model.plan import draw_plan
+from lab.model.scenario import FAR_APART_US, Aim, Parking, Scenario, Siblings
+from lab.model.scenario_file import ALLOWED, parse_scenario, to_words
+from lab.model.topology import Topology
 
 HEAD = 'summary = "s"\nmechanism = "nmi-self"\n'
 AT_RELEASE = "[[placed]]\nat = 'release'\nrole = 'primary'\n"

@@ -3,9 +3,9 @@
 
 from scipy.stats import kstest
 
-from lab.spec.phase import Phase
-from lab.spec.plan import PPM, Injection, Plan
-from lab.spec.scenario import Aim
+from lab.model.phase import Phase
+from lab.model.plan import PPM, Injection, Plan
+from lab.model.scenario import Aim
 from lab.trial.schedule import Overhead, Schedule
 
 MS = 1_000_000

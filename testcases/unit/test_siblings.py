@@ -6,7 +6,7 @@ import pytest
 from lab.errors import EvidenceError, GuestError
 from lab.guest.shell import GuestShell, ShellResult
 from lab.host.deadline import Deadline
-from lab.spec.topology import Topology
+from lab.model.topology import Topology
 from lab.trial.guest_side import find_next_revision
 from lab.trial.siblings import SiblingSwitch
 

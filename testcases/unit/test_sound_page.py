@@ -4,14 +4,14 @@
 import pytest
 
 from lab.errors import UsageError
+from lab.expected.cells import COLUMNS, Cell, Held, parse_cells
+from lab.expected.expect import expect
 from lab.host.paths import SOUND
-from lab.judge.verdict import INVARIANTS
-from lab.spec.cells import COLUMNS, Cell, Held, parse_cells
-from lab.spec.expected import expect
-from lab.spec.mechanism import Expectation, Mechanism
-from lab.spec.mechanisms import MECHANISMS
-from lab.spec.scenario import Scenario, Siblings
-from lab.spec.topology import Topology
+from lab.judge.judging import INVARIANTS
+from lab.mechanisms.mechanism import Expectation, Mechanism
+from lab.mechanisms.table import MECHANISMS
+from lab.model.scenario import Scenario, Siblings
+from lab.model.topology import Topology
 
 CELLS = parse_cells(SOUND.read_text(), "sound.md")
 ROW = "| `nmi-self` | `{}` | w | s |"

@@ -12,20 +12,20 @@ from evidence_builder import MS, WINDOW_AT_NS, Load
 from report_samples import IMAGES
 
 from lab.build.kernel import DEFAULT_BASE
-from lab.campaign.expectation import OutcomeCounts
+from lab.campaign.run_store import read_run
 from lab.campaign.soundness import CELLS, CellResult, Soundness, run_cells, share_out, weigh_cell
-from lab.campaign.store import read_run
+from lab.evidence.folder import read_evidence
+from lab.expected.cells import Cell, Held
+from lab.expected.tally import OutcomeCounts
 from lab.host.paths import ROOT
 from lab.judge import judge
+from lab.model.boot import Boot
+from lab.model.evidence import Ending, EventKind, Evidence
+from lab.model.plan import Plan
+from lab.model.scenario import Aim, Scenario
+from lab.model.topology import Topology
+from lab.model.verdict import Outcome, TrialRecord
 from lab.report.page import write_report
-from lab.spec.boot import Boot
-from lab.spec.cells import Cell, Held
-from lab.spec.evidence import Ending, EventKind, Evidence
-from lab.spec.plan import Plan
-from lab.spec.scenario import Aim, Scenario
-from lab.spec.topology import Topology
-from lab.spec.verdict import Outcome, TrialRecord
-from lab.trial.folder import read_evidence
 from lab.trial.pool import WarmGuest, WarmGuests
 from lab.trial.record import make_record
 from lab.trial.session import Kept

@@ -6,14 +6,14 @@ import sys
 
 from cryptography import x509
 
-from lab.campaign.night.steady import make_security
+from lab.cluster.steady import make_security
 
 #: Whether what measures intervals, in the campaign's process and in a worker's, asks the steady clock.
 PROGRAM = """
 import time
 import distributed.batched, distributed.nanny, distributed.scheduler, distributed.worker
 from tornado.ioloop import IOLoop
-from lab.campaign.night import steady
+from lab.cluster import steady
 
 {change}
 steady._begun_s += 86_400

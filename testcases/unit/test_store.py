@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import make_info, make_record, write_sample_run
 
-from lab.campaign import store as store_module
-from lab.campaign.expectation import run_met, weigh_mechanism, weigh_run
-from lab.campaign.store import RunStore, claim_run_output, read_run
+from lab.campaign import run_store as store_module
+from lab.campaign.run_store import RunStore, claim_run_output, read_run
 from lab.errors import EvidenceError, HostError, UsageError
+from lab.expected.expect import Expected
+from lab.expected.tally import run_met, weigh_mechanism, weigh_run
 from lab.host.paths import ROOT
+from lab.mechanisms.mechanism import Expectation
+from lab.model.verdict import Finding, Outcome, TrialRecord
 from lab.report import page
-from lab.spec.expected import Expected
-from lab.spec.mechanism import Expectation
-from lab.spec.verdict import Finding, Outcome, TrialRecord
 
 NAME = "stop-machine"
 
@@ -175,9 +175,9 @@ import os, resource, sys
 from pathlib import Path
 import msgspec
 from report_samples import make_info, make_record
-from lab.campaign.store import RunStore
+from lab.campaign.run_store import RunStore
 from lab.errors import HostError
-from lab.spec.verdict import Outcome
+from lab.model.verdict import Outcome
 record = make_record(1, "stop-machine", Outcome.PASS)
 length = len(msgspec.json.encode(record)) + 1
 with RunStore(Path(sys.argv[1]), make_info(finished=False, exit_status=None)) as store:

@@ -4,9 +4,9 @@ import pytest
 from evidence_builder import MS, WINDOW_AT_NS, Load, change
 
 from lab.judge import judge
+from lab.model.evidence import EventKind, Evidence, Hazard
+from lab.model.topology import Topology
 from lab.report.story import LAB, Row, Story, tell_story
-from lab.spec.evidence import EventKind, Evidence, Hazard
-from lab.spec.topology import Topology
 
 ONE_CORE = Topology(1, 1, 2)
 EVIL = "\x1b[2Jevil\u202e+0x0"

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from kept_evidence import FOLDER
 
-from lab.campaign.push import Push
+from lab.evidence.folder import read_evidence
 from lab.host.paths import ROOT
-from lab.trial.folder import read_evidence
+from lab.pytest_plugin.push import Push
 
 #: Guests that end each trial at once with evidence of another, under the seed and scenario that were asked for.
 HEADER = f"""
 import msgspec
 import pytest
 from pathlib import Path
-from lab.trial.folder import read_evidence
+from lab.evidence.folder import read_evidence
 from lab.trial.session import Kept
 
 KEPT = Path({str(FOLDER)!r})

@@ -10,22 +10,22 @@ import msgspec
 import pytest
 from evidence_builder import Load
 
-from lab.campaign.sweep import run as sweeps
-from lab.campaign.sweep.journal import JOURNAL, JOURNAL_VERSION, Begun, Found, Journal, Tried, read_lines
-from lab.campaign.sweep.known import Known, Lead
-from lab.campaign.sweep.result import Swept, sum_up
-from lab.campaign.sweep.run import run_sweep
 from lab.errors import UsageError
-from lab.spec.evidence import Cover, Covered, EventKind, OracleEvent
-from lab.spec.phase import Phase, Role
-from lab.spec.placed import Placed, Target
-from lab.spec.plan import Plan
-from lab.spec.scenario import Scenario, Siblings
-from lab.spec.sweep import Block, Point, Rank, SweepAsk, Visit, arrival_of, place_nmis, ranks_of
-from lab.spec.topology import Topology
-from lab.spec.verdict import Finding, Invariant, Outcome, Verdict
+from lab.kernelimage.source_lines import parse_source_lines
+from lab.model.evidence import Cover, Covered, EventKind, OracleEvent
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed, Target
+from lab.model.plan import Plan
+from lab.model.scenario import Scenario, Siblings
+from lab.model.sweep import Block, Point, Rank, SweepAsk, Visit, arrival_of, place_nmis, ranks_of
+from lab.model.topology import Topology
+from lab.model.verdict import Finding, Invariant, Outcome, Verdict
+from lab.sweep import run as sweeps
+from lab.sweep.journal import JOURNAL, JOURNAL_VERSION, Begun, Found, Journal, Tried, read_lines
+from lab.sweep.known import Known, Lead
+from lab.sweep.result import Swept, sum_up
+from lab.sweep.run import run_sweep
 from lab.trial.session import Kept
-from lab.witness.source_lines import parse_source_lines
 
 ASK = SweepAsk(mechanism="nmi-self", roles=(Role.SIBLING,), first=Phase.ARMED, last=Phase.WINDOW)
 SHA = "0" * 64

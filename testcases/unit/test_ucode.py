@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.build.ucode import firmware_name, make_update, parse_header, sum_words
 from lab.errors import UsageError
+from lab.microcode.update import firmware_name, make_update, parse_header, sum_words
 
 WORDS = st.integers(0, 2**32 - 1)
 

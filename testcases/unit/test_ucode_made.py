@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.build.ucode import HEADER_SIZE, parse_header, read_header, sum_words
-from lab.build.ucode_files import FILES, GOOD, MALFORMED, MAX_REVISION, UNFIT, UcodeCpu, find_file
 from lab.errors import UsageError
+from lab.microcode.files import FILES, GOOD, MALFORMED, MAX_REVISION, UNFIT, UcodeCpu, find_file
+from lab.microcode.update import HEADER_SIZE, parse_header, read_header, sum_words
 
 CPU = UcodeCpu(signature=0x50654, platform=0x1, revision=0x10)
 CPUS = st.builds(

@@ -7,8 +7,8 @@ import pytest
 from assembled import assemble, make_function
 
 from lab.errors import UsageError
-from lab.witness.kernel import Kernel
-from lab.witness.update_sites import find_update_sites
+from lab.kernelimage.update_sites import find_update_sites
+from lab.kernelimage.vmlinux import Kernel
 
 #: Written in bytes, since assemblers do not know it yet: wrmsrns %rax, $0x79.
 WRMSRNS_79 = ".byte 0xc4, 0xe7, 0x7a, 0xf6, 0xc0, 0x79, 0, 0, 0"

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a run leaves: ``run.json`` says what was asked for, ``records.jsonl`` holds one trial a line.
+
+Records are only ever appended, each synced before the next trial begins: a run that was killed keeps all of them but,
+at worst, its last line.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import msgspec
+
+from lab.errors import EvidenceError, HostError, LabError, UsageError
+from lab.evidence.folder import RUN_MARKER, claim_output, holds_only_evidence, is_marked, refuse_output
+from lab.expected.expect import QUIET, Expected
+from lab.host.files import append_whole, write_whole
+from lab.mechanisms.mechanism import Expectation
+from lab.model.evidence import Images
+from lab.model.scenario import Scenario
+from lab.model.verdict import TrialRecord
+
+RUN = "run.json"
+RECORDS = "records.jsonl"
+TRIALS: Final = "trials"
+#: Which lab.report.page writes.
+PAGE: Final = "index.html"
+
+_FILES = frozenset((RUN_MARKER, RUN, RECORDS, PAGE))
+_TRIAL = re.compile(r"[0-9]{5,}(-[a-z0-9-]+)?", re.ASCII)
+#: What a lab that was killed leaves of something it was writing or removing: a dot, its name, and what tempfile adds.
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.ASCII)
+
+#: What is left to describe a run besides its records: no run of ours comes near it.
+MAX_RUN_BYTES = 1024 * 1024
+#: A record with every invariant and 16 CPUs' durations under 1000 NMIs stays below.
+MAX_RECORD_BYTES = 1024 * 1024
+
+
+class MechanismAsked(msgspec.Struct, frozen=True, kw_only=True):
+    """One mechanism of a run, as it was described when the run began.
+
+    :param caught_by: of a control: the invariants of which one must be seen broken
+    :param why: why this is expected of it in the run's scenario, empty where it is in every one
+    """
+
+    name: str
+    summary: str
+    expectation: Expectation
+    caught_by: tuple[str, ...] = (QUIET,)
+    why: str = ""
+
+    @property
+    def expected(self) -> Expected:
+        """What its records are held against."""
+        return Expected(self.expectation, self.caught_by, self.why)
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of a run, and on what it ran.
+
+    :param started: wall-clock time, ISO 8601
+    :param command: the words of the command line
+    :param trials_asked: over all mechanisms
+    :param scenario: what all trials share; its mechanism is one of those asked for
+    :param images: of each kernel that was booted
+    :param host: facts about the host by name, such as ``cores`` and ``qemu``
+    :param finished: the run came to its own end
+    :param exit_status: with which it ended, None before
+    """
+
+    lab_version: str
+    started: str
+    command: tuple[str, ...]
+    mechanisms: tuple[MechanismAsked, ...]
+    trials_asked: int
+    scenario: Scenario
+    images: tuple[Images, ...]
+    host: dict[str, str]
+    finished: bool = False
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as it was read.
+
+    :param torn: 1 when the last line was cut short and left out, else 0
+    """
+
+    info: RunInfo
+    records: tuple[TrialRecord, ...]
+    torn: int
+
+
+class RunStore:
+    """Writes one run into a folder. A context manager: only one process may write a folder at a time.
+
+    :param replace: remove what an earlier run left there
+    """
+
+    def __init__(self, folder: Path, info: RunInfo, replace: bool = False) -> None:
+        self.folder = folder
+        self._info = info
+        self._replace = replace
+        self._sink: FileIO | None = None
+
+    def __enter__(self) -> "RunStore":
+        """Take the folder and begin with no records.
+
+        :raise UsageError: another process writes a run there, or a run is there and is not to be replaced
+        :raise HostError: no space, or not writable
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The marker comes first, so that a run killed at once still leaves a folder known as ours.
+            (self.folder / RUN_MARKER).touch()
+            # Without a buffer, which would still hold the rest of a record after a write that failed.
+            sink = open(self.folder / RECORDS, "ab", buffering=0)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        try:
+            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._replace:
+                _check_replaceable(self.folder)
+                sink.truncate(0)
+                _remove_run(self.folder)
+            elif os.fstat(sink.fileno()).st_size:
+                raise UsageError(f"another run has been written to '{self.folder}': name another folder")
+            write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
+        except BlockingIOError:
+            sink.close()
+            raise UsageError(f"another run is writing to '{self.folder}': name another folder") from None
+        except OSError as error:
+            sink.close()
+            raise self._cannot_write(error) from error
+        except LabError:
+            sink.close()
+            raise
+        self._sink = sink
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
+
+    def append(self, record: TrialRecord) -> None:
+        """Add a record, and return once the disk has it.
+
+        :raise HostError: no space, or not writable; the records before it stay whole
+        """
+        assert self._sink is not None, "a store is written inside its with block"
+        try:
+            append_whole(self._sink, msgspec.json.encode(record) + b"\n")
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def finish(self, exit_status: int) -> None:
+        """Note that the run came to its own end.
+
+        :raise HostError: no space, or not writable
+        """
+        self._info = msgspec.structs.replace(self._info, finished=True, exit_status=exit_status)
+        write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
+
+    def _cannot_write(self, error: OSError) -> HostError:
+        return HostError(f"run folder '{self.folder}' could not be written: {error.strerror or error}")
+
+
+def claim_run_output(path: Path, replace: bool) -> Path:
+    """Return the folder a user wants a run in: new or empty, or that of an earlier run which is to be replaced.
+
+    Nothing is removed yet: :class:`RunStore` does, once no other process writes there.
+
+    :raise UsageError: as :func:`lab.evidence.folder.claim_output`
+    :raise HostError: as :func:`lab.evidence.folder.claim_output`
+    """
+
+    def check(folder: Path) -> None:
+        if not is_marked(folder):
+            raise refuse_output(folder)
+        if not replace:
+            raise UsageError(
+                f"output folder '{folder}' holds a run: name an empty or new one, or replace that run with --replace"
+            )
+        _check_replaceable(folder)
+
+    return claim_output(path, check)
+
+
+def _check_replaceable(folder: Path) -> None:
+    for entry in sorted(folder.iterdir()):
+        half = _HALF.fullmatch(entry.name)
+        name = half[1] if half else entry.name
+        if name == TRIALS and _is_folder(entry):
+            foreign = None if half else _find_foreign_trial(entry)
+        else:
+            foreign = None if name in _FILES and entry.is_file() and not entry.is_symlink() else entry
+        if foreign is not None:
+            raise UsageError(
+                f"run folder '{folder}' holds '{foreign.relative_to(folder)}', which the lab did not leave: move it"
+                " away, or name another folder (nothing was removed)"
+            )
+
+
+def _find_foreign_trial(trials: Path) -> Path | None:
+    for entry in sorted(trials.iterdir()):
+        half = _HALF.fullmatch(entry.name)
+        known = _TRIAL.fullmatch(half[1] if half else entry.name) is not None and _is_folder(entry)
+        if not known or not (half or holds_only_evidence(entry)):
+            return entry
+    return None
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what a run left, but for its marker and the file of records, by which it is locked."""
+    for entry in folder.iterdir():
+        if entry.name == TRIALS:
+            # Given away in one step, since a lab killed on the way would leave folders that are no evidence any more.
+            attic = Path(tempfile.mkdtemp(prefix=f".{TRIALS}.", dir=folder))
+            shutil.rmtree(entry.rename(attic / TRIALS))
+            attic.rmdir()
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name not in (RUN_MARKER, RECORDS):
+            entry.unlink()
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run, also one that is still being written.
+
+    :raise EvidenceError: the folder holds no run, or a damaged one
+    """
+    info = _read_info(folder)
+    asked = {mechanism.name for mechanism in info.mechanisms}
+    records: list[TrialRecord] = []
+    decoder = msgspec.json.Decoder(TrialRecord)
+    path = folder / RECORDS
+    torn = 0
+    try:
+        with open(path, "rb") as source:
+            while line := source.readline(MAX_RECORD_BYTES):
+                if not line.endswith(b"\n") and len(line) < MAX_RECORD_BYTES:
+                    torn = 1
+                    break
+                record = decoder.decode(line)
+                if record.mechanism not in asked:
+                    raise EvidenceError(f"'{path}': line {len(records) + 1} is of a mechanism that {RUN} does not list")
+                records.append(record)
+    except FileNotFoundError:
+        raise EvidenceError(f"'{folder}' is no run of the lab: {RECORDS} is missing") from None
+    except OSError as error:
+        raise EvidenceError(f"'{path}' cannot be read: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise EvidenceError(f"'{path}': line {len(records) + 1} is no record of a trial ({error})") from error
+    return Run(info=info, records=tuple(records), torn=torn)
+
+
+def _read_info(folder: Path) -> RunInfo:
+    path = folder / RUN
+    try:
+        with open(path, "rb") as source:
+            data = source.read(MAX_RUN_BYTES + 1)
+    except FileNotFoundError:
+        raise EvidenceError(f"'{folder}' is no run of the lab: {RUN} is missing") from None
+    except OSError as error:
+        raise EvidenceError(f"'{path}' cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_RUN_BYTES:
+        raise EvidenceError(f"'{path}' has more than {MAX_RUN_BYTES} bytes")
+    try:
+        return msgspec.json.decode(data, type=RunInfo)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise EvidenceError(f"'{path}' does not describe a run of this lab ({error})") from error

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest is made of."""
+
+import enum
+from pathlib import Path
+
+import msgspec
+import paramiko
+
+from lab.model.qemu import Qemu
+from lab.model.topology import Topology
+
+#: An Intel model that TCG can emulate and that has SMT. The kernel's microcode loader refuses to attach where CPUID
+#: shows a hypervisor.
+DEFAULT_CPU = "Skylake-Server,-hypervisor"
+DEFAULT_MEMORY_MIB = 256
+
+
+class Accelerator(enum.Enum):
+    """How the guest's instructions are executed; values are QEMU's."""
+
+    #: One thread per vCPU. With thread=single no two vCPUs ever overlap, so a stretched window would show nothing.
+    TCG = "tcg,thread=multi"
+    #: Without an oracle: plugins exist under TCG only.
+    KVM = "kvm"
+
+
+class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine to start.
+
+    :param qemu: what runs it
+    :param initrd: the part that all runs share; the run's keys are appended to a copy
+    :param kernel_args: appended to the lab's own kernel command line
+    :param plugin: value of QEMU's ``-plugin``, or empty for none; may name the descriptor passed as ``oracle_fd``
+    :param stepped: QEMU translates one instruction at a time
+    """
+
+    qemu: Qemu
+    topology: Topology
+    kernel: Path
+    initrd: Path
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    cpu: str = DEFAULT_CPU
+    kernel_args: tuple[str, ...] = ()
+    plugin: str = ""
+    accelerator: Accelerator = Accelerator.TCG
+    stepped: bool = False
+
+
+class GuestKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """How the lab and one guest know each other.
+
+    :param client_key: what the lab logs in with
+    :param host_public: the one key that the guest may show
+    :param archive: a cpio archive that puts the guest's halves in place, appended to its initramfs
+    """
+
+    client_key: paramiko.PKey
+    host_public: paramiko.PKey
+    archive: bytes

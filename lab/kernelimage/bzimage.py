@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a bzImage says of itself: its version, and the notes of the kernel packed into it.
+
+Offsets are those of the x86 boot protocol (Documentation/arch/x86/boot.rst), which has had them since 2.08.
+"""
+
+import bz2
+import lzma
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.kernelimage.elf import read_build_id
+
+_MAGIC_AT: Final = 0x202
+_MAGIC: Final = b"HdrS"
+_PROTOCOL: Final = struct.Struct("<H")
+_PROTOCOL_AT: Final = 0x206
+#: The first with ``payload_offset`` and ``payload_length``.
+_FIRST_PROTOCOL: Final = 0x0208
+_SECTORS_AT: Final = 0x1F1
+_SECTOR_BYTES: Final = 512
+#: What zero stands for in ``setup_sects``.
+_DEFAULT_SECTORS: Final = 4
+_VERSION: Final = struct.Struct("<H")
+_VERSION_AT: Final = 0x20E
+#: ``kernel_version`` counts from here.
+_VERSION_BASE: Final = 0x200
+_MAX_VERSION_BYTES: Final = 400
+_PAYLOAD: Final = struct.Struct("<II")
+_PAYLOAD_AT: Final = 0x248
+_HEADER_BYTES: Final = 0x250
+
+#: A distribution's kernel is 15 MiB; with everything built in, some 60.
+MAX_IMAGE_BYTES: Final = 512 * 2**20
+#: What is unpacked is mapped below 1 GiB (KERNEL_IMAGE_SIZE); a payload that claims to be more is none.
+MAX_KERNEL_BYTES: Final = 2**30
+
+
+class _Unpacker(Protocol):
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+#: What Python's own library unpacks, by the payload's first bytes; zstd, lz4 and lzo are not among it.
+_UNPACKERS: Final[tuple[tuple[bytes, Callable[[], _Unpacker]], ...]] = (
+    (b"\x1f\x8b\x08", lambda: zlib.decompressobj(wbits=31)),
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
+    (b"\x5d\0\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE)),
+)
+
+
+class BzImage(msgspec.Struct, frozen=True):
+    """A bzImage.
+
+    :param version: as in its setup header: release, builder, number and time of the build
+    :param build_id: of the kernel inside, in hex; empty when it has none, or is packed in a way that cannot be read
+    """
+
+    version: str
+    build_id: str
+
+    @property
+    def release(self) -> str:
+        """What ``uname -r`` will print."""
+        return self.version.split(" ")[0]
+
+
+def read_bzimage(path: Path) -> BzImage:
+    """Read a bzImage.
+
+    :raise UsageError: it cannot be read, or is none
+    """
+    try:
+        with open(path, "rb") as source:
+            data = source.read(MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"kernel '{path}' cannot be read: {error.strerror}") from error
+    if len(data) < _HEADER_BYTES or data[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC or len(data) > MAX_IMAGE_BYTES:
+        raise UsageError(f"kernel '{path}' is no bzImage: it has no setup header of the x86 boot protocol")
+    if _PROTOCOL.unpack_from(data, _PROTOCOL_AT)[0] < _FIRST_PROTOCOL:
+        raise UsageError(f"kernel '{path}' is of a boot protocol before 2.08, older than any late loading")
+    version = _read_version(data)
+    if not version:
+        raise UsageError(f"kernel '{path}' does not name its version in its setup header")
+    return BzImage(version=version, build_id=_read_build_id(data))
+
+
+def _read_version(data: bytes) -> str:
+    at = _VERSION.unpack_from(data, _VERSION_AT)[0]
+    if not at:
+        return ""
+    text = data[at + _VERSION_BASE : at + _VERSION_BASE + _MAX_VERSION_BYTES].split(b"\0")[0]
+    return text.decode("ascii", errors="backslashreplace").strip()
+
+
+def _read_build_id(data: bytes) -> str:
+    offset, length = _PAYLOAD.unpack_from(data, _PAYLOAD_AT)
+    start = ((data[_SECTORS_AT] or _DEFAULT_SECTORS) + 1) * _SECTOR_BYTES + offset
+    packed = data[start : start + length]
+    unpacker = next((make() for magic, make in _UNPACKERS if packed.startswith(magic)), None)
+    if unpacker is None:
+        return read_build_id(BytesIO(packed))
+    try:
+        return read_build_id(BytesIO(unpacker.decompress(packed, MAX_KERNEL_BYTES)))
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError):
+        return ""

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A failing trial on its way to a smaller one: what of it can be left out, one change at a time. Pure.
+
+A case is a scenario whose holds are all written out as placed NMIs, and beside it the NMIs that still come at a drawn
+time. Once none of those is left, the scenario alone says it all, and :func:`to_toml` writes it down.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from lab.errors import UsageError
+from lab.model.evidence import Evidence
+from lab.model.phase import Phase, Role
+from lab.model.placed import Placed, to_hold
+from lab.model.plan import Injection, Plan, draw_plan
+from lab.model.scenario import Parking, Scenario, Siblings
+from lab.model.topology import Topology
+
+#: What the windows of a smaller case may last, shortest first; the oracle keeps them open until an NMI that was sent in
+#: one is through.
+STRETCHES_US = (1_000, 5_000, 20_000)
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial to be tried.
+
+    :param scenario: ``nmis`` are those of ``timed``, unless a phase says where they are drawn
+    :param timed: NMIs of no hold
+    """
+
+    scenario: Scenario
+    seed: int
+    timed: tuple[Injection, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """What is injected."""
+        if self.scenario.phase is not None:
+            return draw_plan(self.scenario, self.seed)
+        plan = draw_plan(msgspec.structs.replace(self.scenario, nmis=0), self.seed)
+        return msgspec.structs.replace(plan, injections=(*self.timed, *plan.injections))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the scenario alone, with any seed, asks for all of it."""
+        return not self.timed
+
+
+def make_case(evidence: Evidence) -> Case:
+    """Return the case of a kept trial.
+
+    :raise UsageError: its holds are not those of its scenario
+    """
+    scenario, plan = evidence.scenario, evidence.plan
+    placed = scenario.all_placed
+    # A guest's first load of a kind is without NMIs, and its trial's evidence when it fails by itself.
+    if plan.holds and plan.holds != tuple(to_hold(each, scenario.topology) for each in placed):
+        raise UsageError("the holds of the trial's plan are not those of its scenario: it cannot be made smaller")
+    timed = tuple(each for each in plan.injections if each.hold < 0)
+    changed = msgspec.structs.replace(
+        scenario,
+        placed=placed if plan.holds else (),
+        phase=None,
+        role=None,
+        nmis=len(timed),
+        stretch_per_core_us=plan.stretch_us,
+        stretch_us=Scenario(mechanism=scenario.mechanism).stretch_us,
+        far_apart=False,
+    )
+    return Case(scenario=changed, seed=plan.seed, timed=timed)
+
+
+def keep_timed(case: Case, timed: tuple[Injection, ...]) -> Case:
+    """Return the case with those of its drawn NMIs alone."""
+    scenario = msgspec.structs.replace(case.scenario, nmis=len(timed))
+    return msgspec.structs.replace(case, scenario=scenario, timed=timed)
+
+
+def keep_placed(case: Case, kept: tuple[int, ...]) -> Case:
+    """Return the case with those of its placed NMIs alone, by number; what one waited for that is gone, it forgets."""
+    number = {old: new for new, old in enumerate(kept)}
+    placed = tuple(
+        msgspec.structs.replace(case.scenario.placed[old], until=number.get(case.scenario.placed[old].until, -1))
+        for old in kept
+    )
+    return msgspec.structs.replace(case, scenario=msgspec.structs.replace(case.scenario, placed=placed))
+
+
+def turn_into_place(case: Case, timed: Injection, placed: Placed) -> Case:
+    """Return the case with a place in place of a drawn NMI."""
+    scenario = msgspec.structs.replace(case.scenario, placed=(*case.scenario.placed, placed))
+    rest = tuple(each for each in case.timed if each is not timed)
+    return keep_timed(msgspec.structs.replace(case, scenario=scenario), rest)
+
+
+def turn_into_phase(case: Case, phase: Phase, role: Role) -> Case:
+    """Return the case with one NMI for a phase in place of its last drawn one."""
+    scenario = msgspec.structs.replace(case.scenario, phase=phase, role=role, nmis=1)
+    return msgspec.structs.replace(case, scenario=scenario, timed=())
+
+
+def with_fewer_cores(case: Case) -> Iterator[Case]:
+    """Give the case on one core, for each core that an NMI of it is about, those with most of them first."""
+    scenario = case.scenario
+    topology = scenario.topology
+    if topology.total_cores == 1:
+        return
+    about = [each.core for each in scenario.placed] + [
+        topology.core_of(each.vcpu) for each in case.timed if each.vcpu >= 0
+    ]
+    for core in sorted(range(topology.total_cores), key=lambda each: (-about.count(each), each)):
+        yield _on_core(case, core)
+
+
+def _on_core(case: Case, core: int) -> Case:
+    scenario, topology = case.scenario, case.scenario.topology
+    kept = tuple(
+        number
+        for number, each in enumerate(scenario.placed)
+        if each.core == core and each.role is not Role.OTHER and each.nmi.value != Role.OTHER.value
+    )
+    smaller = keep_placed(case, kept)
+    timed = tuple(
+        msgspec.structs.replace(
+            each, vcpu=each.vcpu if each.vcpu < 0 else topology.threads_of(core).index(each.vcpu), core=0
+        )
+        for each in case.timed
+        if each.vcpu < 0 or topology.core_of(each.vcpu) == core
+    )
+    changed = msgspec.structs.replace(
+        smaller.scenario,
+        topology=Topology(1, 1, topology.threads),
+        placed=tuple(msgspec.structs.replace(each, core=0) for each in smaller.scenario.placed),
+        stretch_per_core_us=scenario.stretch_per_core_us[core : core + 1],
+    )
+    return keep_timed(msgspec.structs.replace(smaller, scenario=changed), timed)
+
+
+def with_plain_axes(case: Case) -> Iterator[Case]:
+    """Give the case with one axis of its scenario as it is by default."""
+    plain: tuple[dict[str, object], ...] = (
+        {"siblings": Siblings.ONLINE},
+        {"fsgsbase": True},
+        {"parking": Parking.HLT},
+        {"min_revision": False},
+    )
+    for changes in plain:
+        if any(getattr(case.scenario, name) != value for name, value in changes.items()):
+            scenario = msgspec.structs.replace(case.scenario, **changes)
+            roles = [
+                msgspec.structs.replace(each, role=Role.SIBLING)
+                if each.role is Role.OFFLINE and not scenario.offline_threads
+                else each
+                for each in scenario.placed
+            ]
+            yield msgspec.structs.replace(case, scenario=msgspec.structs.replace(scenario, placed=tuple(roles)))
+
+
+def with_shorter_stretch(case: Case) -> Iterator[Case]:
+    """Give the case with windows that are all as short as STRETCHES_US has it, the shortest first."""
+    now_us = case.scenario.stretch_per_core_us
+    for us in STRETCHES_US:
+        if us < max(now_us):
+            scenario = msgspec.structs.replace(case.scenario, stretch_per_core_us=(us,) * len(now_us))
+            yield msgspec.structs.replace(case, scenario=scenario)
+
+
+def to_toml(case: Case, summary: str) -> str:
+    """Return a scenario file of what differs from the default.
+
+    :param summary: one line
+    """
+    scenario = case.scenario
+    plain = Scenario(mechanism=scenario.mechanism)
+    lines = [f"summary = {_quote(summary)}", f"mechanism = {_quote(scenario.mechanism)}"]
+    for name in Scenario.__struct_fields__:
+        value = getattr(scenario, name)
+        if name not in ("mechanism", "placed") and value != getattr(plain, name):
+            lines.append(f"{name} = {_write(value)}")
+    for placed in scenario.placed:
+        usual = Placed(at=placed.at, role=placed.role)
+        lines += ["", "[[placed]]"]
+        for name in Placed.__struct_fields__:
+            value = getattr(placed, name)
+            if name in ("at", "role") or value != getattr(usual, name):
+                lines.append(f"{name} = {_write(value)}")
+    return "\n".join(("# SPDX-License-Identifier: GPL-2.0-or-later", *lines, ""))
+
+
+def list_changes(before: Case, after: Case) -> tuple[str, ...]:
+    """Say what was dropped, one line for each thing that differs, with what it was and what it is."""
+    lines = []
+    sent = [_count(each) for each in (before, after)]
+    if sent[0] != sent[1]:
+        lines.append(f"NMIs: {sent[0]} -> {sent[1]}")
+    names = ("topology", "stretch_per_core_us", "siblings", "fsgsbase", "parking", "min_revision")
+    for name in names:
+        old, new = getattr(before.scenario, name), getattr(after.scenario, name)
+        if old != new:
+            lines.append(f"{name}: {_write(old)} -> {_write(new)}")
+    return tuple(lines)
+
+
+def _count(case: Case) -> str:
+    if case.scenario.phase is not None:
+        role = f" for the {case.scenario.role.value}" if case.scenario.role else ""
+        return f"{case.scenario.nmis} in phase {case.scenario.phase.value}{role}"
+    parts = [f"{len(case.timed)} at drawn times"] if case.timed else []
+    if case.scenario.placed:
+        places = ", ".join(
+            f"{each.at}" + (f" in {each.phase.value}" if each.phase else "") + f" ({each.role.value})"
+            for each in case.scenario.placed
+        )
+        parts.append(f"{len(case.scenario.placed)} at {places}")
+    return " and ".join(parts) or "none"
+
+
+def _write(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_write, value)) + "]"
+    if isinstance(value, int):
+        return str(value)
+    return _quote(str(getattr(value, "value", value)))
+
+
+def _quote(text: str) -> str:
+    """Return a TOML basic string."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,6 +1,0 @@
-# SPDX-License-Identifier: GPL-2.0-or-later
-"""The oracle's Python side: the file and socket it shares with the lab, and the evidence read from them."""
-
-from lab.witness.oracle.link import LinkMessage, OracleLink
-
-__all__ = ["LinkMessage", "OracleLink"]
