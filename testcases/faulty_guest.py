@@ -52,7 +52,7 @@ def make_faulty_cache(images: ImageSet, cache: Path) -> None:
     """Make a cache, to be named by XDG_CACHE_HOME, of the default kernel and a guest that fails."""
     kernel = _copy(images.kernel, cache)
     _replace(kernel, patch_kernel(kernel.read_bytes(), images.vmlinux, {HUNG: JUMP_TO_SELF}))
-    _copy(images.oracle, cache)
+    _copy(images.observer, cache)
     init = (IMAGES / "initramfs/init").read_text()
     assert _ONCE_MOUNTED in init
     files = [
@@ -65,13 +65,13 @@ def make_faulty_cache(images: ImageSet, cache: Path) -> None:
 
 
 def make_blind_cache(images: ImageSet, blind: Path, cache: Path) -> None:
-    """Make a cache of the default images with another oracle, one that loses what it sees.
+    """Make a cache of the default images with another observer, one that loses what it sees.
 
-    :param blind: the oracle
+    :param blind: the observer
     """
     for path in (images.kernel, images.initramfs):
         _copy(path, cache)
-    _replace(_copy(images.oracle, cache), blind.read_bytes())
+    _replace(_copy(images.observer, cache), blind.read_bytes())
 
 
 def spoil_payload(image: bytes) -> bytes:

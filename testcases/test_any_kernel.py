@@ -41,11 +41,11 @@ def test_the_old_rendezvous_is_caught_in_nmi_handlers(trial: Trial) -> None:
         assert caught.finding("dmesg-clean") is Finding.HELD
     for each in tries:
         assert each.evidence.guest is not None
-        assert each.evidence.oracle is not None
+        assert each.evidence.observer is not None
         assert each.evidence.guest.load_errno == 1  # EPERM: the update took no effect
         assert each.evidence.guest.revisions_after == each.evidence.guest.revisions_before
         # After their release siblings find the old revision, and try for themselves.
-        again = [event.vcpu for event in each.evidence.oracle.events if event.kind is EventKind.RETRY]
+        again = [event.vcpu for event in each.evidence.observer.events if event.kind is EventKind.RETRY]
         assert sorted(again) == [1, 3]
 
 

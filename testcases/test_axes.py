@@ -24,8 +24,8 @@ def proofs(tried: Tried, name: str) -> list[str]:
 
 
 def hazards(tried: Tried) -> set[Hazard]:
-    assert tried.evidence.oracle is not None
-    return {event.hazard for event in tried.evidence.oracle.events if event.kind is EventKind.HAZARD}
+    assert tried.evidence.observer is not None
+    return {event.hazard for event in tried.evidence.observer.events if event.kind is EventKind.HAZARD}
 
 
 @pytest.mark.parametrize("aim", list(Aim))
@@ -38,8 +38,8 @@ def test_mainline_holds_the_offline_sibling_of_one_core(trial: Trial, aim: Aim) 
     assert len(passed) >= 4, reasons
     for each in passed:
         assert each.finding("offline-siblings-return") is Finding.HELD
-        assert each.evidence.oracle is not None
-        (window,) = each.evidence.oracle.windows
+        assert each.evidence.observer is not None
+        (window,) = each.evidence.observer.windows
         # It is held in an NMI of its own, and not merely left alone in HLT.
         assert {block.symbol.split("+")[0] for block in window.siblings[0].blocks} == {"wait_for_ctrl"}
 
@@ -92,8 +92,8 @@ def test_the_old_rendezvous_leaves_offline_siblings_alone(trial: Trial) -> None:
     tried = trial("stop-machine", seed=1, siblings=Siblings.OFFLINE)
     assert tried.record.outcome is Outcome.FAIL
     assert broken(tried) - {"still"} == {"all-waiting-before-update"}
-    assert tried.evidence.oracle is not None
-    resting = {each.vcpu: each for each in tried.evidence.oracle.resting}
+    assert tried.evidence.observer is not None
+    resting = {each.vcpu: each for each in tried.evidence.observer.resting}
     for vcpu in (1, 3):
         assert resting[vcpu].halted
         assert is_play_dead(resting[vcpu].symbol)
@@ -165,5 +165,5 @@ def test_more_cores_than_the_host_has(trial: Trial, shape: str) -> None:
     assert caught.record.outcome in (Outcome.FAIL, Outcome.INVALID)
     sound = trial("nmi-self", seed=1, topology=topology)
     assert sound.record.outcome in (Outcome.PASS, Outcome.INVALID), sound.verdict.reason
-    assert sound.evidence.oracle is not None
-    assert len(sound.evidence.oracle.windows) == 4
+    assert sound.evidence.observer is not None
+    assert len(sound.evidence.observer.windows) == 4

@@ -53,7 +53,7 @@ WAIT_UNTIL_ASKED = "until [ -e /tmp/asked ]; do sleep 0.1; done"
 def run_with_backtraces(guest: WarmGuest, scenario: Scenario) -> Kept:
     """Run one trial in which somebody in the guest asks for backtraces of all CPUs.
 
-    On a busy host who asks may get to run only when the oracle no longer looks: then once more.
+    On a busy host who asks may get to run only when the observer no longer looks: then once more.
     """
     # The first load of a guest's takes longer than any other.
     guest.run_trial(scenario, draw_plan(scenario, 1))
@@ -61,8 +61,8 @@ def run_with_backtraces(guest: WarmGuest, scenario: Scenario) -> Kept:
         for seed in SEEDS:
             assert session.machine.shell.run(ASK_ONCE_IT_LOADS, Deadline.after(60)).status == 0
             kept = session.run_trial(scenario, draw_plan(scenario, seed))
-            oracle = kept.evidence.oracle
-            if oracle is not None and any(event.kind is EventKind.BACKTRACE for event in oracle.events):
+            observer = kept.evidence.observer
+            if observer is not None and any(event.kind is EventKind.BACKTRACE for event in observer.events):
                 break
             assert session.machine.shell.run(WAIT_UNTIL_ASKED, Deadline.after(60)).status == 0
     return kept
@@ -81,12 +81,12 @@ def test_backtraces_that_the_guest_asks_for_are_accounted_for(
     verdict, _ = keep_trial(tmp_path / "trial", kept, 1, "trial")
     evidence = kept.evidence
     assert evidence.ending is Ending.COMPLETE
-    assert evidence.oracle is not None
+    assert evidence.observer is not None
     assert evidence.guest is not None
     assert any("sysrq: Show backtrace of all active CPUs" in line for line in evidence.guest.dmesg)
 
     # One vCPU sends them, and the other enters an NMI for it: with one pending bit, perhaps for another, too.
-    (asked,) = (event for event in evidence.oracle.events if event.kind is EventKind.BACKTRACE)
+    (asked,) = (event for event in evidence.observer.events if event.kind is EventKind.BACKTRACE)
     assert asked.symbol == "nmi_raise_cpu_backtrace+0x0"
     assert all(each.closes and not each.unexplained for each in verdict.accounts)
     (entry,) = (each for each in verdict.entries if any(BACKTRACE in took for took in each.took))

@@ -176,7 +176,7 @@ def start_cluster(left: Leftovers, folder: Path, workers: int) -> Iterator[tuple
 def copy_cache(images: ImageSet, cache: Path) -> None:
     """Copy what a campaign needs into a cache of its own, which a test may clear."""
     shared = find_cache()
-    for path in (images.kernel, images.initramfs, images.oracle):
+    for path in (images.kernel, images.initramfs, images.observer):
         name = path.parent.relative_to(shared)
         shutil.copytree(path.parent, cache / shared.name / name)
 

@@ -304,7 +304,7 @@ def test_a_cache_that_is_cleared_costs_running_guests_nothing(images: ImageSet, 
     cache = tmp_path / "cache"
     cache.mkdir()
     copies = {
-        name: Path(shutil.copy(getattr(images, name), cache)) for name in ("kernel", "vmlinux", "initramfs", "oracle")
+        name: Path(shutil.copy(getattr(images, name), cache)) for name in ("kernel", "vmlinux", "initramfs", "observer")
     }
     copied = msgspec.structs.replace(images, **copies)
     with opened(copied, kernel) as session:

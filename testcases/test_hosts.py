@@ -111,7 +111,7 @@ def test_a_host_that_is_cut_off_costs_its_running_trials_which_run_elsewhere(
         images.kernel_sha256: images.kernel.stat().st_size,
         images.vmlinux_sha256: images.vmlinux.stat().st_size,
         images.initramfs_sha256: images.initramfs.stat().st_size,
-        images.oracle_sha256: images.oracle.stat().st_size,
+        images.observer_sha256: images.observer.stat().st_size,
     }
     with make_hosts(tmp_path, "one", "two") as hosts:
         lead, one, two = hosts.values()

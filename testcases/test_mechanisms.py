@@ -9,7 +9,7 @@ import pytest
 from conftest import Seeds, Storm, Trial, Tried
 from lab.model.scenario import Aim
 from lab.model.verdict import Finding, Outcome
-from lab.observer.link import OracleLink
+from lab.observer.link import ObserverLink
 
 pytestmark = pytest.mark.e2e
 
@@ -57,8 +57,8 @@ def test_one_guest_serves_mechanisms_in_turn(trial: Trial) -> None:
 
 def test_the_window_of_each_core_lasts_as_long_as_asked(trial: Trial) -> None:
     tried = trial("nmi-self", seed=5, stretch_per_core_us=(20_000, 60_000))
-    assert tried.evidence.oracle is not None
-    lasted_ns = {window.core: window.close_ns - window.open_ns for window in tried.evidence.oracle.windows}
+    assert tried.evidence.observer is not None
+    lasted_ns = {window.core: window.close_ns - window.open_ns for window in tried.evidence.observer.windows}
     assert set(lasted_ns) == {0, 1}
     # It may be held longer until every sibling has shown itself alive, never shorter.
     assert lasted_ns[0] >= 20_000_000
@@ -103,8 +103,8 @@ def test_a_sibling_that_was_reset_is_halted_all_through_the_window(trial: Trial,
     passed = [each for each in tries if each.record.outcome is Outcome.PASS]
     assert share(passed, tries) >= 2 / 3, [each.verdict.reason for each in tries]
     for each in passed:
-        assert each.evidence.oracle is not None
-        views = [view for window in each.evidence.oracle.windows for view in window.siblings]
+        assert each.evidence.observer is not None
+        views = [view for window in each.evidence.observer.windows for view in window.siblings]
         assert [view.vcpu for view in sorted(views, key=lambda view: view.vcpu)] == [1, 3]
         for view in views:
             assert view.halted_at_close
@@ -124,9 +124,9 @@ def test_siblings_that_a_load_took_offline_are_back_after_it(trial: Trial) -> No
 @pytest.mark.parametrize("aim", [Aim.BROADCAST, Aim.SIBLING])
 def test_an_update_that_holds_the_sibling_itself_is_not_accused(storm: Storm, aim: Aim) -> None:
     for each in storm("uniform", trials=10, aim=aim):
-        oracle = each.evidence.oracle
-        assert oracle is not None
-        for window in oracle.windows:
+        observer = each.evidence.observer
+        assert observer is not None
+        for window in observer.windows:
             assert window.stalled
             assert all(sibling.stall_overrun or not sibling.blocks for sibling in window.siblings)
         if each.record.outcome is Outcome.PASS:
@@ -144,14 +144,14 @@ def test_the_same_kernel_is_caught_where_nothing_holds_the_sibling(
     trial: Trial, seeds: Seeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel leaves all to the update: one that does not hold the sibling lets every NMI through."""
-    real = OracleLink.arm
+    real = ObserverLink.arm
 
     def arm_running(
-        self: OracleLink, trial: int, mechanism_bit: int, stretch_us: tuple[int, ...], **_stalled: bool
+        self: ObserverLink, trial: int, mechanism_bit: int, stretch_us: tuple[int, ...], **_stalled: bool
     ) -> None:
         real(self, trial, mechanism_bit, stretch_us)
 
-    monkeypatch.setattr(OracleLink, "arm", arm_running)
+    monkeypatch.setattr(ObserverLink, "arm", arm_running)
     tries = [trial("uniform", seed=seed) for seed in seeds(5)]
     assert all(each.record.outcome is not Outcome.PASS for each in tries)
     caught = [each for each in tries if each.record.outcome is Outcome.FAIL]
@@ -168,8 +168,8 @@ def test_system_management_mode_holds_back_nmis_that_are_sent_straight_to_a_thre
 
 def test_a_core_is_updated_in_smm_but_for_that_of_the_boot_cpu(trial: Trial) -> None:
     tried = trial("smi", seed=3)
-    assert tried.evidence.oracle is not None
-    windows = {window.core: window for window in tried.evidence.oracle.windows}
+    assert tried.evidence.observer is not None
+    windows = {window.core: window for window in tried.evidence.observer.windows}
     assert windows[0].pc >= 2**47
     for core, primary in ((0, 0), (1, 2)):
         assert windows[core].primary == primary

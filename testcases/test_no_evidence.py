@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What each command says of guests that show nothing: no exit status is 0, and nothing is green.
 
-The guests are real, and so is the lab; its oracle alone loses what it sees, so that every trial is INVALID. What an
+The guests are real, and so is the lab; its observer alone loses what it sees, so that every trial is INVALID. What an
 exit status 0 or a green mark would say here, it would say without any evidence. ``explain`` and ``report`` judge
 nothing: they tell what is there, and are held to what they say of it.
 """
@@ -20,7 +20,7 @@ from faulty_guest import make_blind_cache
 
 from lab.build.images import ImageSet
 from lab.build.mutants import find_patch
-from lab.build.oracle import NAME, build_oracle
+from lab.build.observer import NAME, build_observer
 from lab.build.qemu import find_qemu
 from lab.campaign.mutants import choose_mutants
 from lab.host.paths import ROOT
@@ -45,10 +45,10 @@ Lab = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def lab(images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Run a command of the lab whose oracle loses what it sees."""
+    """Run a command of the lab whose observer loses what it sees."""
     cache = tmp_path_factory.mktemp("blind")
     (blind,) = choose_mutants(["drops-records"])
-    make_blind_cache(images, build_oracle(print, find_qemu().level, find_patch(blind)) / NAME, cache)
+    make_blind_cache(images, build_observer(print, find_qemu().level, find_patch(blind)) / NAME, cache)
 
     def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -24,7 +24,7 @@ from lab.model.evidence import Sees
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 
 LAB = (sys.executable, "-m", "lab.cli")
-#: Releases by what their QEMU shows the oracle, of versions 4 and 7 of the interface.
+#: Releases by what their QEMU shows the observer, of versions 4 and 7 of the interface.
 RELEASES = {
     "trixie": {Sees.REGISTERS, Sees.INLINE},
     "trixie-backports": {Sees.REGISTERS, Sees.INLINE, Sees.INTERRUPTS},
@@ -70,13 +70,13 @@ def test_controls_are_caught_and_sound_mechanisms_are_not_accused(qemu: Path, tm
         assert outcomes[sound]["passed"] >= 1
 
 
-def test_the_oracle_sees_what_this_interface_shows(release: str, qemu: Path, tmp_path: Path) -> None:
+def test_the_observer_sees_what_this_interface_shows(release: str, qemu: Path, tmp_path: Path) -> None:
     folder = tmp_path / "one"
     lab(qemu, "trial", "--mechanism", "nmi-self", *SMALL, "--seed", "7", "--out", folder)
-    oracle = read_evidence(folder).oracle
-    assert oracle is not None
-    assert set(oracle.sees) == RELEASES[release]
-    assert oracle.interface == examine_qemu(qemu).level
+    observer = read_evidence(folder).observer
+    assert observer is not None
+    assert set(observer.sees) == RELEASES[release]
+    assert observer.interface == examine_qemu(qemu).level
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

@@ -4,7 +4,7 @@
 import pytest
 
 from conftest import Trial, Tried
-from lab.model.evidence import EventKind, OracleEvent
+from lab.model.evidence import EventKind, ObserverEvent
 from lab.model.phase import PHASES, Phase, Role
 from lab.model.placed import Placed, Target
 from lab.model.scenario import Siblings
@@ -29,9 +29,9 @@ def run_valid(trial: Trial, mechanism: str, **fields: object) -> Tried:
     return tried
 
 
-def find_events(tried: Tried, *kinds: EventKind) -> list[OracleEvent]:
-    assert tried.evidence.oracle is not None
-    return [event for event in tried.evidence.oracle.events if event.kind in kinds]
+def find_events(tried: Tried, *kinds: EventKind) -> list[ObserverEvent]:
+    assert tried.evidence.observer is not None
+    return [event for event in tried.evidence.observer.events if event.kind in kinds]
 
 
 def landed(tried: Tried) -> tuple[Landing, ...]:

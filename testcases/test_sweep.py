@@ -145,8 +145,8 @@ def test_with_instruction_granularity_every_instruction_is_a_block_head(trial: A
         assert tried.evidence.scenario.granularity is granularity
         scenario = tried.evidence.scenario
         kept = guests(scenario.boot).run_trial(scenario, tried.evidence.plan, cover=True)
-        assert kept.evidence.oracle.cover.lost == 0
-        heads[granularity] = count_block_heads(kept.evidence.oracle.cover.blocks)
+        assert kept.evidence.observer.cover.lost == 0
+        heads[granularity] = count_block_heads(kept.evidence.observer.cover.blocks)
     assert heads[Granularity.INSTRUCTION] > 3 * heads[Granularity.BLOCK] > 0
 
 
@@ -154,11 +154,11 @@ def test_what_a_thread_does_once_it_has_left_is_no_part_of_the_load(trial: Any, 
     tried = trial("nmi-self", topology=Topology(1, 1, 2), nmis=0)
     scenario = tried.evidence.scenario
     kept = guests(scenario.boot).run_trial(scenario, tried.evidence.plan, cover=True)
-    assert any(event.kind is EventKind.RELEASE for event in kept.evidence.oracle.events)
+    assert any(event.kind is EventKind.RELEASE for event in kept.evidence.observer.events)
     by_phase: dict[Phase, set[str]] = {}
-    for each in kept.evidence.oracle.cover.blocks:
+    for each in kept.evidence.observer.cover.blocks:
         by_phase.setdefault(each.phase, set()).add(each.symbol.partition("+")[0])
-    masked = {(each.phase, each.symbol.partition("+")[0]): each.masked for each in kept.evidence.oracle.cover.blocks}
+    masked = {(each.phase, each.symbol.partition("+")[0]): each.masked for each in kept.evidence.observer.cover.blocks}
     assert masked[Phase.WINDOW, "mclab_nmi_wait_for_primary"]
     assert not masked[Phase.GATHER, "multi_cpu_stop"]
     assert not masked[Phase.RELEASE, "multi_cpu_stop"]

@@ -46,10 +46,10 @@ SHAPE = Topology(1, 1, 2)
 
 
 @contextmanager
-def own_session(images: ImageSet, kernel: Kernel, **oracle: int) -> Iterator[Session]:
+def own_session(images: ImageSet, kernel: Kernel, **observer: int) -> Iterator[Session]:
     with (
         admit(SHAPE.vcpus, Deadline.after(600)),
-        open_session(images, kernel, Boot(base=DEFAULT_BASE, topology=SHAPE), **oracle) as session,
+        open_session(images, kernel, Boot(base=DEFAULT_BASE, topology=SHAPE), **observer) as session,
     ):
         yield session
 
@@ -64,7 +64,7 @@ def test_no_nmi_sent_is_no_pass(guests: Callable[[Boot], WarmGuest]) -> None:
 
 
 def test_an_injector_that_loses_its_nmis_is_no_pass(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU is asked something harmless in place of inject-nmi: the log says sent, the oracle sees none."""
+    """QEMU is asked something harmless in place of inject-nmi: the log says sent, the observer sees none."""
 
     real = BroadcastInjector._execute
 
@@ -88,13 +88,13 @@ def test_landmarks_are_matched_by_what_the_guest_shows(trial: Trial) -> None:
     assert judge(msgspec.structs.replace(tried.evidence, images=other)).outcome is Outcome.INVALID
 
 
-def test_a_lab_that_fails_before_the_load_tells_nothing_of_the_oracle(images: ImageSet, kernel: Kernel) -> None:
+def test_a_lab_that_fails_before_the_load_tells_nothing_of_the_observer(images: ImageSet, kernel: Kernel) -> None:
     scenario = Scenario(mechanism="nmi-self", topology=SHAPE)
     with own_session(images, kernel) as session:
         session.machine.shell.run("umount /sys/kernel/debug", Deadline.after(ANSWER_S * 100))
         kept = session.run_trial(scenario, draw_plan(scenario, 1))
     verdict = judge(kept.evidence)
-    assert kept.evidence.oracle is None
+    assert kept.evidence.observer is None
     assert verdict.outcome is Outcome.ERROR
     assert {one.reason for one in verdict.invariants} == {"the lab failed before the load"}
 
@@ -103,14 +103,14 @@ def test_a_ring_too_small_is_no_pass(images: ImageSet, kernel: Kernel) -> None:
     scenario = Scenario(mechanism="nmi-self", topology=SHAPE)
     with own_session(images, kernel, ring_records=8) as session:
         kept = session.run_trial(scenario, draw_plan(scenario, 1))
-    assert kept.evidence.oracle is not None
-    assert kept.evidence.oracle.records_lost > 0
+    assert kept.evidence.observer is not None
+    assert kept.evidence.observer.records_lost > 0
     assert judge(kept.evidence).outcome is Outcome.INVALID
 
 
 def test_a_missing_witness_is_no_pass(trial: Trial) -> None:
     tried = trial("nmi-self")
-    for witness in ("oracle", "injections", "guest"):
+    for witness in ("observer", "injections", "guest"):
         blind = msgspec.structs.replace(tried.evidence, **{witness: None})
         verdict = judge(blind)
         assert verdict.outcome is Outcome.INVALID, witness
@@ -190,9 +190,9 @@ def _run_starved(session: Session, scenario: Scenario) -> tuple[Verdict, bool]:
     evidence = session.run_trial(scenario, _plan_in_window()).evidence
     starver.join()
     session.machine.broadcast = broadcast
-    assert evidence.oracle is not None
+    assert evidence.observer is not None
     assert evidence.injections is not None
-    (window,) = evidence.oracle.windows
+    (window,) = evidence.observer.windows
     (sent,) = evidence.injections.sent
     return judge(evidence), window.open_ns <= sent.send_ns and 0 < sent.reply_ns <= window.close_ns
 

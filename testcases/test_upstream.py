@@ -38,8 +38,8 @@ def test_mainline_is_never_accused(trial: Trial, seeds: Seeds, aim: Aim) -> None
         assert each.finding("quiet") is not Finding.BROKEN
         assert each.finding("dmesg-clean") is Finding.HELD, each.verdict
         assert each.finding("counters-settled") is Finding.UNSEEN
-        assert each.evidence.oracle is not None
-        views = [view for window in each.evidence.oracle.windows for view in window.siblings]
+        assert each.evidence.observer is not None
+        views = [view for window in each.evidence.observer.windows for view in window.siblings]
         waited_in |= {block.symbol.split("+")[0].split(".")[0] for view in views for block in view.blocks}
     # One loop would be too narrow: primaries begin while their siblings are still on their way between two.
     assert waited_in == {"wait_for_cpus", "load_secondary_wait", "wait_for_ctrl"}
@@ -47,9 +47,9 @@ def test_mainline_is_never_accused(trial: Trial, seeds: Seeds, aim: Aim) -> None
 
 def test_each_thread_sends_itself_one_nmi_and_is_let_go_once(trial: Trial) -> None:
     tried = trial("upstream", seed=3)
-    assert tried.evidence.oracle is not None
+    assert tried.evidence.observer is not None
     for vcpu in range(4):
-        own = [event for event in tried.evidence.oracle.events if event.vcpu == vcpu]
+        own = [event for event in tried.evidence.observer.events if event.vcpu == vcpu]
         for kind in (EventKind.SELF_NMI, EventKind.CALL_IN, EventKind.RELEASE):
             assert sum(event.kind is kind for event in own) == 1, (vcpu, kind)
 

@@ -74,7 +74,7 @@ def together():
         time.sleep(0.005)
 
 def test_it(together, images):
-    (HERE / f"found-{os.getpid()}").write_text(f"{images.oracle} {images.initramfs} {images.kernel}")
+    (HERE / f"found-{os.getpid()}").write_text(f"{images.observer} {images.initramfs} {images.kernel}")
 """
 
 
@@ -152,7 +152,7 @@ def test_a_dead_worker_costs_its_own_case_and_leaves_nothing(tmp_path: Path, lef
 
 
 def test_workers_build_what_all_of_them_need_once(tmp_path: Path, left: Leftovers) -> None:
-    """The kernel is there already; oracle and initramfs are not, so all workers come to build them."""
+    """The kernel is there already; observer and initramfs are not, so all workers come to build them."""
     cache = tmp_path / "cache" / find_cache().name
     cache.mkdir(parents=True)
     shutil.copytree(find_cache() / "kernel", cache / "kernel", copy_function=os.link)
@@ -164,8 +164,8 @@ def test_workers_build_what_all_of_them_need_once(tmp_path: Path, left: Leftover
     assert len(found) == 3
     assert found == found[:1] * 3
     assert all(path.startswith(str(cache)) for path in found[0])
-    assert said.count("oracle: compiling for plugin interface ") == 1
+    assert said.count("observer: compiling for plugin interface ") == 1
     assert said.count("initramfs: packing\n") == 1
     # Those that did not build have waited.
-    assert said.count("oracle: waiting for another build of the same\n") == 2
+    assert said.count("observer: waiting for another build of the same\n") == 2
     left.check_no_process()

@@ -60,7 +60,7 @@ class QemuFound(msgspec.Struct, frozen=True, kw_only=True):
     """A QEMU of this host.
 
     :param problem: why guests cannot run on it, empty where they can; then all else is known
-    :param sees: what the oracle sees there, in a few words each
+    :param sees: what the observer sees there, in a few words each
     :param runs_as: in a few words
     :param caution: what is known to go wrong with it
     """

@@ -16,7 +16,7 @@ MUTANTS = IMAGES / "mutants"
 #: More than any patch of one idea.
 MAX_PATCH_BYTES = 64 * 1024
 #: Folders of images/mutants by what their patches are of.
-_FOLDERS = {**{base.name: Subject.KERNEL for base in (*BASES, *STOCK_BASES)}, "oracle": Subject.ORACLE}
+_FOLDERS = {**{base.name: Subject.KERNEL for base in (*BASES, *STOCK_BASES)}, "observer": Subject.OBSERVER}
 
 
 def read_mutants() -> tuple[Mutant, ...]:
@@ -44,8 +44,8 @@ def build_mutant(mutant: Mutant, progress: Progress, qemu: Qemu) -> ImageSet:
         match mutant.subject:
             case Subject.KERNEL:
                 return build_images(progress, qemu, mutant.base, kernel_patch=find_patch(mutant))
-            case Subject.ORACLE:
-                return build_images(progress, qemu, mutant.base, oracle_patch=find_patch(mutant))
+            case Subject.OBSERVER:
+                return build_images(progress, qemu, mutant.base, observer_patch=find_patch(mutant))
             case Subject.LAB:
                 return build_images(progress, qemu, mutant.base)
     except BuildError as error:

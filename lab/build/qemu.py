@@ -214,7 +214,7 @@ def _probe(path: Path, user: User | None, progress: Progress) -> Qemu:
         new = "new" if low > MAX_LEVEL else "old"
         raise HostError(
             f"QEMU '{path}' is {version}, which is too {new}: it takes plugins of interface {low} to {high},"
-            f" and the oracle speaks {MIN_LEVEL} to {MAX_LEVEL}; {_ANOTHER}"
+            f" and the observer speaks {MIN_LEVEL} to {MAX_LEVEL}; {_ANOTHER}"
         )
     program = _check_itself(path, min(high, MAX_LEVEL), user, progress)
     answer = probe.try_start(path, read_release(version), user)

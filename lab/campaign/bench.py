@@ -70,7 +70,7 @@ def measure(images: ImageSet, runs: int, progress: Progress) -> tuple[Figure, ..
     with admit(TOPOLOGY.vcpus, Deadline.after(ADMISSION_S)):
         return (
             *_measure_boot(images, runs, progress),
-            *_measure_oracle(images, runs, progress),
+            *_measure_observer(images, runs, progress),
             *_measure_trials(images, runs, progress),
         )
 
@@ -104,7 +104,7 @@ def _measure_boot(images: ImageSet, runs: int, progress: Progress) -> tuple[Figu
             boots_s.append(time.monotonic() - begin)
             memory_mib.append(psutil.Process(machine.pid).memory_info().rss / _MIB)
     return (
-        Figure(name="boot to SSH, without oracle", unit="s", values=tuple(boots_s)),
+        Figure(name="boot to SSH, without observer", unit="s", values=tuple(boots_s)),
         Figure(name="QEMU's memory after boot", unit="MiB", values=tuple(memory_mib)),
     )
 
@@ -147,20 +147,20 @@ class _Loop:
         return text
 
 
-def _measure_oracle(images: ImageSet, runs: int, progress: Progress) -> tuple[Figure, ...]:
+def _measure_observer(images: ImageSet, runs: int, progress: Progress) -> tuple[Figure, ...]:
     plain_ms, watched_ms = [], []
     with contextlib.ExitStack() as stack:
         plain = _Loop(stack.enter_context(_start_plain(images, ENGINE_ARG)), images.kernel_release)
         session = _open(stack, images)
         watched = _Loop(session.machine, images.kernel_release)
         for index in range(runs):
-            progress(f"loads with and without the oracle, {index + 1} of {runs}")
+            progress(f"loads with and without the observer, {index + 1} of {runs}")
             plain_ms.append(plain.run())
             watched_ms.append(watched.run())
     return (
-        Figure(name="bare load, without oracle", unit="ms", values=tuple(plain_ms)),
-        Figure(name="bare load, with oracle", unit="ms", values=tuple(watched_ms)),
-        _ratio("with oracle / without", tuple(watched_ms), tuple(plain_ms)),
+        Figure(name="bare load, without observer", unit="ms", values=tuple(plain_ms)),
+        Figure(name="bare load, with observer", unit="ms", values=tuple(watched_ms)),
+        _ratio("with observer / without", tuple(watched_ms), tuple(plain_ms)),
     )
 
 

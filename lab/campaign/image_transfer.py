@@ -17,7 +17,7 @@ from lab.host.paths import find_cache
 
 #: Below the cache: files that came from another host, each named by its SHA-256.
 RECEIVED: Final = "received"
-FILES: Final = ("kernel", "vmlinux", "initramfs", "oracle")
+FILES: Final = ("kernel", "vmlinux", "initramfs", "observer")
 
 
 class ImagesMissing(HostError):

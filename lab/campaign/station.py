@@ -304,8 +304,8 @@ def spoils(evidence: Evidence, verdict: Verdict) -> bool:
     """Say whether a guest may not serve another trial: it failed, lost a witness, or said something odd."""
     if verdict.outcome in (Outcome.FAIL, Outcome.ERROR) or evidence.ending is not Ending.COMPLETE:
         return True
-    oracle = evidence.oracle
-    if oracle is None or evidence.guest is None or oracle.records_lost or oracle.windows_lost:
+    observer = evidence.observer
+    if observer is None or evidence.guest is None or observer.records_lost or observer.windows_lost:
         return True
     return any(one.name in _DIRTY and one.finding is Finding.BROKEN for one in verdict.invariants)
 
@@ -321,9 +321,9 @@ def _tell_missing(job: Job, error: ImagesMissing) -> Missing:
 
 
 def _key(images: ImageSet) -> tuple[str, ...]:
-    return images.kernel_sha256, images.vmlinux_sha256, images.oracle_sha256, images.qemu.sha256
+    return images.kernel_sha256, images.vmlinux_sha256, images.observer_sha256, images.qemu.sha256
 
 
 def _are_there(images: ImageSet) -> bool:
     """Say whether what a guest boots from is where it was."""
-    return all(path.is_file() for path in (images.kernel, images.initramfs, images.oracle, images.qemu.path))
+    return all(path.is_file() for path in (images.kernel, images.initramfs, images.observer, images.qemu.path))

@@ -23,7 +23,7 @@ from lab.campaign.sums import add_places, sum_buckets, sum_coverage, sum_outcome
 from lab.errors import EvidenceError, UsageError
 
 #: Files of a base whose hashes are kept.
-_FILES: Final = ("kernel", "vmlinux", "initramfs", "oracle")
+_FILES: Final = ("kernel", "vmlinux", "initramfs", "observer")
 
 
 class Slimmed(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from lab.build.doctor import examine_host, examine_qemus
 from lab.build.images import ImageSet, build_images
 from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
-from lab.build.oracle import build_oracle
+from lab.build.observer import build_observer
 from lab.build.own_kernel import build_own_kernel
 from lab.build.qemu import find_qemu
 from lab.build.qemu_release import build_qemu
@@ -24,7 +24,9 @@ from lab.mechanisms.base import BASES, find_base
 from lab.trial.kvm import try_kvm
 
 #: What is built for the QEMU that it is to be used with.
-FOR_QEMU = ("oracle", "all")
+FOR_QEMU = ("observer", "all")
+#: What older scripts call it.
+OLD_NAMES = {"oracle": "observer"}
 
 
 def doctor(qemu: QemuOption = None, as_json: JsonOption = False) -> None:
@@ -40,7 +42,7 @@ def doctor(qemu: QemuOption = None, as_json: JsonOption = False) -> None:
 
 
 def build(
-    what: Annotated[str, typer.Argument(help="kernel, initramfs, oracle, all, or qemu with --release")] = "all",
+    what: Annotated[str, typer.Argument(help="kernel, initramfs, observer, all, or qemu with --release")] = "all",
     base: Annotated[str, typer.Option(help=f"which kernel: {', '.join(each.name for each in BASES)}")] = DEFAULT_BASE,
     tree: Annotated[
         Path | None,
@@ -60,6 +62,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build what guests are made of, or find it in the cache."""
+    what = OLD_NAMES.get(what, what)
     if qemu is not None and what not in FOR_QEMU:
         raise UsageError(f"--qemu goes with {' and '.join(FOR_QEMU)} only: '{what}' is the same for each QEMU")
     own = tree is not None or patches is not None or config is not None
@@ -74,7 +77,7 @@ def build(
     recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
         "kernel": lambda tell: build_kernel(tell, base).folder,
         "initramfs": build_initramfs,
-        "oracle": lambda tell: build_oracle(tell, find_qemu(qemu, tell).level),
+        "observer": lambda tell: build_observer(tell, find_qemu(qemu, tell).level),
         "all": lambda tell: build_images(tell, find_qemu(qemu, tell), base),
     }
     if what not in recipes:
@@ -91,7 +94,7 @@ def build(
 
 
 def _list_parts(built: ImageSet) -> dict[str, str]:
-    files = {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "oracle")}
+    files = {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "observer")}
     return {**files, "qemu": str(built.qemu.path)}
 
 

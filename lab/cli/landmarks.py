@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command that says what the oracle would look at in a kernel: its landmarks, and its wait regions."""
+"""The command that says what the observer would look at in a kernel: its landmarks, and its wait regions."""
 
 from collections.abc import Callable, Iterator
 from typing import Annotated

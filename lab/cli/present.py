@@ -57,7 +57,7 @@ def make_check_table(checks: Iterable[Check]) -> RenderableType:
 
 def make_qemu_table(qemus: Iterable[QemuFound]) -> RenderableType:
     """Return the QEMUs that ``lab doctor`` shows."""
-    table = make_table("", "QEMU", "version", "plugin interface", "the oracle sees", "runs as")
+    table = make_table("", "QEMU", "version", "plugin interface", "the observer sees", "runs as")
     for qemu in qemus:
         if not qemu.usable:
             table.add_row(Text("no", "bold red"), Text(clean(qemu.path)), "", "", Text(clean(qemu.problem)), "")

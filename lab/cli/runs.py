@@ -175,7 +175,7 @@ def bench(
     qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure boot, trials, the oracle's price and sizes on this host; fails nothing."""
+    """Measure boot, trials, the observer's price and sizes on this host; fails nothing."""
     on = find_qemu(qemu)
     with open_progress() as progress:
         figures = measure(build_images(progress.tell, on), runs, progress.tell)

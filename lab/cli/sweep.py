@@ -176,7 +176,7 @@ def make_sweep_view(swept: Swept, lines: dict[int, str], folder: Path) -> Render
     if swept.masked:
         parts.append(Text(f"only in handlers of the sweep's own NMIs, where no other enters: {swept.masked} blocks"))
     if swept.uncovered:
-        parts.append(Text(f"not listed by the oracle, whose table was full: {swept.uncovered} blocks"))
+        parts.append(Text(f"not listed by the observer, whose table was full: {swept.uncovered} blocks"))
     parts += [Text(f"no block of role {role.value} was seen, so none was tried") for role in swept.unseen]
     if swept.stopped:
         parts.append(Text(f"stopped: {clean(swept.stopped)}"))

@@ -43,7 +43,9 @@ def trial(
     vmlinux: VmlinuxOption = None,
     qemu: QemuOption = None,
     seed: Annotated[int | None, typer.Option(help="of the plan (default: drawn)")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="keep the guest's own logs and the oracle's ring, too")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="keep the guest's own logs and the observer's ring, too")
+    ] = False,
     dump_memory: DumpOption = 0,
     as_json: JsonOption = False,
 ) -> None:

@@ -29,7 +29,7 @@ from lab.model.evidence import (
     GuestEvidence,
     Images,
     InjectionLog,
-    OracleEvidence,
+    ObserverEvidence,
     Stall,
     Timings,
 )
@@ -45,9 +45,9 @@ DMESG = "dmesg.txt"
 #: Marks a folder as that of a run; :class:`lab.campaign.run_store.RunStore` leaves it.
 RUN_MARKER = ".mclab-run"
 
-_SCENARIO, _PLAN, _IMAGES, _ORACLE = "scenario.json", "plan.json", "images.json", "oracle.json"
+_SCENARIO, _PLAN, _IMAGES, _OBSERVER = "scenario.json", "plan.json", "images.json", "oracle.json"
 _INJECTIONS, _GUEST, _TIMINGS, _ENDING = "injections.json", "guest.json", "timings.json", "ending.json"
-_WITNESSES = frozenset((_SCENARIO, _PLAN, _IMAGES, _ORACLE, _INJECTIONS, _GUEST, _TIMINGS, _ENDING))
+_WITNESSES = frozenset((_SCENARIO, _PLAN, _IMAGES, _OBSERVER, _INJECTIONS, _GUEST, _TIMINGS, _ENDING))
 
 #: No manifest of ours comes near it: some 150 bytes for each of MAX_FILES files.
 MAX_MANIFEST_BYTES = 64 * 1024
@@ -150,7 +150,7 @@ def _encode_witnesses(evidence: Evidence) -> dict[str, bytes]:
         _SCENARIO: evidence.scenario,
         _PLAN: evidence.plan,
         _IMAGES: evidence.images,
-        _ORACLE: evidence.oracle,
+        _OBSERVER: evidence.observer,
         _INJECTIONS: evidence.injections,
         _GUEST: evidence.guest,
         _TIMINGS: evidence.timings,
@@ -207,7 +207,7 @@ def read_evidence(folder: Path) -> Evidence:
             images=_find(source, data, _IMAGES, Images),
             ending=ended.ending,
             reason=ended.reason,
-            oracle=_find(source, data, _ORACLE, OracleEvidence),
+            observer=_find(source, data, _OBSERVER, ObserverEvidence),
             injections=_find(source, data, _INJECTIONS, InjectionLog),
             guest=_find(source, data, _GUEST, GuestEvidence),
             timings=_find(source, data, _TIMINGS, Timings),

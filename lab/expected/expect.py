@@ -15,7 +15,7 @@ NO_NMI_ENTRY = "no-nmi-entry-in-window"
 RELEASED = "released-after-update"
 
 
-#: How much later than asked another core's window may end: the oracle holds it up to 150 ms for its siblings to show
+#: How much later than asked another core's window may end: the observer holds it up to 150 ms for its siblings to show
 #: themselves, and it may open later.
 MAX_LATE_US = 200_000
 

@@ -29,7 +29,7 @@ class Subject(enum.Enum):
 
     KERNEL = "kernel"
     #: The TCG plugin.
-    ORACLE = "oracle"
+    OBSERVER = "observer"
     #: The lab's own side: what it sends, and what it reads landmarks from.
     LAB = "lab"
 

@@ -8,7 +8,7 @@ import msgspec
 from lab.guest.config import GuestSpec
 from lab.model.qemu import name_monitor
 
-#: nokaslr: the oracle's landmarks are link-time addresses. apic_extnmi=all: without it inject-nmi reaches CPU 0 only.
+#: nokaslr: the observer's landmarks are link-time addresses. apic_extnmi=all: without it inject-nmi reaches CPU 0 only.
 #: tsc=reliable: without the hypervisor bit the clocksource watchdog would distrust an emulated TSC. panic=-1: a panic
 #: resets at once, which -no-reboot turns into an end.
 #: log_buf_len: for thousands of loads. Once the log is full, how far a printk() has to push its tail differs from

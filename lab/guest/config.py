@@ -21,7 +21,7 @@ class Accelerator(enum.Enum):
 
     #: One thread per vCPU. With thread=single no two vCPUs ever overlap, so a stretched window would show nothing.
     TCG = "tcg,thread=multi"
-    #: Without an oracle: plugins exist under TCG only.
+    #: Without an observer: plugins exist under TCG only.
     KVM = "kvm"
 
 
@@ -31,7 +31,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     :param qemu: what runs it
     :param initrd: the part that all runs share; the run's keys are appended to a copy
     :param kernel_args: appended to the lab's own kernel command line
-    :param plugin: value of QEMU's ``-plugin``, or empty for none; may name the descriptor passed as ``oracle_fd``
+    :param plugin: value of QEMU's ``-plugin``, or empty for none; may name the descriptor passed as ``observer_fd``
     :param stepped: QEMU translates one instruction at a time
     """
 

@@ -131,13 +131,13 @@ def start_guest(
     keys: GuestKeys,
     run_dir: Path,
     deadline: Deadline,
-    oracle_fd: int | None = None,
+    observer_fd: int | None = None,
     handed: HandedFiles | None = None,
 ) -> Iterator[Machine]:
     """Start a guest, yield it once a shell answers, and leave nothing of it behind.
 
     :param run_dir: private to this guest; gets console.log, qemu.log and the initrd
-    :param oracle_fd: a descriptor that QEMU inherits under the same number, for the plugin
+    :param observer_fd: a descriptor that QEMU inherits under the same number, for the plugin
     :param handed: the files that ``spec.plugin`` names, where there are any
     :raise HostError: QEMU could not be started, or run_dir not be written
     :raise GuestGone: the guest ended while it booted; the text quotes its console and QEMU's messages
@@ -159,7 +159,7 @@ def start_guest(
         # Entered after what reads from QEMU and so ended before it: then each reader meets the end of its stream.
         with handed or HandedFiles(choose_user(spec.accelerator)) as files:
             started = msgspec.structs.replace(spec, kernel=files.hand(spec.kernel), initrd=files.hand(initrd))
-            process = stack.enter_context(_start_qemu(started, fds, oracle_fd, files, run_dir / QEMU_LOG))
+            process = stack.enter_context(_start_qemu(started, fds, observer_fd, files, run_dir / QEMU_LOG))
         for end in theirs.values():
             end.close()
         stack.enter_context(ExitWatch(process, run_dir / QEMU_LOG, latch))
@@ -210,10 +210,10 @@ def _make_channels(stack: contextlib.ExitStack) -> tuple[dict[str, socket.socket
 
 @contextlib.contextmanager
 def _start_qemu(
-    spec: GuestSpec, fds: InheritedFds, oracle_fd: int | None, files: HandedFiles, log: Path
+    spec: GuestSpec, fds: InheritedFds, observer_fd: int | None, files: HandedFiles, log: Path
 ) -> Iterator[proc.Process]:
     words = command_line(spec, fds)
-    inherited = (*msgspec.structs.astuple(fds), *(() if oracle_fd is None else (oracle_fd,)), *files.descriptors)
+    inherited = (*msgspec.structs.astuple(fds), *(() if observer_fd is None else (observer_fd,)), *files.descriptors)
     privileges = files.user.words if files.user is not None else ()
     with (
         open(log, "xb") as sink,

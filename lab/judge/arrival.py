@@ -2,9 +2,9 @@
 """Whether an NMI that the lab sent came: what its vCPU did from the moment on at which it could enter.
 
 A pending NMI enters before the next instruction, unless the vCPU is in an NMI handler, in SMM, in the instruction that
-its core's window is, or kept there by the oracle; then it enters behind that. So a vCPU that ran on past that moment
-had none pending. That it ran is told by the oracle's longest gap between two of its blocks, in which it was neither
-halted nor held; where the oracle does not look, by how long the host let it wait for a CPU. A halted vCPU wakes.
+its core's window is, or kept there by the observer; then it enters behind that. So a vCPU that ran on past that moment
+had none pending. That it ran is told by the observer's longest gap between two of its blocks, in which it was neither
+halted nor held; where the observer does not look, by how long the host let it wait for a CPU. A halted vCPU wakes.
 """
 
 import math
@@ -14,7 +14,7 @@ from itertools import pairwise
 from lab.judge.facts import Facts
 from lab.mechanisms.code_places import Copied
 from lab.mechanisms.mechanism import Landmarks
-from lab.model.evidence import EventKind, OracleEvent, Sent
+from lab.model.evidence import EventKind, ObserverEvent, Sent
 
 #: From where it can enter to its entry's record are a few blocks, or the rest of another NMI's handler. The kernel
 #: itself complains of handlers that take longer (``nmi_longest_ns``).
@@ -34,7 +34,7 @@ class Arrival:
     """When one vCPU could take NMIs, and what shows that it ran.
 
     :param shut_ns: from when to when no NMI can enter, in order; infinite where the end was not seen
-    :param spins_ns: from when to when it is never halted, so that the oracle's gaps tell whether it ran
+    :param spins_ns: from when to when it is never halted, so that the observer's gaps tell whether it ran
     :param gap_ns: its longest time between two blocks in the load, while it was neither halted nor held
     :param waited_ns: how long it waited for a host CPU over the whole trial, infinite where that is not known
     :param left_ns: up to here an NMI must be acknowledged to be entered before the load's end; it goes on from there to
@@ -50,8 +50,8 @@ class Arrival:
     waited_ns: float
     left_ns: float
     end_seq: float
-    entries: tuple[OracleEvent, ...]
-    outside: tuple[OracleEvent, ...]
+    entries: tuple[ObserverEvent, ...]
+    outside: tuple[ObserverEvent, ...]
 
     def opens_ns(self, at_ns: int) -> float:
         """Return from when on an NMI can enter that is pending at a time; infinite where that was not seen."""
@@ -62,7 +62,7 @@ class Arrival:
                 open_ns = end_ns
         return open_ns
 
-    def is_prompt(self, sent: Sent, entry: OracleEvent) -> bool:
+    def is_prompt(self, sent: Sent, entry: ObserverEvent) -> bool:
         """Say whether an entry came as soon as an NMI could enter, so that it is its consequence."""
         return entry.mono_ns - self.opens_ns(sent.reply_ns) <= PROMPT_NS
 
@@ -90,8 +90,8 @@ class Arrival:
 
 def find_arrival(facts: Facts, vcpu: int) -> Arrival:
     """Look at one vCPU."""
-    oracle, timings = facts.evidence.oracle, facts.evidence.timings
-    gaps_ns = oracle.gaps_ns if oracle is not None else ()
+    observer, timings = facts.evidence.observer, facts.evidence.timings
+    gaps_ns = observer.gaps_ns if observer is not None else ()
     waited = [each.waited_ns for each in timings.vcpus if each.vcpu == vcpu] if timings is not None else []
     releases = [each for each in facts.releases(vcpu) if facts.end is not None and each.seq < facts.end.seq]
     leaves = vcpu in facts.online and releases
@@ -140,7 +140,7 @@ def _list_own(landmarks: Landmarks) -> tuple[EventKind, ...]:
     return (EventKind.WAIT_LOOP,)
 
 
-def _find_outside(facts: Facts, vcpu: int) -> tuple[OracleEvent, ...]:
+def _find_outside(facts: Facts, vcpu: int) -> tuple[ObserverEvent, ...]:
     """Return the vCPU's records of the load that are outside of NMI handlers and SMM."""
     marks = facts.mechanism.landmarks
     kinds = [EventKind.LOAD_BEGIN, EventKind.SELF_NMI, EventKind.LOAD_END]
@@ -149,7 +149,7 @@ def _find_outside(facts: Facts, vcpu: int) -> tuple[OracleEvent, ...]:
     return tuple(event for event in facts.events if event.vcpu == vcpu and event.kind in kinds)
 
 
-def _pair(facts: Facts, vcpu: int, begins: tuple[OracleEvent, ...]) -> list[tuple[float, float]]:
+def _pair(facts: Facts, vcpu: int, begins: tuple[ObserverEvent, ...]) -> list[tuple[float, float]]:
     releases = facts.every_of_kind(EventKind.RELEASE, vcpu)
     ends = (next((end for end in releases if end.seq > begin.seq), None) for begin in begins)
     return [(begin.mono_ns, end.mono_ns if end else math.inf) for begin, end in zip(begins, ends, strict=True)]

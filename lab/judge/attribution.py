@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from lab.model.evidence import EventKind, OracleEvent, Sent
+from lab.model.evidence import EventKind, ObserverEvent, Sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class Cause:
     last: int
     likely: int
     sent: Sent | None
-    event: OracleEvent | None
+    event: ObserverEvent | None
     optional: bool = False
 
     @property
@@ -30,8 +30,8 @@ class Cause:
 
 
 def attribute(
-    entries: tuple[OracleEvent, ...], causes: list[Cause], matched: dict[int, int]
-) -> tuple[tuple[tuple[OracleEvent, Cause], ...], tuple[tuple[Cause, OracleEvent], ...]]:
+    entries: tuple[ObserverEvent, ...], causes: list[Cause], matched: dict[int, int]
+) -> tuple[tuple[tuple[ObserverEvent, Cause], ...], tuple[tuple[Cause, ObserverEvent], ...]]:
     """Say which entry took which causes, as it most likely was.
 
     A matching says how many entries have a cause, and of many that are as good it is any. There is one pending bit, so
@@ -49,7 +49,7 @@ def attribute(
     taking = dict(zip(coming, put, strict=True))
     if not put or len(set(put)) < len(set(matched.values())):
         taking = {index: matched.get(index, causes[index].likely) for index in coming}
-    owners: dict[int, tuple[OracleEvent, Cause]] = {}
+    owners: dict[int, tuple[ObserverEvent, Cause]] = {}
     shared = []
     for index in coming:
         entry = entries[taking[index]]

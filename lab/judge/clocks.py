@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """At which rate the guest's TSC goes, and which offset of it against the host's both witnesses allow.
 
-TCG gives every vCPU the host's TSC plus one constant, so each pair of a guest's stamp and an oracle's record whose
+TCG gives every vCPU the host's TSC plus one constant, so each pair of a guest's stamp and an observer's record whose
 order is known bounds that constant, and all bounds together must leave room for a value. The order is known from
 where the patched kernel reads the stamps: ``arrival`` and ``wait_begin`` after the load's begin and before the call-in
 record; ``update_begin`` before the window opens and ``update_end`` after it closes; ``wait_end`` in the function whose
 entry is the release record, and before that vCPU calls in again or the load ends.
 
 So that a window lies within the wait and the update that the guest tells of is not checked apart: it is what the
-bounds of the update say, and what those of the wait imply as long as the oracle saw call-in, window and release in
+bounds of the update say, and what those of the wait imply as long as the observer saw call-in, window and release in
 order. An empty intersection says that the two witnesses cannot both be right.
 
-The rate is measured: each of the oracle's records has a reading of the host's TSC and one of CLOCK_MONOTONIC. What the
-guest takes its TSC for is an estimate of its kernel's, made once at boot against an emulated timer, and no duration of
-the guest's is computed by it. Where the two differ, the kernel's own limits are as far off, and so is what it tells of.
+The rate is measured: each of the observer's records has a reading of the host's TSC and one of CLOCK_MONOTONIC. What
+the guest takes its TSC for is an estimate of its kernel's, made once at boot against an emulated timer, and no
+duration of the guest's is computed by it. Where the two differ, the kernel's own limits are as far off, and so is what
+it tells of.
 """
 
 import statistics
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lab.judge.facts import NS_PER_US, Facts, to_us
-from lab.model.evidence import CpuState, EventKind, OracleEvent
+from lab.model.evidence import CpuState, EventKind, ObserverEvent
 
 #: How far what a guest takes its TSC for may be off what was measured. On a host that lets it boot in peace the two
 #: differ by a millionth; a guest that is off by more than 3 % is not used at all (lab.trial.guest_clock).
@@ -84,7 +85,7 @@ class Rate:
     """At which rate the guest's TSC goes.
 
     :param claimed_khz: what the guest takes it for
-    :param measured_khz: what the oracle's records give
+    :param measured_khz: what the observer's records give
     """
 
     claimed_khz: int
@@ -98,12 +99,12 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestSpan:
-    """One duration that the guest tells of, and what the oracle saw of it.
+    """One duration that the guest tells of, and what the observer saw of it.
 
     :param what: in words
     :param cycles: of the guest's TSC
-    :param least_us: the oracle saw the guest in it for so long, and ``most_us``: between what came before and after it;
-        by the host's clock, None where a record is missing
+    :param least_us: the observer saw the guest in it for so long, and ``most_us``: between what came before and after
+        it; by the host's clock, None where a record is missing
     """
 
     cpu: int
@@ -114,7 +115,7 @@ class GuestSpan:
 
 
 def find_cycles_per_us(facts: Facts) -> float | None:
-    """Measure the TSC's rate by the oracle's records; None without two of them apart.
+    """Measure the TSC's rate by the observer's records; None without two of them apart.
 
     A thread may be kept from running between the two clocks of a record, so no pair of records decides alone: it is the
     median over all pairs of one near the beginning and one near the end.
@@ -178,11 +179,11 @@ def _list_states(facts: Facts) -> Sequence[CpuState]:
     return guest.state.cpus
 
 
-def _slope(one: OracleEvent, other: OracleEvent) -> float:
+def _slope(one: ObserverEvent, other: ObserverEvent) -> float:
     return (other.tsc - one.tsc) / (other.mono_ns - one.mono_ns)
 
 
-def _between(first: OracleEvent | None, last: OracleEvent | None) -> float | None:
+def _between(first: ObserverEvent | None, last: ObserverEvent | None) -> float | None:
     return to_us(last.mono_ns - first.mono_ns) if first is not None and last is not None else None
 
 

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the oracle's account of a trial is whole, its windows are where an update is, and it can be trusted at all.
+"""Whether the observer's account of a trial is whole, its windows are where an update is, and it can be trusted at all.
 
-The oracle numbers its records without holes (design section 5), so a hole, a repetition or a window without its edges
+The observer numbers its records without holes (design section 5), so a hole, a repetition or a window without its edges
 shows that something between the guest and the judge lost records. From then on nothing follows from an event's absence.
 Where a window does not close where its WRMSR leads, it is not known to be an update that it was opened by: then nothing
-follows from the records of updates, neither that one was disturbed nor how many there were. An oracle that looked for
+follows from the records of updates, neither that one was disturbed nor how many there were. An observer that looked for
 the landmarks of another kernel, or took one thread for another, proves nothing at all, and nothing is judged by it.
 """
 
 from itertools import pairwise
 
 from lab.judge.finding import clean
-from lab.model.evidence import EventKind, Evidence, OracleEvent, WindowSeen
+from lab.model.evidence import EventKind, Evidence, ObserverEvent, WindowSeen
 from lab.model.topology import Topology
 
-#: What the oracle records of a vCPU beside what that executes.
+#: What the observer records of a vCPU beside what that executes.
 _NOT_ITS_OWN = (
     EventKind.IN_FLIGHT,
     EventKind.HELD,
@@ -30,7 +30,7 @@ _SHOWN = 12
 WRMSR_BYTES = 2
 
 
-def is_contradicted(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> bool:
+def is_contradicted(seen: WindowSeen, events: tuple[ObserverEvent, ...]) -> bool:
     """Say whether a window's edges are recorded elsewhere; an edge whose record is lost is not contradicted."""
     edges = ((EventKind.WINDOW_OPEN, seen.open_seq), (EventKind.WINDOW_CLOSE, seen.close_seq))
     for kind, seq in edges:
@@ -40,7 +40,7 @@ def is_contradicted(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> bool:
     return False
 
 
-def why_misplaced(events: tuple[OracleEvent, ...]) -> str:
+def why_misplaced(events: tuple[ObserverEvent, ...]) -> str:
     """Say which window closed neither behind its WRMSR nor at the entry of an NMI; empty when none did.
 
     A pending NMI enters before the next instruction, and its entry is the next block then, and the vCPU's next record.
@@ -61,52 +61,52 @@ def why_misplaced(events: tuple[OracleEvent, ...]) -> str:
 
 
 def why_lost(
-    evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...], repeat: OracleEvent | None
+    evidence: Evidence, topology: Topology, events: tuple[ObserverEvent, ...], repeat: ObserverEvent | None
 ) -> str:
-    """Say why the oracle's account is not whole; empty when it is.
+    """Say why the observer's account is not whole; empty when it is.
 
     :param events: its records by sequence number, each once
     :param repeat: the first of a second load
     """
-    oracle = evidence.oracle
-    if oracle is None:
-        return "the oracle's evidence is missing"
-    if oracle.records_lost:
-        return f"the oracle lost {oracle.records_lost} records"
-    # The oracle keeps one window per core and trial, and counts those of a second load as lost (window.c).
-    kept = {seen.core for seen in oracle.windows if repeat is not None and seen.open_seq < repeat.seq}
-    if not 0 <= oracle.windows_lost <= len(kept):
-        return f"the oracle lost {oracle.windows_lost} windows"
-    if len(events) != len(oracle.events):
-        return "the oracle's records hold repetitions"
+    observer = evidence.observer
+    if observer is None:
+        return "the observer's evidence is missing"
+    if observer.records_lost:
+        return f"the observer lost {observer.records_lost} records"
+    # The observer keeps one window per core and trial, and counts those of a second load as lost (window.c).
+    kept = {seen.core for seen in observer.windows if repeat is not None and seen.open_seq < repeat.seq}
+    if not 0 <= observer.windows_lost <= len(kept):
+        return f"the observer lost {observer.windows_lost} windows"
+    if len(events) != len(observer.events):
+        return "the observer's records hold repetitions"
     for before, after in pairwise(events):
         if after.seq != before.seq + 1:
-            return f"the oracle's records jump from {before.seq} to {after.seq}"
+            return f"the observer's records jump from {before.seq} to {after.seq}"
     if any(not -1 <= event.vcpu < topology.vcpus for event in events):
-        return "the oracle's records name vCPUs that the guest does not have"
+        return "the observer's records name vCPUs that the guest does not have"
     return _why_windows_lost(evidence, topology, events)
 
 
-def why_untrusted(evidence: Evidence, topology: Topology, repeat: OracleEvent | None) -> str:
-    """Say why the oracle's records are not those of this kernel and its threads; empty when nothing speaks for that."""
-    images, oracle = evidence.images, evidence.oracle
+def why_untrusted(evidence: Evidence, topology: Topology, repeat: ObserverEvent | None) -> str:
+    """Say why the records are not of this kernel and its threads; empty when nothing speaks for that."""
+    images, observer = evidence.images, evidence.observer
     if images is not None and images.build_id and images.guest_build_id not in ("", images.build_id):
         ours, theirs = clean(images.build_id)[:_SHOWN], clean(images.guest_build_id)[:_SHOWN]
         return f"the landmarks are those of build {ours}, and the guest runs build {theirs}"
-    if oracle is not None and oracle.points_wrong:
-        wrong = oracle.points_wrong
+    if observer is not None and observer.points_wrong:
+        wrong = observer.points_wrong
         return f"the landmarks do not match this kernel: at {wrong} of their addresses there is no WRMSR to MSR 0x79"
     return _why_mistaken(evidence, topology, repeat)
 
 
-def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[OracleEvent, ...]) -> str:
-    windows = evidence.oracle.windows if evidence.oracle is not None else ()
+def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[ObserverEvent, ...]) -> str:
+    windows = evidence.observer.windows if evidence.observer is not None else ()
     opened = sorted((event.seq, event.vcpu) for event in events if event.kind is EventKind.WINDOW_OPEN)
     if opened != sorted((seen.open_seq, seen.primary) for seen in windows):
-        return "the oracle's windows and their opening records do not match"
+        return "the observer's windows and their opening records do not match"
     closed = sorted((event.seq, event.vcpu) for event in events if event.kind is EventKind.WINDOW_CLOSE)
     if closed != sorted((seen.close_seq, seen.primary) for seen in windows if seen.close_seq):
-        return "the oracle's windows and their closing records do not match"
+        return "the observer's windows and their closing records do not match"
     for seen in windows:
         if not 0 <= seen.primary < topology.vcpus or topology.core_of(seen.primary) != seen.core:
             return f"a window names core {seen.core} and vCPU {seen.primary}, which do not belong together"
@@ -115,19 +115,17 @@ def _why_windows_lost(evidence: Evidence, topology: Topology, events: tuple[Orac
     return ""
 
 
-def _why_mistaken(evidence: Evidence, topology: Topology, repeat: OracleEvent | None) -> str:
-    """Say which thread the oracle takes for another: it saw one update that the guest says another one did.
+def _why_mistaken(evidence: Evidence, topology: Topology, repeat: ObserverEvent | None) -> str:
+    """Say which thread the observer takes for another: it saw one update that the guest says another one did.
 
     Then nothing that it tells of a vCPU is known to be that one's doing, and no kernel can be accused by it.
     """
     state = evidence.guest.state if evidence.guest is not None else None
-    if state is None or evidence.oracle is None or repeat is not None:
+    if state is None or evidence.observer is None or repeat is not None:
         return ""
     updated = {each.cpu for each in state.cpus if each.update_begin_tsc}
-    for seen in evidence.oracle.windows:
+    for seen in evidence.observer.windows:
         others = sorted(updated.intersection(topology.threads_of(seen.core)))
         if others and seen.primary not in updated:
-            return (
-                f"the oracle saw vCPU {seen.primary} update core {seen.core}, the rendezvous state says CPU {others[0]}"
-            )
+            return f"the observer saw vCPU {seen.primary} update core {seen.core}, the state says CPU {others[0]}"
     return ""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long things took. Host times: the oracle and the injection log. Guest times: the rendezvous state."""
+"""How long things took. Host times: the observer and the injection log. Guest times: the rendezvous state."""
 
 from typing import Final
 
 from lab.judge.clocks import GuestSpan, find_cycles_per_us, find_offset, find_rate, find_updates, find_waits
 from lab.judge.facts import Facts, to_us
-from lab.model.evidence import OracleEvent
+from lab.model.evidence import ObserverEvent
 from lab.model.verdict import Durations, Landing, Span
 
 #: Of a rate in kHz: a load of a tenth of a second tells no more.
@@ -41,7 +41,7 @@ def find_durations(facts: Facts, landings: tuple[Landing, ...]) -> Durations:
     )
 
 
-def _between(first: OracleEvent | None, last: OracleEvent | None) -> float | None:
+def _between(first: ObserverEvent | None, last: ObserverEvent | None) -> float | None:
     return to_us(last.mono_ns - first.mono_ns) if first is not None and last is not None else None
 
 

@@ -10,7 +10,7 @@ from lab.judge.completeness import is_contradicted, why_lost, why_misplaced
 from lab.judge.finding import clean
 from lab.mechanisms.base import Base, Witness, find_base
 from lab.mechanisms.mechanism import Mechanism, Threads, is_play_dead
-from lab.model.evidence import CpuLedger, Ending, EventKind, Evidence, OracleEvent, Sent, SiblingView, WindowSeen
+from lab.model.evidence import CpuLedger, Ending, EventKind, Evidence, ObserverEvent, Sent, SiblingView, WindowSeen
 from lab.model.scenario import Siblings
 from lab.model.topology import Topology
 
@@ -24,7 +24,7 @@ def to_us(ns: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """One window and its place among the oracle's records.
+    """One window and its place among the observer's records.
 
     :param end_seq: the first record known to be after it; infinite when it never closed and its primary did no more
     """
@@ -33,11 +33,11 @@ class Window:
     siblings: tuple[int, ...]
     end_seq: float
 
-    def holds(self, event: OracleEvent) -> bool:
+    def holds(self, event: ObserverEvent) -> bool:
         """Say whether a record falls between the window's edges."""
         return self.seen.open_seq < event.seq < self.end_seq
 
-    def at_us(self, event: OracleEvent) -> float:
+    def at_us(self, event: ObserverEvent) -> float:
         """Return how far into the window a record is, by the host's clock."""
         return to_us(event.mono_ns - self.seen.open_ns)
 
@@ -53,14 +53,14 @@ class Facts:
 
     :param base: the kernel that has the mechanism
     :param offline: threads that were booted once and are offline during the load
-    :param every_event: the oracle's records by sequence number, each once
+    :param every_event: the observer's records by sequence number, each once
     :param events: those before a second load
     :param windows: those whose edges no record contradicts: of another, nobody knows what happened in it
     :param begin: the load's first record, None when it was not seen
     :param end: the load's last record, None when it was not seen
     :param repeat: the first record of a second load that followed the first, None without one
     :param misplaced: why the edges of windows are not known to be those of updates, empty when they are
-    :param lost: why the oracle's account is not whole, empty when it is
+    :param lost: why the observer's account is not whole, empty when it is
     """
 
     evidence: Evidence
@@ -68,12 +68,12 @@ class Facts:
     mechanism: Mechanism
     base: Base
     offline: frozenset[int]
-    every_event: tuple[OracleEvent, ...]
-    events: tuple[OracleEvent, ...]
+    every_event: tuple[ObserverEvent, ...]
+    events: tuple[ObserverEvent, ...]
     windows: tuple[Window, ...]
-    begin: OracleEvent | None
-    end: OracleEvent | None
-    repeat: OracleEvent | None
+    begin: ObserverEvent | None
+    end: ObserverEvent | None
+    repeat: ObserverEvent | None
     misplaced: str
     lost: str
 
@@ -126,19 +126,19 @@ class Facts:
         """
         return vcpu in self.offline and self.evidence.scenario.boot.monitor and is_play_dead(symbol)
 
-    def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
+    def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[ObserverEvent, ...]:
         """Return the records of one kind, in order, of one vCPU or of all."""
         return _of_kind(self.events, kind, vcpu)
 
-    def every_of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[OracleEvent, ...]:
+    def every_of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[ObserverEvent, ...]:
         """Return the same of the whole trial, a second load included: the ledger counts over both."""
         return _of_kind(self.every_event, kind, vcpu)
 
-    def call_in(self, vcpu: int) -> OracleEvent | None:
+    def call_in(self, vcpu: int) -> ObserverEvent | None:
         """Return a vCPU's first call-in of the load: the 6.1 rendezvous enters the same function again to leave."""
         return next((event for event in self.of_kind(EventKind.CALL_IN, vcpu) if self._in_load(event)), None)
 
-    def releases(self, vcpu: int) -> tuple[OracleEvent, ...]:
+    def releases(self, vcpu: int) -> tuple[ObserverEvent, ...]:
         """Return when a vCPU was let go in the load, in order.
 
         An offline one only counts after it had called in, and then also behind the load: nobody waits for it to leave.
@@ -149,7 +149,7 @@ class Facts:
         call_in = self.call_in(vcpu)
         return tuple(event for event in releases if call_in is not None and event.seq > call_in.seq)
 
-    def consumed(self, vcpu: int) -> tuple[OracleEvent, ...]:
+    def consumed(self, vcpu: int) -> tuple[ObserverEvent, ...]:
         """Return the NMI entries after which the vCPU's next landmark was the mechanism's own.
 
         Where a mechanism does not wait in the NMI handler, its landmarks are reached from elsewhere.
@@ -192,7 +192,7 @@ class Facts:
         """The vCPUs that send themselves an NMI in each load."""
         return self._threads(self.mechanism.landmarks.self_nmi_by, self.online)
 
-    def ipis_to(self, vcpu: int) -> tuple[OracleEvent, ...]:
+    def ipis_to(self, vcpu: int) -> tuple[ObserverEvent, ...]:
         """Return the records of NMIs that other threads, or the mechanism for all, sent to a vCPU."""
         reach = self.mechanism.landmarks.ipi_nmi_to
         if reach is Threads.OFFLINE:
@@ -204,7 +204,7 @@ class Facts:
             if reach is Threads.ALL or (reach is Threads.SIBLINGS and event.vcpu in core and event.vcpu != vcpu)
         )
 
-    def backtraces_to(self, vcpu: int) -> tuple[OracleEvent, ...]:
+    def backtraces_to(self, vcpu: int) -> tuple[ObserverEvent, ...]:
         """Return the records of NMIs that the kernel sent from another vCPU for backtraces: this one's may be among.
 
         They go to CPUs that are online (``nmi_trigger_cpumask_backtrace()`` is given ``cpu_online_mask``).
@@ -213,7 +213,7 @@ class Facts:
             return ()
         return tuple(event for event in self.every_of_kind(EventKind.BACKTRACE) if event.vcpu != vcpu)
 
-    def _first_ipis(self) -> tuple[OracleEvent, ...]:
+    def _first_ipis(self) -> tuple[ObserverEvent, ...]:
         first = {event.load: event for event in reversed(self.every_of_kind(EventKind.IPI_NMI))}
         return tuple(sorted(first.values(), key=lambda event: event.seq))
 
@@ -268,18 +268,18 @@ class Facts:
         """Return all of the lab's NMIs that are aimed at a vCPU, in order."""
         return _in_order((*self.planned_to(vcpu), *self.sentinels_to(vcpu)))
 
-    def where(self, event: OracleEvent) -> str:
+    def where(self, event: ObserverEvent) -> str:
         """Return the record's code address in words."""
         return clean(event.symbol) or f"{event.pc:#x}"
 
-    def _in_load(self, event: OracleEvent) -> bool:
+    def _in_load(self, event: ObserverEvent) -> bool:
         after_begin = self.begin is None or event.seq > self.begin.seq
         return after_begin and (self.end is None or event.seq < self.end.seq)
 
 
-def find_repeat(evidence: Evidence) -> OracleEvent | None:
+def find_repeat(evidence: Evidence) -> ObserverEvent | None:
     """Return the begin of a second load; None unless there are two in all, and it came after the first one's end."""
-    raw = evidence.oracle.events if evidence.oracle is not None else ()
+    raw = evidence.observer.events if evidence.observer is not None else ()
     events = sorted(dict.fromkeys(raw), key=lambda event: event.seq)
     begins = [event for event in events if event.kind is EventKind.LOAD_BEGIN]
     end = _first(events, EventKind.LOAD_END)
@@ -291,7 +291,7 @@ def find_repeat(evidence: Evidence) -> OracleEvent | None:
 
 def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> Facts:
     """Index the evidence of a trial whose scenario has been found sane."""
-    raw = evidence.oracle.events if evidence.oracle is not None else ()
+    raw = evidence.observer.events if evidence.observer is not None else ()
     every_event = tuple(sorted(dict.fromkeys(raw), key=lambda event: event.seq))
     repeat = find_repeat(evidence)
     events = tuple(event for event in every_event if repeat is None or event.seq < repeat.seq)
@@ -301,7 +301,7 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
             siblings=_siblings(topology, seen),
             end_seq=_end_seq(seen, events),
         )
-        for seen in (evidence.oracle.windows if evidence.oracle is not None else ())
+        for seen in (evidence.observer.windows if evidence.observer is not None else ())
         if not is_contradicted(seen, events) and (repeat is None or seen.open_seq < repeat.seq)
     )
     misplaced = why_misplaced(every_event)
@@ -322,7 +322,7 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
     )
 
 
-def _of_kind(events: Iterable[OracleEvent], kind: EventKind, vcpu: int | None) -> tuple[OracleEvent, ...]:
+def _of_kind(events: Iterable[ObserverEvent], kind: EventKind, vcpu: int | None) -> tuple[ObserverEvent, ...]:
     return tuple(event for event in events if event.kind is kind and vcpu in (None, event.vcpu))
 
 
@@ -330,7 +330,7 @@ def _in_order(sent: Iterable[Sent]) -> tuple[Sent, ...]:
     return tuple(sorted(sent, key=lambda one: (one.send_ns, one.reply_ns)))
 
 
-def _first(events: Iterable[OracleEvent], kind: EventKind) -> OracleEvent | None:
+def _first(events: Iterable[ObserverEvent], kind: EventKind) -> ObserverEvent | None:
     return next((event for event in events if event.kind is kind), None)
 
 
@@ -340,7 +340,7 @@ def _siblings(topology: Topology, seen: WindowSeen) -> tuple[int, ...]:
     return tuple(vcpu for vcpu in topology.threads_of(seen.core) if vcpu != seen.primary)
 
 
-def _end_seq(seen: WindowSeen, events: tuple[OracleEvent, ...]) -> float:
+def _end_seq(seen: WindowSeen, events: tuple[ObserverEvent, ...]) -> float:
     if seen.close_seq:
         return seen.close_seq
     # A vCPU's records come from its own execution, but for the snapshot its core's primary takes of it.

@@ -7,7 +7,7 @@ where none of them claims it the chain of other sources. So each entry but the m
 chain. Nothing in a guest is the source of what the lab sends: where no ledger of ours takes it, nobody in the first
 chain may either, and the second is called, too.
 
-Sources: the oracle's NMI_ENTRY and NMI_HANDLER records; the kernel's ledger of NMIs.
+Sources: the observer's NMI_ENTRY and NMI_HANDLER records; the kernel's ledger of NMIs.
 """
 
 import math
@@ -21,7 +21,7 @@ from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.nmis import why_log_doubted
 from lab.mechanisms.base import Witness
-from lab.model.evidence import EventKind, OracleEvent
+from lab.model.evidence import EventKind, ObserverEvent
 from lab.model.verdict import Invariant, Proof
 
 #: An NMI that an early IRET lets in is handled behind the one that it came in, and several of them as one
@@ -46,7 +46,7 @@ class Entered:
     """
 
     entries: int
-    strange: tuple[OracleEvent, ...]
+    strange: tuple[ObserverEvent, ...]
     calls: int
     over: bool
 
@@ -123,7 +123,7 @@ def find_entered(facts: Facts, vcpu: int) -> tuple[Entered, ...]:
     entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
     own = set(facts.consumed(vcpu))
     found = []
-    begun: list[OracleEvent] = []
+    begun: list[ObserverEvent] = []
     for entry, after, calls in _count_calls(facts, vcpu, entries):
         begun.append(entry)
         if calls or after is None or after.mono_ns - entry.mono_ns > MAX_NMI_NS:
@@ -156,13 +156,13 @@ def _why_not_this_kernels(entered: list[Entered]) -> str:
 
 
 def _watches(facts: Facts) -> bool:
-    oracle = facts.evidence.oracle
-    return oracle is not None and oracle.handlers_watched
+    observer = facts.evidence.observer
+    return observer is not None and observer.handlers_watched
 
 
 def _count_calls(
-    facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]
-) -> Iterator[tuple[OracleEvent, OracleEvent | None, int]]:
+    facts: Facts, vcpu: int, entries: tuple[ObserverEvent, ...]
+) -> Iterator[tuple[ObserverEvent, ObserverEvent | None, int]]:
     """Yield each entry with the one after it and the calls of chains between the two."""
     calls = [event.seq for event in facts.every_of_kind(EventKind.NMI_HANDLER, vcpu)]
     for number, entry in enumerate(entries):
@@ -202,7 +202,7 @@ def _proof(facts: Facts, vcpu: int, entered: Entered) -> Proof:
 def _why_ledger_doubted(facts: Facts, vcpu: int) -> str:
     delta = facts.ledger_delta(vcpu)
     if delta is None or delta.total != len(facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)):
-        return f"the ledger of CPU {vcpu} is missing or does not fit the oracle"
+        return f"the ledger of CPU {vcpu} is missing or does not fit the observer"
     if delta.dropped:
         return f"which {delta.dropped} of vCPU {vcpu}'s entries met it offline cannot be told"
     if delta.consumed and delta.consumed != len(facts.consumed(vcpu)):
@@ -210,7 +210,7 @@ def _why_ledger_doubted(facts: Facts, vcpu: int) -> str:
     return ""
 
 
-def _find_ordinary(facts: Facts, vcpu: int) -> tuple[OracleEvent, ...]:
+def _find_ordinary(facts: Facts, vcpu: int) -> tuple[ObserverEvent, ...]:
     """Return the entries that ordinary handlers took."""
     entries = facts.every_of_kind(EventKind.NMI_ENTRY, vcpu)
     if not facts.has(Witness.LEDGER):

@@ -96,7 +96,9 @@ def _judge_load(evidence: Evidence) -> Verdict:
         reason = f"{FIRST_LOAD}: {reason}"
     judged = _count_judged(facts)
     landings = find_landings(facts)
-    windows = len(evidence.oracle.windows) + max(0, evidence.oracle.windows_lost) if evidence.oracle is not None else 0
+    windows = (
+        len(evidence.observer.windows) + max(0, evidence.observer.windows_lost) if evidence.observer is not None else 0
+    )
     return Verdict(
         outcome=outcome,
         reason=reason,
@@ -236,7 +238,7 @@ def _why_foreign(evidence: Evidence) -> str:
 
 
 def _has_begun(evidence: Evidence) -> bool:
-    events = evidence.oracle.events if evidence.oracle is not None else ()
+    events = evidence.observer.events if evidence.observer is not None else ()
     return any(event.kind is EventKind.LOAD_BEGIN for event in events)
 
 
@@ -277,11 +279,11 @@ def _why_other_siblings(evidence: Evidence) -> str:
 
 
 def _why_not_one_load(evidence: Evidence) -> str:
-    if evidence.oracle is None:
+    if evidence.observer is None:
         return ""
-    events = evidence.oracle.events
+    events = evidence.observer.events
     begun = {event.seq for event in events if event.kind is EventKind.LOAD_BEGIN}
-    loads = {event.load for event in events} | {window.load for window in evidence.oracle.windows}
+    loads = {event.load for event in events} | {window.load for window in evidence.observer.windows}
     count = max(len(begun), len(loads - {0}))
     # A second load that followed the first is the kernel's own doing, and judged.
     known = 2 if find_repeat(evidence) is not None else 1

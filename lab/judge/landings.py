@@ -2,7 +2,7 @@
 """Where each NMI of a plan landed: in which phase of a core's load it was set pending, and in which it was entered.
 
 QEMU sets the pending bit between a command's sending and its reply (design, section 5). So an NMI is known to have been
-set in a phase only if both lie in it; an entry is a record of the oracle's own, and its phase always known.
+set in a phase only if both lie in it; an entry is a record of the observer's own, and its phase always known.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from lab.judge.facts import Facts, to_us
 from lab.judge.nmi_ledger import find_handlers
 from lab.judge.nmis import VcpuNmis, explain, name_cause, name_shared
 from lab.judge.phases import CorePhases, find_phases
-from lab.model.evidence import EventKind, OracleEvent, Sent
+from lab.model.evidence import EventKind, ObserverEvent, Sent
 from lab.model.phase import Role
 from lab.model.plan import Injection
 from lab.model.verdict import Handler, Landing
@@ -77,7 +77,7 @@ def _land(facts: Facts, phases: CorePhases, nmis: VcpuNmis, sent: Sent, handlers
     )
 
 
-def _list_others(nmis: VcpuNmis, sent: Sent, entry: OracleEvent) -> tuple[str, ...]:
+def _list_others(nmis: VcpuNmis, sent: Sent, entry: ObserverEvent) -> tuple[str, ...]:
     """Name what else an entry took: what it is put down to, and what shared it."""
     owners = (name_cause(cause) for one, cause in nmis.owners if one == entry and cause.sent != sent)
     shared = (name_shared(cause) for cause, one in nmis.shared if one == entry and cause.sent != sent)
@@ -91,7 +91,7 @@ def _role_of(facts: Facts, vcpu: int) -> Role:
 
 
 def _find_holds_missed(facts: Facts) -> Iterator[str]:
-    arrivals = facts.evidence.oracle.arrivals if facts.evidence.oracle is not None else ()
+    arrivals = facts.evidence.observer.arrivals if facts.evidence.observer is not None else ()
     for index, hold in enumerate(facts.evidence.plan.holds):
         seen = arrivals[index] if index < len(arrivals) else 0
         where = f"hold {index}, of vCPU {hold.vcpu} at {hold.at}" + (f" in {hold.phase.value}" if hold.phase else "")

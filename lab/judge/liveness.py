@@ -30,7 +30,7 @@ def why_unseen(facts: Facts, window: Window) -> str:
         return f"core {core}'s window never closed"
     if window.seen.stalled is not facts.mechanism.stalled:
         did = "stalled the siblings" if window.seen.stalled else "let the siblings run on"
-        return f"the oracle {did} in core {core}'s window, other than this mechanism needs it"
+        return f"the observer {did} in core {core}'s window, other than this mechanism needs it"
     for vcpu in window.siblings:
         view = window.view_of(vcpu)
         if view is None:
@@ -101,11 +101,13 @@ def _why_not_alive(facts: Facts, window: Window, view: SiblingView) -> str:
 def _why_not_alive_at_end(seen: WindowSeen, view: SiblingView) -> str:
     """Say whether a sibling was last seen before the end of the stretch: what it would have done since, nobody knows.
 
-    Behind that end the oracle waits for signs of life, up to a bound of its own.
+    Behind that end the observer waits for signs of life, up to a bound of its own.
     """
     if view.last_ns >= seen.open_ns + seen.asked_ns:
         return ""
-    waited = f", though the oracle waited {seen.extended_ns / NS_PER_MS:.1f} ms more for it" if seen.extended_ns else ""
+    waited = (
+        f", though the observer waited {seen.extended_ns / NS_PER_MS:.1f} ms more for it" if seen.extended_ns else ""
+    )
     return (
         f"was last seen in its wait region before the end of the {seen.asked_ns / NS_PER_MS:.1f} ms that were asked"
         f" for{waited},"

@@ -17,7 +17,7 @@ def find_accounts(facts: Facts) -> tuple[NmiAccount, ...]:
 
 
 def find_entries(facts: Facts) -> tuple[NmiEntry, ...]:
-    """Return every entry that the oracle saw, and what it took."""
+    """Return every entry that the observer saw, and what it took."""
     if facts.lost:
         return ()
     phases = {core: find_phases(facts, core) for core in facts.cores}

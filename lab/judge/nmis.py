@@ -11,7 +11,7 @@ different: its vCPU runs on from there to the load's end outside of any NMI hand
 The kernel itself sends NMIs for backtraces of other CPUs (sysrq-l, stalls, lockups). To which ones is not known: so
 each such sending is a cause that one later entry of each other vCPU may have and none needs to.
 
-Sources: the lab's injection log, the oracle's SELF_NMI, IPI_NMI, BACKTRACE and NMI_ENTRY records, and the guest's own
+Sources: the lab's injection log, the observer's SELF_NMI, IPI_NMI, BACKTRACE and NMI_ENTRY records, and the guest's own
 count: its ledger, or ``/proc/interrupts`` on kernels without one.
 """
 
@@ -27,7 +27,7 @@ from lab.judge.facts import Facts, to_us
 from lab.judge.finding import broken, held, unseen
 from lab.judge.starvation import why_starved
 from lab.mechanisms.base import Witness
-from lab.model.evidence import EventKind, OracleEvent, Sent
+from lab.model.evidence import EventKind, ObserverEvent, Sent
 from lab.model.verdict import Invariant, Proof
 
 
@@ -56,7 +56,7 @@ class VcpuNmis:
     self_sent: int
     backtraces: int
     entries: int
-    spurious: tuple[OracleEvent, ...]
+    spurious: tuple[ObserverEvent, ...]
     lost: tuple[Cause, ...]
     hidden: tuple[Cause, ...]
     left: frozenset[Sent]
@@ -64,8 +64,8 @@ class VcpuNmis:
     prompt: frozenset[Sent]
     causes: tuple[Cause, ...]
     merged: int
-    owners: tuple[tuple[OracleEvent, Cause], ...]
-    shared: tuple[tuple[Cause, OracleEvent], ...]
+    owners: tuple[tuple[ObserverEvent, Cause], ...]
+    shared: tuple[tuple[Cause, ObserverEvent], ...]
 
 
 def explain(facts: Facts, vcpu: int) -> VcpuNmis:
@@ -115,11 +115,11 @@ def explain(facts: Facts, vcpu: int) -> VcpuNmis:
     )
 
 
-def _match(entries: tuple[OracleEvent, ...], causes: list[Cause]) -> tuple[dict[int, int], tuple[OracleEvent, ...]]:
+def _match(entries: tuple[ObserverEvent, ...], causes: list[Cause]) -> tuple[dict[int, int], tuple[ObserverEvent, ...]]:
     """Return the number of the entry by index of the cause, as many as can be, and the entries that are left over."""
     coming = sorted((one.first, one.last, index) for index, one in enumerate(causes) if one.first < len(entries))
     open_causes: list[tuple[int, int]] = []
-    spurious: list[OracleEvent] = []
+    spurious: list[ObserverEvent] = []
     owned: dict[int, int] = {}
     position = 0
     for number, entry in enumerate(entries):
@@ -144,8 +144,8 @@ def judge_delivered(facts: Facts) -> Invariant:
     """Hold when every NMI entry has a cause, every cause an entry, and the guest counts the same.
 
     An entry too many is laid at the kernel's door only if the lab's log is whole and every self-NMI landmark was hit;
-    a missing one only if the guest's own count says the same as the oracle; and both only if the trial ran to its end:
-    a kernel that panics sends NMIs to stop the other CPUs.
+    a missing one only if the guest's own count says the same as the observer; and both only if the trial ran to its
+    end: a kernel that panics sends NMIs to stop the other CPUs.
     """
     name = "nmis-delivered"
     if facts.lost:
@@ -190,7 +190,7 @@ def why_log_doubted(facts: Facts) -> str:
     return ""
 
 
-def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> list[Cause]:
+def _find_causes(facts: Facts, vcpu: int, entries: tuple[ObserverEvent, ...]) -> list[Cause]:
     times = list(accumulate((entry.mono_ns for entry in entries), max))
     floors = _find_floors(facts, vcpu)
     seqs = [entry.seq for entry in entries]
@@ -227,13 +227,13 @@ def _find_causes(facts: Facts, vcpu: int, entries: tuple[OracleEvent, ...]) -> l
     return causes
 
 
-def _end_of_load(facts: Facts, event: OracleEvent) -> float:
+def _end_of_load(facts: Facts, event: ObserverEvent) -> float:
     """Return the number of the record that ended the load a record is of, or the last load that ended."""
     ends = [end.seq for end in facts.every_of_kind(EventKind.LOAD_END)]
     return next((seq for seq in ends if seq > event.seq), max(ends, default=math.inf))
 
 
-def _find_hidden(facts: Facts, vcpu: int, causes: list[Cause], entries: tuple[OracleEvent, ...]) -> tuple[Cause, ...]:
+def _find_hidden(facts: Facts, vcpu: int, causes: list[Cause], entries: tuple[ObserverEvent, ...]) -> tuple[Cause, ...]:
     sentinels = facts.sentinels_to(vcpu)
     # What a second load sends comes after the sentinel.
     last = sum(facts.repeat is None or entry.seq < facts.repeat.seq for entry in entries) - 1
@@ -248,7 +248,7 @@ def _find_floors(facts: Facts, vcpu: int) -> list[int]:
     """Return for each entry a time before which the vCPU had not yet taken it: that of its own last record before.
 
     The entry's block may itself close a window, or be the first seen outside the wait region: such a record comes
-    before that of the entry, and after its NMI was taken (``on_block()`` of the oracle).
+    before that of the entry, and after its NMI was taken (``on_block()`` of the observer).
     """
     floors = []
     floor_ns = 0
@@ -386,13 +386,13 @@ def _why_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
         if counted is None:
             return f"/proc/interrupts has no count of CPU {nmis.vcpu}"
         if counted != nmis.entries:
-            return f"/proc/interrupts counts {counted} NMIs on CPU {nmis.vcpu}, the oracle {nmis.entries}"
+            return f"/proc/interrupts counts {counted} NMIs on CPU {nmis.vcpu}, the observer {nmis.entries}"
         return ""
     delta = facts.ledger_delta(nmis.vcpu)
     if delta is None:
         return f"the ledger of CPU {nmis.vcpu} is missing"
     if delta.total != nmis.entries:
-        return f"the ledger counts {delta.total} NMIs on CPU {nmis.vcpu}, the oracle {nmis.entries}"
+        return f"the ledger counts {delta.total} NMIs on CPU {nmis.vcpu}, the observer {nmis.entries}"
     return ""
 
 
@@ -407,7 +407,7 @@ def _why_offline_count_doubted(facts: Facts, nmis: VcpuNmis) -> str:
         handled = delta.ordinary + delta.consumed
         return f"the ledger says that CPU {nmis.vcpu}, which is offline, handled {handled} NMIs"
     if delta.dropped != nmis.entries:
-        return f"the ledger counts {delta.dropped} NMIs dropped on CPU {nmis.vcpu}, the oracle {nmis.entries} entries"
+        return f"the ledger counts {delta.dropped} NMIs dropped on CPU {nmis.vcpu}, the observer {nmis.entries} entries"
     return ""
 
 
@@ -427,6 +427,6 @@ def _total(facts: Facts) -> str:
     )
 
 
-def _proof(facts: Facts, vcpu: int, event: OracleEvent, text: str) -> Proof:
+def _proof(facts: Facts, vcpu: int, event: ObserverEvent, text: str) -> Proof:
     at_us = to_us(event.mono_ns - facts.begin.mono_ns) if facts.begin is not None else None
     return Proof(text=text, seq=event.seq, vcpu=vcpu, at_us=at_us, symbol=facts.where(event))

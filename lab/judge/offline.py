@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What became of the siblings that were offline during the load.
 
-Sources: the oracle's look at each vCPU once the guest had come to rest; sysfs, after they were brought back.
+Sources: the observer's look at each vCPU once the guest had come to rest; sysfs, after they were brought back.
 """
 
 from lab.judge.facts import Facts
@@ -21,8 +21,8 @@ def judge_offline_siblings(facts: Facts) -> Invariant:
     name = "offline-siblings-return"
     if not facts.offline:
         return unseen(name, "no sibling was offline in this scenario")
-    oracle, guest = facts.evidence.oracle, facts.evidence.guest
-    seen = oracle.resting if oracle is not None else ()
+    observer, guest = facts.evidence.observer, facts.evidence.guest
+    seen = observer.resting if observer is not None else ()
     resting = {each.vcpu: each for each in seen}
     # Of two accounts of one vCPU nobody knows which is right.
     missing = sorted(vcpu for vcpu in facts.offline if sum(each.vcpu == vcpu for each in seen) != 1)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where in the phases of a late load something happened, seen from one core (design, section 2).
 
-Source: the oracle's landmarks and window edges. A phase that a load did not go through has no time.
+Source: the observer's landmarks and window edges. A phase that a load did not go through has no time.
 """
 
 import math
 from dataclasses import dataclass
 
 from lab.judge.facts import Facts
-from lab.model.evidence import OracleEvent
+from lab.model.evidence import ObserverEvent
 from lab.model.phase import PHASES, Phase
 
 
@@ -67,13 +67,13 @@ def find_phases(facts: Facts, core: int) -> CorePhases:
     return CorePhases(tuple(edges))
 
 
-def _last_call_in(facts: Facts, core: int) -> OracleEvent | None:
+def _last_call_in(facts: Facts, core: int) -> ObserverEvent | None:
     call_ins = [facts.call_in(vcpu) for vcpu in facts.topology.threads_of(core)]
     seen = [call_in for call_in in call_ins if call_in is not None]
     return max(seen, key=lambda event: event.seq) if len(seen) == len(call_ins) else None
 
 
-def _first_release(facts: Facts, core: int) -> OracleEvent | None:
+def _first_release(facts: Facts, core: int) -> ObserverEvent | None:
     closed = max((window.seen.close_seq for window in facts.windows if window.seen.core == core), default=0)
     siblings = facts.topology.siblings_of(core)
     releases = [event for vcpu in siblings for event in facts.releases(vcpu) if event.seq > closed]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What siblings executed while their core was being updated: the mail's question, and both of its answers.
 
-Source of every fact here: the oracle, which sees each block and each hazardous instruction before it executes.
+Source of every fact here: the observer, which sees each block and each hazardous instruction before it executes.
 
 Where the update itself holds the siblings (``Mechanism.stalled``), nothing is promised of the block in flight when a
 window opens: it runs to its end. What it executes is told with each finding, and breaks none. A sibling that began no
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from lab.judge.facts import Facts, Window, to_us
 from lab.judge.finding import broken, clean, held, unseen
 from lab.judge.liveness import MIN_WINDOWS_PER_CORE, why_unseen
-from lab.model.evidence import NASTY, BlockCount, EventKind, Hazard, OracleEvent, SiblingView
+from lab.model.evidence import NASTY, BlockCount, EventKind, Hazard, ObserverEvent, SiblingView
 from lab.model.verdict import Invariant, Proof
 
 Breaks = Callable[[Facts, Window], list[Proof]]
@@ -29,7 +29,7 @@ def judge_quiet(facts: Facts) -> Invariant:
 def judge_still(facts: Facts) -> Invariant:
     """Hold when each sibling's blocks of a window all belong to one function, the one in flight apart.
 
-    A loop is known by its function alone: the oracle tells which blocks ran, not how they branch. So ``still`` held
+    A loop is known by its function alone: the observer tells which blocks ran, not how they branch. So ``still`` held
     means one function; a loop that calls another (6.1 waits in ``ndelay()``) is reported broken, and never required.
     """
     return _over_windows(facts, "still", _find_wandering, why_not_quiet, "each sibling stayed in one function")
@@ -121,7 +121,7 @@ def _was_let_go(window: Window, vcpu: int) -> bool:
     return view is not None and view.stall_overrun
 
 
-def _is_in_flight(facts: Facts, window: Window, event: OracleEvent) -> bool:
+def _is_in_flight(facts: Facts, window: Window, event: ObserverEvent) -> bool:
     """Say whether a sibling's record is of the block in flight, of which a stalled mechanism promises nothing."""
     view = window.view_of(event.vcpu)
     if view is None or not facts.mechanism.stalled:
@@ -185,7 +185,7 @@ def _find_wandering(_facts: Facts, window: Window) -> list[Proof]:
     return proofs
 
 
-def _hazards(facts: Facts, window: Window, *, nasty: bool) -> list[tuple[int, OracleEvent]]:
+def _hazards(facts: Facts, window: Window, *, nasty: bool) -> list[tuple[int, ObserverEvent]]:
     return [
         (event.vcpu, event)
         for event in _in_window(facts, window, EventKind.HAZARD)
@@ -193,7 +193,7 @@ def _hazards(facts: Facts, window: Window, *, nasty: bool) -> list[tuple[int, Or
     ]
 
 
-def _in_window(facts: Facts, window: Window, kind: EventKind) -> list[OracleEvent]:
+def _in_window(facts: Facts, window: Window, kind: EventKind) -> list[ObserverEvent]:
     """Return the siblings' records of a kind in their core's window, but for siblings that the lab itself let go."""
     return [
         event
@@ -210,7 +210,7 @@ def _find_hazards(facts: Facts, window: Window) -> list[Proof]:
     ]
 
 
-def _is_parking(facts: Facts, event: OracleEvent) -> bool:
+def _is_parking(facts: Facts, event: ObserverEvent) -> bool:
     """Say whether a hazard is the MONITOR or MWAIT that a thread parks by: as offline, or as the mechanism has it."""
     by_mechanism = event.symbol.partition("+")[0] in facts.mechanism.landmarks.parking
     return event.hazard is Hazard.MWAIT and (by_mechanism or facts.parks_at(event.vcpu, event.symbol))
@@ -271,7 +271,7 @@ def _symbol(block: BlockCount) -> str:
     return clean(block.symbol) or f"{block.pc:#x}"
 
 
-def _proof(facts: Facts, window: Window, event: OracleEvent, text: str) -> Proof:
+def _proof(facts: Facts, window: Window, event: ObserverEvent, text: str) -> Proof:
     core = window.seen.core
     at_us = to_us(event.mono_ns - window.seen.open_ns)
     return Proof(

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether the rendezvous came first and the release last, and nothing was left of either.
 
-Sources: the oracle's landmarks and WRMSR 0x79 records; ``callers_left`` of ``microcode_lab/state`` for the counters.
+Sources: the observer's landmarks and WRMSR 0x79 records; ``callers_left`` of ``microcode_lab/state`` for the counters.
 """
 
 from lab.judge.facts import Facts, Window, to_us
 from lab.judge.finding import NO_ENGINE, broken, broken_unless, held, unseen
 from lab.judge.starvation import why_starved
 from lab.mechanisms.base import Witness
-from lab.model.evidence import EventKind, OracleEvent
+from lab.model.evidence import EventKind, ObserverEvent
 from lab.model.verdict import Invariant, Proof
 
 
@@ -113,7 +113,7 @@ def judge_counters(facts: Facts) -> Invariant:
     return held(name, "the mechanism's counters hold no caller after the load")
 
 
-def _judge_second_load(facts: Facts, name: str, begin: OracleEvent) -> Invariant:
+def _judge_second_load(facts: Facts, name: str, begin: ObserverEvent) -> Invariant:
     updates = (EventKind.WINDOW_OPEN, EventKind.RETRY)
     proofs = [plain_proof(facts, begin, "the second write to reload began a second late load")]
     proofs += [
@@ -157,7 +157,7 @@ def _proof_of_no_call_in(facts: Facts, window: Window, vcpu: int) -> Proof:
     return Proof(text=text, seq=window.seen.open_seq, vcpu=vcpu, core=core, at_us=0.0)
 
 
-def _proof(facts: Facts, window: Window, event: OracleEvent, text: str) -> Proof:
+def _proof(facts: Facts, window: Window, event: ObserverEvent, text: str) -> Proof:
     core = window.seen.core
     at_us = window.at_us(event)
     when = f"{at_us:.1f} us into" if at_us >= 0 else f"{-at_us:.1f} us before"
@@ -171,7 +171,7 @@ def _proof(facts: Facts, window: Window, event: OracleEvent, text: str) -> Proof
     )
 
 
-def plain_proof(facts: Facts, event: OracleEvent, text: str) -> Proof:
+def plain_proof(facts: Facts, event: ObserverEvent, text: str) -> Proof:
     """Return the proof that one record is, its time counted from the load's begin."""
     at_us = to_us(event.mono_ns - facts.begin.mono_ns) if facts.begin is not None else None
     return Proof(text=text, seq=event.seq, vcpu=event.vcpu, at_us=at_us, symbol=facts.where(event))

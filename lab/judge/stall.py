@@ -20,7 +20,7 @@ def describe_stall(evidence: Evidence) -> tuple[str, ...]:
         line = f"vCPU {vcpu.vcpu} {'halted ' if vcpu.halted else ''}at {clean(vcpu.symbol) or hex(vcpu.pc)}"
         lines.append(line + ("" if vcpu.interrupts is None else f", interrupts {'on' if vcpu.interrupts else 'off'}"))
     if stall.problem:
-        lines.append(f"by the oracle's last blocks: {clean(stall.problem)}")
+        lines.append(f"by the observer's last blocks: {clean(stall.problem)}")
     if stall.memory:
         lines.append(f"memory: {clean(stall.memory)}")
     return tuple(lines)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether the host, not the guest, explains a limit that was missed: 6.1's one-second limits follow the host's clock.
 
-Sources: the oracle's longest gap between two callbacks of a vCPU, /proc/PID/task/TID/schedstat, and the windows' holds.
+Sources: the observer's longest gap between two callbacks of a vCPU, /proc/PID/task/TID/schedstat, and the windows'
+holds.
 """
 
 from lab.judge.facts import Facts, Window
@@ -21,8 +22,8 @@ NS_PER_MS = 1_000_000
 
 def why_starved(facts: Facts) -> str:
     """Say which starvation of the guest the evidence shows; empty when it shows none."""
-    oracle = facts.evidence.oracle
-    for vcpu, gap_ns in enumerate(oracle.gaps_ns if oracle is not None else ()):
+    observer = facts.evidence.observer
+    for vcpu, gap_ns in enumerate(observer.gaps_ns if observer is not None else ()):
         if gap_ns > MAX_GAP_NS:
             return f"vCPU {vcpu} did not run for {gap_ns // NS_PER_MS} ms"
     timings = facts.evidence.timings
@@ -39,11 +40,11 @@ def why_starved(facts: Facts) -> str:
 
 def why_not_shown_running(facts: Facts) -> str:
     """Say why the evidence does not show that every vCPU kept running; empty when it does."""
-    oracle = facts.evidence.oracle
-    if oracle is None:
-        return "the oracle's evidence is missing"
-    if len(oracle.gaps_ns) != len(facts.vcpus):
-        return f"the oracle gave the gaps of {len(oracle.gaps_ns)} of {len(facts.vcpus)} vCPUs"
+    observer = facts.evidence.observer
+    if observer is None:
+        return "the observer's evidence is missing"
+    if len(observer.gaps_ns) != len(facts.vcpus):
+        return f"the observer gave the gaps of {len(observer.gaps_ns)} of {len(facts.vcpus)} vCPUs"
     return why_starved(facts)
 
 

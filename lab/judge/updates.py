@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether each core executed WRMSR 0x79 once, or again only where its kernel's own code does so unharmed.
 
-Source: the oracle's records of every WRMSR 0x79. The first one of a core opens its window; those behind it are held
+Source: the observer's records of every WRMSR 0x79. The first one of a core opens its window; those behind it are held
 against what the kernel's source has a thread do where the update took no effect:
 
 - ``__reload_late()`` before 6.7: a sibling calls ``apply_microcode()`` once, when it has been let go. By then every
@@ -15,7 +15,7 @@ from lab.judge.facts import Facts, Window
 from lab.judge.finding import broken, unseen
 from lab.judge.rendezvous import plain_proof, seen_on_all_cores
 from lab.mechanisms.base import Loader
-from lab.model.evidence import EventKind, OracleEvent
+from lab.model.evidence import EventKind, ObserverEvent
 from lab.model.scenario import Siblings
 from lab.model.verdict import Invariant, Proof
 
@@ -23,7 +23,7 @@ from lab.model.verdict import Invariant, Proof
 def judge_one_update(facts: Facts) -> Invariant:
     """Hold when each core executed WRMSR 0x79 once in the trial, in the load, but for what its kernel does again.
 
-    An ``early`` record counts against it: the oracle was armed for this trial when it was written. But where
+    An ``early`` record counts against it: the observer was armed for this trial when it was written. But where
     the load's begin was never seen, its landmark is another kernel's, and nothing is known to be outside of the load.
     """
     name = "one-update-per-core"
@@ -46,7 +46,7 @@ def judge_one_update(facts: Facts) -> Invariant:
     return seen_on_all_cores(facts, name, doubts, f"each core executed WRMSR 0x79 once{also}")
 
 
-def _why_not_own(facts: Facts, event: OracleEvent) -> str | None:
+def _why_not_own(facts: Facts, event: ObserverEvent) -> str | None:
     """Say what is wrong with a later WRMSR 0x79, empty where it is wrong whenever it comes; None when nothing is."""
     if facts.base.engine or facts.base.loader is not Loader.BEFORE_6_7:
         return ""
@@ -67,18 +67,18 @@ def _why_not_own(facts: Facts, event: OracleEvent) -> str | None:
     return f" beside vCPU {running[0]}, which had not come to the exit rendezvous" if running else None
 
 
-def _has_come_out(facts: Facts, window: Window, event: OracleEvent) -> bool:
+def _has_come_out(facts: Facts, window: Window, event: ObserverEvent) -> bool:
     """Say whether the thread that updated a core had called in again behind its window: it waits to leave."""
     call_ins = facts.of_kind(EventKind.CALL_IN, window.seen.primary)
     return any(window.end_seq < each.seq < event.seq for each in call_ins)
 
 
-def _comes_online(facts: Facts, event: OracleEvent) -> bool:
+def _comes_online(facts: Facts, event: ObserverEvent) -> bool:
     """Say whether a WRMSR 0x79 behind the load is that of a thread that is brought back online."""
     returning = facts.evidence.scenario.siblings is Siblings.RETURNING and event.vcpu in facts.offline
     behind = facts.end is not None and event.seq > facts.end.seq
     return returning and behind and not facts.base.engine and facts.base.loader is Loader.BEFORE_6_7
 
 
-def _proof(facts: Facts, event: OracleEvent, text: str) -> Proof:
+def _proof(facts: Facts, event: ObserverEvent, text: str) -> Proof:
     return plain_proof(facts, event, f"vCPU {event.vcpu} executed WRMSR 0x79 {text}")

@@ -24,7 +24,7 @@ _KHZ_PER_MHZ = 1_000
 
 
 def judge_agreement(facts: Facts) -> Invariant:
-    """Hold when the guest's counters, revisions and clocks, as far as its kernel shows them, fit what the oracle saw.
+    """Hold when the guest's counters, revisions and clocks, as far as its kernel shows them, fit what the observer saw.
 
     A disagreement proves that one of them is wrong and not which: the outcome is INVALID, never FAIL and never PASS.
     """
@@ -46,12 +46,12 @@ def judge_agreement(facts: Facts) -> Invariant:
     if doubts:
         return unseen(name, doubts[0])
     ours = ["ledger"] if facts.has(Witness.LEDGER) else []
-    seen = facts.evidence.oracle
+    seen = facts.evidence.observer
     taken = ["QEMU's own account of NMIs"] if seen is not None and Sees.INTERRUPTS in seen.sees else []
     told = [*ours, "/proc/interrupts", "revisions", *(["clocks"] if has_state else []), *taken]
     rate = find_rate(facts) if has_state else None
     rates = f"; {_tell_rate(rate)}" if rate is not None else ""
-    return held(name, f"{', '.join(told[:-1])} and {told[-1]} fit what the oracle saw{rates}")
+    return held(name, f"{', '.join(told[:-1])} and {told[-1]} fit what the observer saw{rates}")
 
 
 def find_missing_witnesses(facts: Facts) -> list[str]:
@@ -59,7 +59,7 @@ def find_missing_witnesses(facts: Facts) -> list[str]:
     evidence = facts.evidence
     guest = evidence.guest
     parts: dict[str, object] = {
-        "the oracle": evidence.oracle,
+        "the observer": evidence.observer,
         "the injection log": evidence.injections,
         "the guest's evidence": guest,
         "the lab's timings": evidence.timings,
@@ -72,7 +72,7 @@ def find_missing_witnesses(facts: Facts) -> list[str]:
 
 
 def find_missing_landmarks(facts: Facts) -> list[str]:
-    """Name the required landmarks that were not hit: without them the oracle may be looking at another kernel.
+    """Name the required landmarks that were not hit: without them the observer may be looking at another kernel.
 
     The load's end, the releases and the self-NMIs are owed only by a trial that ran to its end, call-ins and releases
     only by a mechanism that has a rendezvous.
@@ -98,9 +98,9 @@ def find_missing_landmarks(facts: Facts) -> list[str]:
 
 
 def _compare_entries(facts: Facts) -> list[Proof]:
-    """Hold each NMI that QEMU says a vCPU took against the entry that the oracle saw it execute, one for one."""
-    oracle = facts.evidence.oracle
-    if oracle is None or Sees.INTERRUPTS not in oracle.sees:
+    """Hold each NMI that QEMU says a vCPU took against the entry that the observer saw it execute, one for one."""
+    observer = facts.evidence.observer
+    if observer is None or Sees.INTERRUPTS not in observer.sees:
         return []
     proofs = []
     for vcpu in facts.vcpus:
@@ -137,7 +137,7 @@ def _compare_counts(facts: Facts, doubts: list[str]) -> list[Proof]:
 def _differ(cpu: int, inside: str, inside_count: int, outside: str, outside_count: int) -> list[Proof]:
     if inside_count == outside_count:
         return []
-    text = f"the guest counts {inside_count} {inside} on CPU {cpu}, the oracle {outside_count} {outside}"
+    text = f"the guest counts {inside_count} {inside} on CPU {cpu}, the observer {outside_count} {outside}"
     return [Proof(text=text, vcpu=cpu)]
 
 
@@ -168,7 +168,7 @@ def _compare_updates(facts: Facts, guest: GuestEvidence, doubts: list[str]) -> l
         return []
     opened = {facts.topology.core_of(event.vcpu) for event in facts.of_kind(EventKind.WINDOW_OPEN)}
     return [
-        Proof(text=f"sysfs says that CPU {cpu} was updated, the oracle saw no WRMSR 0x79 on its core", vcpu=cpu)
+        Proof(text=f"sysfs says that CPU {cpu} was updated, the observer saw no WRMSR 0x79 on its core", vcpu=cpu)
         for cpu in facts.vcpus
         if guest.revisions_before[cpu] != guest.revisions_after[cpu] and facts.topology.core_of(cpu) not in opened
     ]
@@ -219,7 +219,7 @@ def _compare_span(span: GuestSpan, rate: Rate) -> list[Proof]:
         return []
     seen = f"at least {span.least_us:.1f}" if too_short else f"at most {span.most_us:.1f}"
     text = (
-        f"the {span.what} of CPU {span.cpu} took {claimed_us:.1f} us by the guest, and the oracle saw {seen} us of it"
+        f"the {span.what} of CPU {span.cpu} took {claimed_us:.1f} us by the guest, and the observer saw {seen} us of it"
     )
     return [Proof(text=text, vcpu=span.cpu)]
 

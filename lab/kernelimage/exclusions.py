@@ -36,7 +36,7 @@ _RULES: Final = tuple((reason, re.compile(pattern, re.ASCII)) for reason, patter
 #: What compilers append to the names of parts and of functions that they specialised.
 _SUFFIX: Final = re.compile(r"(?:\.(?:constprop|isra|part|cold|llvm)(?:\.\d+)?)+$", re.ASCII)
 
-#: The instructions that images/oracle/hazards.c knows, and others of their kind.
+#: The instructions that images/observer/hazards.c knows, and others of their kind.
 HAZARDS: Final = frozenset((
     "rdmsr", "wrmsr", "wrmsrns", "rdmsrlist", "wrmsrlist", "iret", "iretd", "iretq", "rsm", "sysret", "sysretq",
     "sysexit", "monitor", "mwait", "monitorx", "mwaitx", "cpuid", "swapgs", "rdgsbase", "wrgsbase", "rdfsbase",

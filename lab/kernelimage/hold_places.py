@@ -11,7 +11,7 @@ from lab.model.hold import ANY_BLOCK, LANDMARKS, Hold
 
 
 class FoundHold(msgspec.Struct, frozen=True):
-    """A hold as the oracle takes it.
+    """A hold as the observer takes it.
 
     :param kind: of the landmark, None for a block
     :param address: of the block's first instruction, 0 for any place of the landmark's kind, and any block

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where in a kernel the oracle has to look: made from vmlinux, written as the plugin reads it."""
+"""Where in a kernel the observer has to look: made from vmlinux, written as the plugin reads it."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ ALL_MECHANISMS: Final = 0xFFFF
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One address to report, under the kind that images/oracle/landmarks.c knows it by."""
+    """One address to report, under the kind that images/observer/landmarks.c knows it by."""
 
     kind: str
     mechanisms: int

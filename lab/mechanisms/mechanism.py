@@ -36,7 +36,7 @@ class Threads(enum.Enum):
 
 
 class Landmarks(msgspec.Struct, frozen=True):
-    """Places in the kernel that the oracle reports, and the code that a waiting thread may execute.
+    """Places in the kernel that the observer reports, and the code that a waiting thread may execute.
 
     Functions are named as in the source: of a function that the compiler specialised, the clone is meant.
 
@@ -93,15 +93,15 @@ class Mechanism(msgspec.Struct, frozen=True):
     """One way to keep siblings quiet. A kernel that holds several knows it by this name (``microcode_lab/mechanism``).
 
     :param base: name of the :class:`lab.mechanisms.base.Base` that has it
-    :param bit: index of its wait region in the oracle's landmark file, 0 to 15
+    :param bit: index of its wait region in the observer's landmark file, 0 to 15
     :param siblings_absent: it takes its siblings offline in the load, and resets them: the rendezvous state has no
         times of theirs, and in a window they do not even execute their wait region
     :param unaimable: why no plan may aim NMIs at a sibling of it, empty where one may
     :param needs_monitor: it works on CPUs with MONITOR and MWAIT only
     :param unshown: names of invariants that it has nothing to show of, or nothing that shows under an emulator: not
         required where unseen, but seen broken they accuse it like any other
-    :param stalled: the update itself holds the siblings: the oracle stalls each at its next block in a window, and the
-        block in flight when it opens is allowed
+    :param stalled: the update itself holds the siblings: the observer stalls each at its next block in a window, and
+        the block in flight when it opens is allowed
     """
 
     name: str

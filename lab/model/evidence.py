@@ -2,7 +2,7 @@
 """What the witnesses of one trial saw. The judge reads this and nothing else.
 
 Two clocks appear and are never mixed: ``*_ns`` is the host's CLOCK_MONOTONIC, ``*_tsc`` a raw TSC count, the host's
-in what the oracle wrote and the guest's in what the patched kernel wrote.
+in what the observer wrote and the guest's in what the patched kernel wrote.
 """
 
 import enum
@@ -18,7 +18,7 @@ SCHEMA_VERSION = 2
 
 
 class EventKind(enum.Enum):
-    """What one record of the oracle's ring reports."""
+    """What one record of the observer's ring reports."""
 
     LOAD_BEGIN = "load-begin"
     LOAD_END = "load-end"
@@ -63,7 +63,7 @@ class EventKind(enum.Enum):
 
 
 class Sees(enum.Enum):
-    """What the oracle sees beyond what every QEMU shows it (``enum oracle_sees``)."""
+    """What the observer sees beyond what every QEMU shows it (``enum observer_sees``)."""
 
     #: The register that each WRMSR writes, so that an update needs no landmark.
     REGISTERS = "registers"
@@ -91,7 +91,7 @@ class Hazard(enum.Enum):
 NASTY = (Hazard.MSR, Hazard.IRET, Hazard.MWAIT, Hazard.CPUID, Hazard.SWAPGS)
 
 
-class OracleEvent(msgspec.Struct, frozen=True, kw_only=True):
+class ObserverEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One record of the ring.
 
     :param load: number of the late load since the guest started, 0 outside any
@@ -134,9 +134,9 @@ class SiblingView(msgspec.Struct, frozen=True, kw_only=True):
     :param last_ns: when it began its last block of the wait region in the window, 0 when there was none
     :param halted_at_close: it was halted when the window closed: it executed nothing after its last block
     :param blocks_lost: blocks that found no place in the table; not 0 makes the window unfit for ``quiet``
-    :param stalled_ns: when it got to the block at which the oracle held it, 0 when it never did; that block is not
+    :param stalled_ns: when it got to the block at which the observer held it, 0 when it never did; that block is not
         executed in the window, and not counted
-    :param stall_overrun: the oracle's bound let it go while the window was still open
+    :param stall_overrun: the observer's bound let it go while the window was still open
     """
 
     vcpu: int
@@ -160,7 +160,7 @@ class WindowSeen(msgspec.Struct, frozen=True, kw_only=True):
     :param close_seq: 0 when it never closed
     :param asked_ns: the stretch the plan asked for
     :param extended_ns: how much longer it was held until every sibling had shown itself alive
-    :param stalled: the oracle held each sibling at its next block, in place of letting it run on
+    :param stalled: the observer held each sibling at its next block, in place of letting it run on
     """
 
     core: int
@@ -213,7 +213,7 @@ class Cover(msgspec.Struct, frozen=True, kw_only=True):
     lost: int
 
 
-class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
+class ObserverEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """What the TCG plugin saw between arming and disarming.
 
     :param records_lost: records that the ring no longer held when it was read
@@ -231,7 +231,7 @@ class OracleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     :param handlers_watched: where the kernel calls ordinary NMI handlers is among the landmarks
     """
 
-    events: tuple[OracleEvent, ...]
+    events: tuple[ObserverEvent, ...]
     windows: tuple[WindowSeen, ...]
     records_lost: int
     windows_lost: int
@@ -408,7 +408,7 @@ class StalledVcpu(msgspec.Struct, frozen=True, kw_only=True):
 
     :param symbol: ``symbol+0x..``, empty when the address is none of the kernel's
     :param halted: it slept
-    :param interrupts: it would have taken them; None where only the oracle could be asked
+    :param interrupts: it would have taken them; None where only the observer could be asked
     """
 
     vcpu: int
@@ -421,7 +421,7 @@ class StalledVcpu(msgspec.Struct, frozen=True, kw_only=True):
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
     """What a guest that stopped answering was asked before it was ended.
 
-    :param vcpus: by QEMU's registers, or by the last blocks that the oracle saw where QEMU did not answer either
+    :param vcpus: by QEMU's registers, or by the last blocks that the observer saw where QEMU did not answer either
     :param problem: why QEMU's registers are missing, empty when they are there
     :param memory: what became of the dump of its memory, empty where none was asked for
     """
@@ -450,13 +450,13 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     :param build_id: of the vmlinux that the landmarks come from, in hex; empty where it has none
     :param guest_build_id: what the running kernel says of itself, empty where nobody asked or it does not say
     :param qemu_sha256: of QEMU's program; empty where that was not looked at
-    :param plugin_interface: of QEMU, for which the oracle was built
+    :param plugin_interface: of QEMU, for which the observer was built
     """
 
     kernel_sha256: str
     vmlinux_sha256: str
     initramfs_sha256: str
-    oracle_sha256: str
+    observer_sha256: str = msgspec.field(name="oracle_sha256")
     qemu_version: str
     kernel_release: str
     match: Match = Match.BUILT
@@ -487,7 +487,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     images: Images | None
     ending: Ending
     reason: str
-    oracle: OracleEvidence | None
+    observer: ObserverEvidence | None
     injections: InjectionLog | None
     guest: GuestEvidence | None
     timings: Timings | None

@@ -33,7 +33,7 @@ LANDMARKS: Final = {each.value: each for each in Landmark}
 #: Whichever block the vCPU begins.
 ANY_BLOCK: Final = "any-block"
 
-#: What images/oracle/oracle_shm.h has room for.
+#: What images/observer/observer_shm.h has room for.
 MAX_HOLDS: Final = 16
 #: A tenth of a second is a hundred times what an NMI takes to be sent and acknowledged.
 DEFAULT_BOUND_US: Final = 100_000
@@ -81,7 +81,7 @@ def check_place(at: str) -> None:
 
 
 def check_holds(holds: tuple[Hold, ...]) -> None:
-    """Refuse holds that the oracle cannot take or that a kernel would not survive.
+    """Refuse holds that the observer cannot take or that a kernel would not survive.
 
     :raise UsageError: the text names the hold and what is allowed
     """

@@ -7,12 +7,12 @@ from typing import Final
 
 import msgspec
 
-#: Of the plugin interface: what images/oracle is written for.
+#: Of the plugin interface: what images/observer is written for.
 MIN_LEVEL: Final = 1
 MAX_LEVEL: Final = 7
 
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
-#: What the oracle sees by each interface, and by all later ones (images/oracle/interface.c).
+#: What the observer sees by each interface, and by all later ones (images/observer/interface.c).
 _SIGHTS: Final = ((1, "blocks, instructions and halts"), (2, "the register that names an MSR"))
 #: QEMU 10.2 gives what is new in interface 6 to plugins of 5.
 _INTERRUPTS: Final = "interrupts, with the address that each left"
@@ -47,12 +47,12 @@ class Qemu(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def level(self) -> int:
-        """The plugin interface that the oracle is built for: the newest that both know."""
+        """The plugin interface that the observer is built for: the newest that both know."""
         return min(self.interface_max, MAX_LEVEL)
 
     @property
     def sees(self) -> tuple[str, ...]:
-        """What the oracle sees there, in a few words each."""
+        """What the observer sees there, in a few words each."""
         found = tuple(what for least, what in _SIGHTS if self.level >= least)
         interrupts = self.level >= _INTERRUPTS_LEVEL or self.release >= _INTERRUPTS_RELEASE
         return (*found, _INTERRUPTS) if interrupts else found

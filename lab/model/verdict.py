@@ -45,7 +45,7 @@ EXIT_STATUS = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INVALID: 3, Outcome.ERR
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """One event that proves a finding.
 
-    :param seq: sequence number in the oracle's ring, 0 for a proof from another witness
+    :param seq: sequence number in the observer's ring, 0 for a proof from another witness
     :param vcpu: -1 when it is nobody's in particular
     :param at_us: time into the window where ``core`` is one, else since the load's begin; None when unknown
     :param core: the core whose window it happened in, -1 outside any
@@ -92,7 +92,7 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     :param tsc_offset_cycles: guest TSC less host TSC, the middle of what all pairs allow; None without pairs
     :param tsc_error_us: half the width of what they allow
     :param tsc_claimed_khz: the rate that the guest takes its TSC for; None where it names none
-    :param tsc_measured_khz: the rate by the oracle's pairs of TSC and CLOCK_MONOTONIC; None as above
+    :param tsc_measured_khz: the rate by the observer's pairs of TSC and CLOCK_MONOTONIC; None as above
     """
 
     host_load_us: float | None = None
@@ -151,7 +151,7 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
 class NmiEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One NMI that a vCPU entered.
 
-    :param seq: of the oracle's record
+    :param seq: of the observer's record
     :param phase: of the vCPU's core
     :param took: what set the pending bit, in words: the lab's NMIs by number, the guest's own by kind, first the one
         that set it, then those that merged with it; empty when nothing known did
@@ -179,7 +179,7 @@ class NmiAccount(msgspec.Struct, frozen=True, kw_only=True):
         that was for others, or merged, is not among them
     :param merged: set pending while the bit was set already, and so taken by another one's entry
     :param never: that no entry followed
-    :param entries: seen by the oracle
+    :param entries: seen by the observer
     :param unexplained: entries that nothing known sent
     :param counted: what the guest itself counted, None where it did not tell
     :param closes: nothing is left over on either side, and the guest counted the same
@@ -205,7 +205,7 @@ class NmiCount(msgspec.Struct, frozen=True, kw_only=True):
 
     :param sent: commands acknowledged
     :param handled: taken by the kernel's ordinary handlers, over all CPUs
-    :param entries: NMI entries the oracle saw, self-NMIs included
+    :param entries: NMI entries the observer saw, self-NMIs included
     :param proven_in_window: sent and acknowledged within a window of a sibling that was alive after it
     :param on_siblings: those of them that were pending on a sibling; None in records of labs that did not count them
     :param masked: sent and acknowledged within a window, and met a sibling's masked LINT1; None as above
@@ -225,8 +225,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     :param reason: one sentence
     :param windows_judged: windows that counted for ``quiet``
     :param windows_unseen: windows that could not
-    :param accounts: one for each vCPU, none where the oracle lost records
-    :param entries: of all vCPUs, in order, none where the oracle lost records
+    :param accounts: one for each vCPU, none where the observer lost records
+    :param entries: of all vCPUs, in order, none where the observer lost records
     :param stall: of a guest that stopped answering, where each vCPU was, one line each
     :param matched: how the landmarks are known to be those of the kernel that ran, in words
     """

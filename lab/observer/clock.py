@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the host's TSC to CLOCK_MONOTONIC, by moments at which the oracle read both."""
+"""From the host's TSC to CLOCK_MONOTONIC, by moments at which the observer read both."""
 
 import bisect
 from collections.abc import Iterable

@@ -15,7 +15,7 @@ from lab.observer.layout import STAMP_BUSY, Block, Covered, Header, Places, Reco
 _Part = TypeVar("_Part", bound=ctypes.Structure)
 
 
-class OracleFile:
+class ObserverFile:
     """The parts of one shared file, as they are at the moment of each call; what is missing reads as zeros."""
 
     def __init__(self, descriptor: int, places: Places) -> None:

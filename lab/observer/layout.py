@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shared file's layout: the mirror of images/oracle/oracle_shm.h, where each field is explained.
+"""The shared file's layout: the mirror of images/observer/observer_shm.h, where each field is explained.
 
 A test compiles that header and holds the two together.
 """
@@ -16,7 +16,7 @@ from lab.model.phase import Phase
 MAGIC: Final = 0x6C63616C62616C6D
 VERSION: Final = 6
 HEADER_SIZE: Final = 4096
-#: A record's stamp while it is being written, as images/oracle/ring.c has it.
+#: A record's stamp while it is being written, as images/observer/ring.c has it.
 STAMP_BUSY: Final = 2**64 - 1
 MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
@@ -86,7 +86,7 @@ class Shape(ctypes.Structure):
 
 
 class Control(ctypes.Structure):
-    """What the lab asks of the oracle."""
+    """What the lab asks of the observer."""
 
     _fields_ = (
         ("armed_trial", c_uint32),
@@ -122,7 +122,7 @@ class Hold(ctypes.Structure):
 
 
 class Status(ctypes.Structure):
-    """What the oracle counts."""
+    """What the observer counts."""
 
     _fields_ = (
         ("install_mono_ns", c_uint64),

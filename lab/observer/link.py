@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lab's end of the oracle: arm it, hear from it, collect what it saw."""
+"""The lab's end of the observer: arm it, hear from it, collect what it saw."""
 
 import collections
 import contextlib
@@ -18,9 +18,9 @@ import msgspec
 from lab.errors import DeadlineError, GuestGone, HostError, UsageError
 from lab.host.deadline import Deadline
 from lab.kernelimage.hold_places import FoundHold
-from lab.model.evidence import EventKind, OracleEvidence, Resting
+from lab.model.evidence import EventKind, ObserverEvidence, Resting
 from lab.model.topology import Topology
-from lab.observer.file import OracleFile
+from lab.observer.file import ObserverFile
 from lab.observer.layout import (
     HEADER_SIZE,
     HOLDS,
@@ -51,7 +51,7 @@ EXTEND_BOUND_NS: Final = 150_000_000
 #: How much longer than its stretch a window may stall its siblings: past its longest extension, and time for a primary
 #: that the host took off its CPU to get back to it. The longest stretch still ends under a second (STALL_CAP_NS).
 STALL_BOUND_NS: Final = 250_000_000
-#: What images/oracle/window.h caps a stretch at: 6.1 panics when a rendezvous takes a second.
+#: What images/observer/window.h caps a stretch at: 6.1 panics when a rendezvous takes a second.
 MAX_STRETCH_US: Final = 800_000
 #: Places for blocks per sibling and window; the most seen in one window was 80.
 TABLE_BLOCKS: Final = 1024
@@ -62,13 +62,13 @@ MAX_TRIAL: Final = 2**32 - 1
 #: between comes back within some slices; a dead QEMU's never does.
 MAX_WRITING_S: Final = 1.0
 
-_FILE_NAME: Final = "oracle.shm"
+_FILE_NAME: Final = "observer.shm"
 _NS_PER_US: Final = 1_000
 _WRITING_POLL_S: Final = 0.002
 
 
 class LinkMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the oracle told at once: a late load's begin or end, a window's edge, or that a vCPU is held.
+    """What the observer told at once: a late load's begin or end, a window's edge, or that a vCPU is held.
 
     :param detail: which hold, where it is one
     :param mono_ns: when it happened, CLOCK_MONOTONIC
@@ -83,8 +83,8 @@ class LinkMessage(msgspec.Struct, frozen=True, kw_only=True):
     load: int
 
 
-class OracleLink:
-    """The shared file and the socket of one guest's oracle. To be used by one thread at a time.
+class ObserverLink:
+    """The shared file and the socket of one guest's observer. To be used by one thread at a time.
 
     Make it with :meth:`create` and use it as a context manager, which closes both; the file stays in the run folder.
     """
@@ -93,7 +93,7 @@ class OracleLink:
         self._path = path
         self._topology = topology
         self._descriptor = descriptor
-        self._file = OracleFile(descriptor, places)
+        self._file = ObserverFile(descriptor, places)
         self._page = mmap.mmap(descriptor, HEADER_SIZE)
         self._header = Header.from_buffer(self._page)
         self._socket, self._child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,19 +113,19 @@ class OracleLink:
         ring_records: int = 65536,
         table_blocks: int = TABLE_BLOCKS,
         cover_blocks: int = COVER_BLOCKS,
-    ) -> "OracleLink":
+    ) -> "ObserverLink":
         """Make the file in a folder that is the lab's alone, and the socket.
 
         :param ring_records: how many of the last events are kept
         :param table_blocks: how many blocks are told apart per sibling and window, a power of two
         :param cover_blocks: the same per vCPU and phase of a load
-        :raise UsageError: the topology is too large for the oracle
+        :raise UsageError: the topology is too large for the observer
         :raise HostError: there is no space, or the file is there already
         """
         if topology.vcpus > MAX_VCPUS or topology.total_cores > MAX_CORES:
             raise UsageError(
                 f"topology '{topology}' has {topology.vcpus} vCPUs on {topology.total_cores} cores:"
-                f" the oracle takes up to {MAX_VCPUS} on {MAX_CORES}"
+                f" the observer takes up to {MAX_VCPUS} on {MAX_CORES}"
             )
         places = lay_out(
             vcpus=topology.vcpus,
@@ -143,11 +143,11 @@ class OracleLink:
                 os.pwrite(descriptor, bytes(make_header(places)), 0)
                 link = cls(path, places, topology, descriptor)
             except OSError as error:
-                raise HostError(f"oracle file '{path}' could not be made: {error.strerror or error}") from error
+                raise HostError(f"observer file '{path}' could not be made: {error.strerror or error}") from error
             undo.pop_all()
         return link
 
-    def __enter__(self) -> "OracleLink":
+    def __enter__(self) -> "ObserverLink":
         return self
 
     def __exit__(
@@ -205,7 +205,7 @@ class OracleLink:
         :param stalled: hold each sibling at its next block meanwhile, as hardware that pulls it in by itself
         :param holds: where vCPUs are held until :meth:`let_go`
         :param cover: count every block of the load
-        :raise UsageError: a value the oracle cannot take
+        :raise UsageError: a value the observer cannot take
         """
         if not 1 <= trial <= MAX_TRIAL or trial == self._trial:
             raise UsageError(f"trial is {trial}: allowed is 1 to {MAX_TRIAL}, and none twice in one guest")
@@ -272,12 +272,12 @@ class OracleLink:
             self._hear(kind.value, deadline)
 
     def announce(self, nmis: int) -> None:
-        """Tell the oracle that so many NMIs are still to be sent: no window closes before, but for its bound."""
+        """Tell the observer that so many NMIs are still to be sent: no window closes before, but for its bound."""
         self._header.control.nmis_sent += nmis
 
     @contextlib.contextmanager
     def sending(self, *, announced: bool = False) -> Iterator[None]:
-        """Tell the oracle, around the sending of one NMI, that it is under way: no window closes meanwhile.
+        """Tell the observer, around the sending of one NMI, that it is under way: no window closes meanwhile.
 
         One that ends without an acknowledgement leaves windows to their bound.
 
@@ -315,8 +315,8 @@ class OracleLink:
         """Return of each vCPU whether it is halted, and the last block it began; also once QEMU is stopped or dead."""
         return tuple((bool(vcpu.halts & 1), pc_of(vcpu.block)) for vcpu in self._file.read_vcpus())
 
-    def collect(self, symbolise: Symbolise) -> OracleEvidence:
-        """Return what the oracle saw of the trial armed last, also once QEMU is dead."""
+    def collect(self, symbolise: Symbolise) -> ObserverEvidence:
+        """Return what the observer saw of the trial armed last, also once QEMU is dead."""
         self._settle()
         reader = TrialReader(
             self._file,
@@ -342,16 +342,16 @@ class OracleLink:
             time.sleep(_WRITING_POLL_S)
 
     def _hear(self, what: str, deadline: Deadline) -> None:
-        deadline.check(f"the oracle's {what}")
+        deadline.check(f"the observer's {what}")
         self._socket.settimeout(max(deadline.remaining_s, 0.001))  # 0 would mean not to wait at all
         try:
             data = self._socket.recv(ctypes.sizeof(Message))
         except TimeoutError:
-            raise DeadlineError(f"deadline reached while waiting for the oracle's {what}") from None
+            raise DeadlineError(f"deadline reached while waiting for the observer's {what}") from None
         except ConnectionError:
             data = b""
         if not data:
-            raise GuestGone(f"QEMU ended while the lab waited for the oracle's {what}")
+            raise GuestGone(f"QEMU ended while the lab waited for the observer's {what}")
         if len(data) != ctypes.sizeof(Message):
             return
         message = Message.from_buffer_copy(data)

@@ -8,13 +8,13 @@ from lab.model.evidence import (
     Cover,
     Covered,
     EventKind,
-    OracleEvent,
-    OracleEvidence,
+    ObserverEvent,
+    ObserverEvidence,
     SiblingView,
     WindowSeen,
 )
 from lab.observer.clock import TscClock
-from lab.observer.file import OracleFile
+from lab.observer.file import ObserverFile
 from lab.observer.layout import (
     COVER_MASKED,
     HAZARDS,
@@ -40,7 +40,7 @@ Symbolise = Callable[[int], str]
 
 
 class TrialReader:
-    """Reads what the oracle left of one trial.
+    """Reads what the observer left of one trial.
 
     :param first_seq: the number of the first record that can be this trial's
     :param lost_before: windows already lost when the trial was armed
@@ -49,7 +49,7 @@ class TrialReader:
 
     def __init__(
         self,
-        file: OracleFile,
+        file: ObserverFile,
         *,
         trial: int,
         first_seq: int,
@@ -64,7 +64,7 @@ class TrialReader:
         self._covers_lost_before = covers_lost_before
         self._symbolise = symbolise
 
-    def read(self) -> OracleEvidence:
+    def read(self) -> ObserverEvidence:
         """Return all of it."""
         header = self._file.read_header()
         records, lost = self._file.read_records(self._first_seq, header.next_seq)
@@ -78,7 +78,7 @@ class TrialReader:
             ]
         )
         windows, windows_lost = self._read_windows(clock)
-        return OracleEvidence(
+        return ObserverEvidence(
             events=tuple(self._make_event(record) for record in fit if record.trial == self._trial),
             windows=windows,
             records_lost=lost + len(records) - len(fit),
@@ -113,8 +113,8 @@ class TrialReader:
     def _name(self, pc: int) -> str:
         return self._symbolise(pc) if pc else ""
 
-    def _make_event(self, record: Record) -> OracleEvent:
-        return OracleEvent(
+    def _make_event(self, record: Record) -> ObserverEvent:
+        return ObserverEvent(
             seq=record.stamp,
             mono_ns=record.mono_ns,
             tsc=record.tsc,

@@ -17,8 +17,8 @@ from lab.model.plan import Injection, Plan, draw_plan
 from lab.model.scenario import Parking, Scenario, Siblings
 from lab.model.topology import Topology
 
-#: What the windows of a smaller case may last, shortest first; the oracle keeps them open until an NMI that was sent in
-#: one is through.
+#: What the windows of a smaller case may last, shortest first; the observer keeps them open until an NMI that was sent
+#: in one is through.
 STRETCHES_US = (1_000, 5_000, 20_000)
 
 

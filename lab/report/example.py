@@ -131,4 +131,4 @@ def _draw(folder: Path, invariants: Sequence[Invariant]) -> tuple[Timeline | Non
     except EvidenceError as error:
         # The folder's place on this machine is of no use to a reader of the page elsewhere.
         return None, str(error).replace(str(folder), folder.name)
-    return timeline, "" if timeline is not None else "the oracle saw no window, so there is nothing to draw"
+    return timeline, "" if timeline is not None else "the observer saw no window, so there is nothing to draw"

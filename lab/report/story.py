@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from lab.model.evidence import EventKind, Evidence, Hazard, OracleEvent, Sent
+from lab.model.evidence import EventKind, Evidence, Hazard, ObserverEvent, Sent
 from lab.model.verdict import Finding, Handler, Verdict
 from lab.report.text import clean
 
@@ -50,7 +50,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened.
 
     :param who: the vCPU, or LAB
-    :param seq: of the oracle's first record of it, 0 for what the lab did
+    :param seq: of the observer's first record of it, 0 for what the lab did
     :param broke: names of the invariants whose proof it is
     :param count: of the records that it stands for
     """
@@ -107,8 +107,8 @@ def _find_core(verdict: Verdict) -> int:
 
 
 def find_begin(evidence: Evidence) -> int:
-    """Return when the load began, by the oracle or else by the lab; 0 when neither says."""
-    events = evidence.oracle.events if evidence.oracle is not None else ()
+    """Return when the load began, by the observer or else by the lab; 0 when neither says."""
+    events = evidence.observer.events if evidence.observer is not None else ()
     begins = [event.mono_ns for event in events if event.kind is EventKind.LOAD_BEGIN]
     if begins:
         return min(begins)
@@ -121,7 +121,7 @@ def _tell_events(evidence: Evidence, verdict: Verdict) -> Iterable[Row]:
     begin_ns = find_begin(evidence)
     broke = _find_proofs(verdict)
     took = _find_takers(verdict)
-    for event in (evidence.oracle.events if evidence.oracle is not None else ())[:MAX_EVENTS]:
+    for event in (evidence.observer.events if evidence.observer is not None else ())[:MAX_EVENTS]:
         yield Row(
             at_us=(event.mono_ns - begin_ns) / NS_PER_US,
             who=event.vcpu,
@@ -158,7 +158,7 @@ def _list(took: Sequence[str]) -> str:
     return " and ".join(took[:MAX_TOOK]) + (f" and {more} more" if more > 0 else "")
 
 
-def _tell(event: OracleEvent, took: str) -> str:
+def _tell(event: ObserverEvent, took: str) -> str:
     where = clean(event.symbol) or (f"{event.pc:#x}" if event.pc else "halted")
     match event.kind:
         case EventKind.NMI_ENTRY:

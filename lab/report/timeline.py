@@ -14,8 +14,8 @@ from lab.model.evidence import (
     Evidence,
     Hazard,
     InjectionLog,
-    OracleEvent,
-    OracleEvidence,
+    ObserverEvent,
+    ObserverEvidence,
     WindowSeen,
 )
 from lab.report.panel import WIDTH_PX, Axis, Lane, Moment, Panel, Stretch, draw_panel
@@ -67,14 +67,14 @@ def draw_timeline(evidence: Evidence, core: int) -> Timeline | None:
 
     :return: None when no window was seen
     """
-    oracle = evidence.oracle
-    if oracle is None or not oracle.windows:
+    observer = evidence.observer
+    if observer is None or not observer.windows:
         return None
-    window = _choose_window(oracle, core)
+    window = _choose_window(observer, core)
     topology = evidence.scenario.topology
     core = max(0, min(window.core, topology.total_cores - 1))
     vcpus = topology.threads_of(core)
-    events = [event for event in oracle.events if event.load == window.load]
+    events = [event for event in observer.events if event.load == window.load]
     begin_ns = _find_begin(window, events)
 
     def at_us(mono_ns: int) -> float:
@@ -129,17 +129,17 @@ def draw_timeline(evidence: Evidence, core: int) -> Timeline | None:
     return Timeline(core=core, load=window.load, width=WIDTH_PX, overview=overview, breach=breach)
 
 
-def _choose_window(oracle: OracleEvidence, core: int) -> WindowSeen:
-    for window in oracle.windows:
+def _choose_window(observer: ObserverEvidence, core: int) -> WindowSeen:
+    for window in observer.windows:
         if window.core == core:
             return window
-    for window in oracle.windows:
+    for window in observer.windows:
         if any(sibling.outside_blocks for sibling in window.siblings):
             return window
-    return oracle.windows[0]
+    return observer.windows[0]
 
 
-def _find_begin(window: WindowSeen, events: Sequence[OracleEvent]) -> int:
+def _find_begin(window: WindowSeen, events: Sequence[ObserverEvent]) -> int:
     for event in events:
         if event.kind is EventKind.LOAD_BEGIN:
             return min(event.mono_ns, window.open_ns)
@@ -151,7 +151,7 @@ def _close_us(window: WindowSeen, at_us: Callable[[int], float]) -> tuple[float,
 
 
 def _find_waits(
-    events: Sequence[OracleEvent], vcpus: Sequence[int], at_us: Callable[[int], float], end_us: float
+    events: Sequence[ObserverEvent], vcpus: Sequence[int], at_us: Callable[[int], float], end_us: float
 ) -> list[Stretch]:
     """From each thread's first call-in to the first release after it, or to the end."""
     waits = []
@@ -234,13 +234,13 @@ def _find_breach(
     return first_us - margin_us, last_us + margin_us
 
 
-def _shape(event: OracleEvent) -> str:
+def _shape(event: ObserverEvent) -> str:
     """Show the classes that do not break ``harmless`` apart: with FSGSBASE every NMI entry has some."""
     apart = event.kind is EventKind.HAZARD and event.hazard not in NASTY
     return "apart" if apart else _SHAPES[event.kind]
 
 
-def _tell(event: OracleEvent) -> str:
+def _tell(event: ObserverEvent) -> str:
     where = event.symbol or (f"{event.pc:#x}" if event.pc else "halted")
     what = {
         EventKind.NMI_ENTRY: "NMI entry",

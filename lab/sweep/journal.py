@@ -144,7 +144,7 @@ class Broke(msgspec.Struct, frozen=True, kw_only=True, tag="broke"):
 class Uncovered(msgspec.Struct, frozen=True, kw_only=True, tag="uncovered"):
     """What a load's cover has not: there may be points that nobody knows of.
 
-    :param blocks: that found no place in the oracle's table
+    :param blocks: that found no place in the observer's table
     """
 
     blocks: int

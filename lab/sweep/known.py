@@ -4,7 +4,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lab.model.evidence import Covered, OracleEvidence
+from lab.model.evidence import Covered, ObserverEvidence
 from lab.model.phase import PHASES, Phase, Role
 from lab.model.sweep import Block, Point, SweepAsk, Visit, ranks_of
 from lab.sweep.journal import Broke, Dry, Found, Line, Tried, Uncovered
@@ -59,12 +59,12 @@ class Known:
         """All points that are known, in order of discovery."""
         return tuple(Point(block, rank) for block, found in self.found.items() for rank in ranks_of(found.count))
 
-    def find_new(self, ask: SweepAsk, oracle: OracleEvidence | None, lead: Lead) -> tuple[Found, ...]:
+    def find_new(self, ask: SweepAsk, observer: ObserverEvidence | None, lead: Lead) -> tuple[Found, ...]:
         """Return those blocks that a trial shows, and that are new or were come to more often than known, unaided.
 
         :param lead: what the trial was given
         """
-        cover = oracle.cover if oracle is not None else None
+        cover = observer.cover if observer is not None else None
         seen = cover.blocks if cover is not None else ()
         roles = {ask.vcpu_of(role): role for role in ask.roles}
         open_to_nmis = {(each.vcpu, each.phase, each.pc) for each in seen if not each.masked}

@@ -33,7 +33,7 @@ class Swept:
     :param broke: loads that broke something though their point was not reached
     :param masked: blocks that only NMIs of the sweep lead to, in their handler, where no further one can enter
     :param stopped: why the rest was not tried, empty when all was
-    :param uncovered: blocks of its loads that the oracle had no place for: not all points are known
+    :param uncovered: blocks of its loads that the observer had no place for: not all points are known
     :param unseen: roles asked for of which no block is known
     """
 

@@ -219,9 +219,9 @@ class _Sweep:
         return (*pins, *delays)
 
     def _learn(self, evidence: Evidence, lead: Lead) -> tuple[Found | Uncovered, ...]:
-        cover = evidence.oracle.cover if evidence.oracle is not None else None
+        cover = evidence.observer.cover if evidence.observer is not None else None
         lost = (Uncovered(blocks=cover.lost),) if cover is not None and cover.lost else ()
-        learnt = (*self.known.find_new(self._ask, evidence.oracle, lead), *lost)
+        learnt = (*self.known.find_new(self._ask, evidence.observer, lead), *lost)
         for each in learnt:
             self.known.take(each)
         return learnt
@@ -292,19 +292,19 @@ def _find_earlier(rank: Rank, arrival: int, seen: int) -> int:
 
 
 def _count_arrivals(evidence: Evidence, hold: int) -> int:
-    arrivals = evidence.oracle.arrivals if evidence.oracle is not None else ()
+    arrivals = evidence.observer.arrivals if evidence.observer is not None else ()
     return arrivals[hold] if hold < len(arrivals) else 0
 
 
 def _has_come(evidence: Evidence, hold: int) -> bool:
     """Say whether the thread came to a hold of the plan."""
-    events = evidence.oracle.events if evidence.oracle is not None else ()
+    events = evidence.observer.events if evidence.observer is not None else ()
     return any(event.kind is EventKind.HELD and event.detail == hold for event in events)
 
 
 def _has_entered(evidence: Evidence, hold: int) -> bool:
     """Say whether the NMI entered where the thread was held: then its first block behind the hold is the handler's."""
-    events = evidence.oracle.events if evidence.oracle is not None else ()
+    events = evidence.observer.events if evidence.observer is not None else ()
     vcpu = evidence.plan.holds[hold].vcpu if hold < len(evidence.plan.holds) else -1
     held = [event.seq for event in events if event.kind is EventKind.HELD and event.detail == hold]
     resumed = [event for event in events if event.kind is EventKind.RESUMED and event.vcpu == vcpu]

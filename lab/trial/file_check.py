@@ -12,7 +12,7 @@ from lab.kernelimage.vmlinux import Kernel
 from lab.mechanisms.mechanism import Mechanism
 from lab.microcode.files import UcodeCpu
 from lab.microcode.update import firmware_name
-from lab.model.evidence import EventKind, OracleEvidence, Sent
+from lab.model.evidence import EventKind, ObserverEvidence, Sent
 from lab.trial import guest_side
 from lab.trial.sentinels import send_sentinels
 from lab.trial.session import TRIAL_S, Session
@@ -30,7 +30,7 @@ class FileTried(msgspec.Struct, frozen=True, kw_only=True):
     :param said: the kernel's lines about microcode, without level and time
     :param tainted: the kernel's taint flags after it
     :param revisions_before: per CPU, from sysfs
-    :param windows: cores whose first WRMSR 0x79 of the load the oracle saw, in order of their numbers
+    :param windows: cores whose first WRMSR 0x79 of the load the observer saw, in order of their numbers
     :param strays: how many WRMSRs 0x79 it saw beside those: later ones of a core, and ones outside any load
     """
 
@@ -76,7 +76,7 @@ def try_file(
     _clear_tainted(session, kernel, deadline)
     before = guest_side.take_readings(shell, session.topology, base, deadline)
     guest_side.choose_mechanism(shell, mechanism, base, deadline)
-    link = session.arm_oracle(mechanism, (0,) * session.topology.total_cores)
+    link = session.arm_observer(mechanism, (0,) * session.topology.total_cores)
     try:
         load_errno = guest_side.load_late(shell, deadline)
         dmesg, _ = guest_side.read_dmesg(shell, deadline)
@@ -86,30 +86,30 @@ def try_file(
         sentinels = send_sentinels(session.machine, link, session.topology.vcpus, deadline)
     finally:
         link.disarm()
-    oracle = session.collect_oracle()
-    check_watched(oracle, sentinels)
+    observer = session.collect_observer()
+    check_watched(observer, sentinels)
     return FileTried(
         load_errno=load_errno,
         said=tuple(message for line in dmesg if _LOADER in (message := message_of(line))),
         tainted=tainted,
         revisions_before=before.revisions,
         revisions_after=after.revisions,
-        windows=tuple(sorted(window.core for window in oracle.windows)),
-        strays=sum(event.kind in (EventKind.RETRY, EventKind.EARLY) for event in oracle.events),
+        windows=tuple(sorted(window.core for window in observer.windows)),
+        strays=sum(event.kind in (EventKind.RETRY, EventKind.EARLY) for event in observer.events),
     )
 
 
-def check_watched(oracle: OracleEvidence, sentinels: tuple[Sent, ...]) -> None:
-    """See that the oracle kept all that it recorded, and recorded the NMI that each vCPU was sent in the end.
+def check_watched(observer: ObserverEvidence, sentinels: tuple[Sent, ...]) -> None:
+    """See that the observer kept all that it recorded, and recorded the NMI that each vCPU was sent in the end.
 
     :raise EvidenceError: it did not: that it saw no WRMSR then means nothing
     """
-    if oracle.records_lost or oracle.windows_lost:
-        raise EvidenceError(f"the oracle lost {oracle.records_lost} records and {oracle.windows_lost} windows")
+    if observer.records_lost or observer.windows_lost:
+        raise EvidenceError(f"the observer lost {observer.records_lost} records and {observer.windows_lost} windows")
     for sent in sentinels:
-        own = (event for event in oracle.events if event.vcpu == sent.vcpu and event.kind is EventKind.NMI_ENTRY)
+        own = (event for event in observer.events if event.vcpu == sent.vcpu and event.kind is EventKind.NMI_ENTRY)
         if not any(event.mono_ns >= sent.send_ns for event in own):
-            raise EvidenceError(f"the oracle did not see the NMI that vCPU {sent.vcpu} was sent")
+            raise EvidenceError(f"the observer did not see the NMI that vCPU {sent.vcpu} was sent")
 
 
 def _clear_tainted(session: Session, kernel: Kernel, deadline: Deadline) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from lab.build import initramfs, oracle
+from lab.build import initramfs, observer
 from lab.build.cache import Progress, cached, read_sums
 from lab.build.images import ImageSet
 from lab.build.initramfs import build_initramfs
-from lab.build.oracle import build_oracle
+from lab.build.observer import build_observer
 from lab.errors import UsageError
 from lab.host.files import hash_file
 from lab.kernelimage.bzimage import BzImage, read_bzimage
@@ -79,7 +79,7 @@ def build_around(given: GivenKernel, progress: Progress, qemu: Qemu) -> ImageSet
     :raise UsageError: the kernel has changed since it was checked
     :raise HostError: a package or space is missing
     """
-    plugin = build_oracle(progress, qemu.level) / oracle.NAME
+    plugin = build_observer(progress, qemu.level) / observer.NAME
     archive = build_initramfs(progress) / initramfs.NAME
     kept = _keep(given, progress)
     return ImageSet(
@@ -87,11 +87,11 @@ def build_around(given: GivenKernel, progress: Progress, qemu: Qemu) -> ImageSet
         kernel_release=given.packed.release,
         vmlinux=given.vmlinux,
         initramfs=archive,
-        oracle=plugin,
+        observer=plugin,
         kernel_sha256=read_sums(kept.parent)[kept.name],
         vmlinux_sha256=hash_file(given.vmlinux),
         initramfs_sha256=read_sums(archive.parent)[archive.name],
-        oracle_sha256=read_sums(plugin.parent)[plugin.name],
+        observer_sha256=read_sums(plugin.parent)[plugin.name],
         qemu=qemu,
         match=given.match,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The injector: sends a plan's NMIs as the oracle tells what the load does, lets held vCPUs go, and keeps the log."""
+"""The injector: sends a plan's NMIs as the observer tells what the load does, lets held vCPUs go, and keeps the log."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from lab.model.evidence import EventKind, InjectionLog, Sent
 from lab.model.phase import Phase
 from lab.model.plan import Plan
 from lab.model.scenario import Aim
-from lab.observer.link import LinkMessage, OracleLink
+from lab.observer.link import LinkMessage, ObserverLink
 from lab.trial.schedule import Overhead, Schedule
 
 #: How long the thread may take to notice that its deadline has passed.
@@ -26,18 +26,20 @@ _NS_PER_S = 1_000_000_000
 class InjectionThread:
     """Runs one plan beside the load command. A context manager; the log is whole once it is left.
 
-    It has the oracle's link for itself until then.
+    It has the observer's link for itself until then.
 
     How long a load's rendezvous takes depends on the host, how long its windows last on the plan. Times that a plan
     draws for the windows and what follows are counted from the first window's opening, not from what the rendezvous
     was thought to take: else a slow host shifts them all before the windows, a quick one behind them. What is left for
     the rendezvous when the first window opens is spread over the window.
 
-    A vCPU that comes to its hold is told of by the oracle; its NMIs are sent, and it is let go once they are
+    A vCPU that comes to its hold is told of by the observer; its NMIs are sent, and it is let go once they are
     acknowledged, and the hold that it is to outlast is over.
     """
 
-    def __init__(self, machine: Machine, link: OracleLink, plan: Plan, overhead: Overhead, deadline: Deadline) -> None:
+    def __init__(
+        self, machine: Machine, link: ObserverLink, plan: Plan, overhead: Overhead, deadline: Deadline
+    ) -> None:
         self._machine = machine
         self._link = link
         self._plan = plan
@@ -116,7 +118,7 @@ class InjectionThread:
         return bool(self._begin_ns) and all_sent and len(self._over) == len(self._plan.holds)
 
     def _hear(self) -> LinkMessage | None:
-        """Wait for the oracle's next message, or for the next NMI's time."""
+        """Wait for the observer's next message, or for the next NMI's time."""
         due_ns = self._schedule.next_ns
         over = self._load_over.is_set()
         self._deadline.check("the time of the next NMI")
@@ -134,7 +136,7 @@ class InjectionThread:
     def _tell_missing(self) -> str:
         waiting = sorted(set(range(len(self._plan.holds))) - self._reached)
         if not self._begin_ns:
-            return "deadline reached while waiting for the oracle's load-begin"
+            return "deadline reached while waiting for the observer's load-begin"
         if waiting:
             hold = self._plan.holds[waiting[0]]
             return f"vCPU {hold.vcpu} did not come to hold {waiting[0]}, at {hold.at}, for the {hold.arrival}. time"

@@ -30,7 +30,7 @@ def _find_newest(kind: str, name: str) -> Path | None:
 
 
 def try_kvm(qemu: Qemu | None) -> Check:
-    """Boot a guest under KVM. Never a lack: the lab runs under TCG, and KVM has no oracle.
+    """Boot a guest under KVM. Never a lack: the lab runs under TCG, and KVM has no observer.
 
     :param qemu: what to boot it on, None where there is none
     """
@@ -52,6 +52,6 @@ def try_kvm(qemu: Qemu | None) -> Check:
     )
     try:
         with make_run_dir() as run_dir, start_guest(spec, make_guest_keys(), run_dir, Deadline.after(PROBE_S)):
-            return Check(name=_NAME, ok=True, found="boots a guest; there is no oracle under it")
+            return Check(name=_NAME, ok=True, found="boots a guest; there is no observer under it")
     except (GuestError, HostError) as error:
         return Check(name=_NAME, ok=True, found=f"not usable: {str(error).splitlines()[0]}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From images to a running guest with its oracle, ready for trials."""
+"""From images to a running guest with its observer, ready for trials."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from lab.kernelimage.vmlinux import Kernel
 from lab.mechanisms.base import find_base
 from lab.mechanisms.table import mechanisms_of
 from lab.model.boot import Boot, Granularity
-from lab.observer.link import COVER_BLOCKS, OracleLink
+from lab.observer.link import COVER_BLOCKS, ObserverLink
 from lab.trial.keys import make_guest_keys
 from lab.trial.session import Session
 
@@ -39,13 +39,13 @@ STEPPED_COVER_BLOCKS: Final = 8 * COVER_BLOCKS
 
 @contextlib.contextmanager
 def open_session(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int = RING_RECORDS) -> Iterator[Session]:
-    """Boot a guest with an oracle, ready for trials, and leave nothing of it behind.
+    """Boot a guest with an observer, ready for trials, and leave nothing of it behind.
 
     One that an accident of its boot made unfit is replaced, a few times.
 
     :param kernel: read from the images' vmlinux
     :param boot: what to boot it with; the images are of its base
-    :param ring_records: how many events of a trial the oracle can keep
+    :param ring_records: how many events of a trial the observer can keep
     :raise GuestUnfit: each was unfit
     :raise GuestGone: it did not boot, or is not the machine that was asked for
     :raise HostError: the host could not start it
@@ -68,7 +68,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
     with contextlib.ExitStack() as stack:
         run_dir = stack.enter_context(make_run_dir())
         cover_blocks = STEPPED_COVER_BLOCKS if stepped else COVER_BLOCKS
-        made = OracleLink.create(run_dir, boot.topology, ring_records, cover_blocks=cover_blocks)
+        made = ObserverLink.create(run_dir, boot.topology, ring_records, cover_blocks=cover_blocks)
         link = stack.enter_context(made)
         landmarks = run_dir / "landmarks"
         found = find_landmarks(kernel, mechanisms_of(boot.base))
@@ -82,7 +82,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
             cpu=DEFAULT_CPU + (",+monitor" if boot.monitor else ""),
             kernel_args=(*((ENGINE_ARG,) if find_base(boot.base).engine else ()), *boot.kernel_args),
             plugin=link.plugin_arguments(
-                handed.hand(images.oracle), handed.hand(landmarks), handed.hand(link.path, writable=True)
+                handed.hand(images.observer), handed.hand(landmarks), handed.hand(link.path, writable=True)
             ),
             stepped=stepped,
         )

@@ -207,7 +207,7 @@ def _explain_no_guest(scenario: Scenario, plan: Plan, reason: str) -> Evidence:
         images=None,
         ending=Ending.LAB,
         reason=lines[0] + last if lines else "no guest",
-        oracle=None,
+        observer=None,
         injections=None,
         guest=None,
         timings=None,

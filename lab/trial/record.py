@@ -48,7 +48,7 @@ def make_record(number: int, evidence: Evidence, verdict: Verdict, evidence_name
         shots={phase: len(shots) for phase, shots in fractions.items()},
         match=evidence.images.best_match if evidence.images is not None else None,
         bucket=find_bucket(evidence, verdict),
-        wait_region=evidence.oracle.wait_region if evidence.oracle is not None else (),
+        wait_region=evidence.observer.wait_region if evidence.observer is not None else (),
         first_load=evidence.plan.first_load,
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from lab.build import initramfs, oracle
+from lab.build import initramfs, observer
 from lab.build.cache import Progress, read_sums
 from lab.build.content import find_entry
 from lab.build.images import ImageSet, build_images
@@ -20,7 +20,7 @@ from lab.model.evidence import Images
 from lab.model.qemu import Qemu
 from lab.trial.given import GivenKernel, build_around
 
-#: An oracle of other sources has another layout, and other landmarks.
+#: An observer of other sources has another layout, and other landmarks.
 _ASK_THAT_LAB = "; the lab that made it can"
 _NAME_IT = f"; name the trial's own with {OPTION}"
 #: Digits of a hash that a person is shown.
@@ -32,7 +32,7 @@ def find_same(
 ) -> tuple[ImageSet, Kernel]:
     """Return images with the same content, and the kernel read from their vmlinux.
 
-    Everything is looked for in the cache by content first, so that a mutant's kernel, a mutant's oracle or one of a
+    Everything is looked for in the cache by content first, so that a mutant's kernel, a mutant's observer or one of a
     user's own tree is found wherever it was built from. A kernel that is not there is built: that of the base, and then
     that of the mutant which the hint names.
 
@@ -60,7 +60,7 @@ def find_same(
     _compare("the kernel", images.kernel_sha256, mine.kernel_sha256, _advise(images))
     _compare("vmlinux", images.vmlinux_sha256, mine.vmlinux_sha256, _advise(images))
     _compare("the initramfs", images.initramfs_sha256, mine.initramfs_sha256)
-    _compare("the oracle", images.oracle_sha256, mine.oracle_sha256, _ASK_THAT_LAB)
+    _compare("the observer", images.observer_sha256, mine.observer_sha256, _ASK_THAT_LAB)
     return built, found or read_kernel(built.vmlinux)
 
 
@@ -76,9 +76,9 @@ def _find_built(images: Images, base: str, qemu: Qemu, hint: str, progress: Prog
             build_kernel(progress, base, find_patch(named[0]))
             kernel_entry = find_entry("kernel", wanted)
             built = built if kernel_entry is None else _with_kernel(built, read_entry(kernel_entry), images)
-    plugin = _find_oracle(images.oracle_sha256, qemu.level)
+    plugin = _find_observer(images.observer_sha256, qemu.level)
     if plugin is not None:
-        built = msgspec.structs.replace(built, oracle=plugin / oracle.NAME, oracle_sha256=images.oracle_sha256)
+        built = msgspec.structs.replace(built, observer=plugin / observer.NAME, observer_sha256=images.observer_sha256)
     archive = find_entry("initramfs", {initramfs.NAME: images.initramfs_sha256})
     if archive is not None:
         found = archive / initramfs.NAME
@@ -86,11 +86,11 @@ def _find_built(images: Images, base: str, qemu: Qemu, hint: str, progress: Prog
     return built
 
 
-def _find_oracle(digest: str, level: int) -> Path | None:
-    """Return the entry of an oracle that this lab can speak with: its own, or a mutant of that."""
-    patches = [find_patch(each) for each in read_mutants() if each.subject is Subject.ORACLE]
-    entries = (oracle.find_oracle(level, patch) for patch in (None, *patches))
-    return next((entry for entry in entries if entry and read_sums(entry).get(oracle.NAME) == digest), None)
+def _find_observer(digest: str, level: int) -> Path | None:
+    """Return the entry of an observer that this lab can speak with: its own, or a mutant of that."""
+    patches = [find_patch(each) for each in read_mutants() if each.subject is Subject.OBSERVER]
+    entries = (observer.find_observer(level, patch) for patch in (None, *patches))
+    return next((entry for entry in entries if entry and read_sums(entry).get(observer.NAME) == digest), None)
 
 
 def _with_kernel(built: ImageSet, kernel: BuiltKernel, images: Images) -> ImageSet:

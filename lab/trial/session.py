@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A warm guest with its oracle, which serves one trial after another."""
+"""A warm guest with its observer, which serves one trial after another."""
 
 import contextlib
 import functools
@@ -33,7 +33,7 @@ from lab.model.evidence import (
     Evidence,
     GuestEvidence,
     InjectionLog,
-    OracleEvidence,
+    ObserverEvidence,
     RendezvousState,
     Returned,
     Stall,
@@ -44,7 +44,7 @@ from lab.model.hold import Hold
 from lab.model.plan import Plan
 from lab.model.scenario import Scenario, Siblings
 from lab.model.verdict import Outcome
-from lab.observer.link import OracleLink
+from lab.observer.link import ObserverLink
 from lab.observer.reader import Symbolise
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread
@@ -61,8 +61,8 @@ FIRST_OVERHEAD: Final = Overhead(before_us=30_000)
 SETTLED_S: Final = 0.03
 CONSOLE_TAIL_LINES: Final = 60
 #: Of a guest's run folder, what helps a person who looks into a trial.
-RUN_FILES: Final = ("console.log", "qemu.log", "oracle.shm", "landmarks")
-#: The oracle's file is the largest; a guest's console is bounded where it is written.
+RUN_FILES: Final = ("console.log", "qemu.log", "observer.shm", "landmarks")
+#: The observer's file is the largest; a guest's console is bounded where it is written.
 MAX_RUN_FILE_BYTES: Final = 64 * 1024 * 1024
 #: More than the blocks of all loads' code; what is kept of each is a short text.
 MAX_SYMBOLS: Final = 65_536
@@ -88,7 +88,7 @@ class Session:
         landmarks: LandmarkSet,
         boot: Boot,
         machine: Machine,
-        link: OracleLink,
+        link: ObserverLink,
         deadline: Deadline,
     ) -> None:
         self.topology = boot.topology
@@ -120,10 +120,10 @@ class Session:
         """Whether the guest can serve another trial: it has not ended, and was not stopped since it did not answer."""
         return self.machine.ending is None and not self._stalled
 
-    def arm_oracle(
+    def arm_observer(
         self, mechanism: Mechanism, stretch_us: tuple[int, ...], holds: tuple[Hold, ...] = (), *, cover: bool = False
-    ) -> OracleLink:
-        """Have the oracle record all from now on as a trial of its own, and return the link by which that is ended.
+    ) -> ObserverLink:
+        """Have the observer record all from now on as a trial of its own, and return the link by which that is ended.
 
         :param stretch_us: how long to hold each core's window open
         :param cover: note every block that the load's vCPUs begin
@@ -134,8 +134,8 @@ class Session:
         self._link.arm(self._trials, mechanism.bit, stretch_us, stalled=mechanism.stalled, holds=found, cover=cover)
         return self._link
 
-    def collect_oracle(self) -> OracleEvidence:
-        """Return what the oracle saw since it was armed last."""
+    def collect_observer(self) -> ObserverEvidence:
+        """Return what the observer saw since it was armed last."""
         seen = self._link.collect(self._symbolise)
         return msgspec.structs.replace(seen, handlers_watched=bool(self._kernel.find_all(NMI_HANDLER)))
 
@@ -228,7 +228,7 @@ class _Trial:
         mechanism = find_mechanism(self.scenario.mechanism)
         dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session.base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
-        session.arm_oracle(mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover)
+        session.arm_observer(mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover)
         self.armed = True
         try:
             load_errno = self._load()
@@ -372,8 +372,8 @@ class _Trial:
     def collect(self, ending: Ending, reason: str) -> Kept:
         """Bring all evidence together, also when the guest is gone."""
         self.link.disarm()
-        # Until it is armed the oracle has only the trial before to tell of.
-        oracle = self._collect_oracle() if self.armed else None
+        # Until it is armed the observer has only the trial before to tell of.
+        observer = self._collect_observer() if self.armed else None
         console = self.machine.console.part(self.console_mark)
         self.raw["console.log"] = "".join(f"{line}\n" for line in console.lines).encode()
         timings = Timings(
@@ -391,7 +391,7 @@ class _Trial:
             images=self.session._images,
             ending=ending,
             reason=reason,
-            oracle=oracle,
+            observer=observer,
             injections=self.injections,
             guest=self.guest,
             timings=timings,
@@ -401,9 +401,9 @@ class _Trial:
         )
         return Kept(evidence, self.raw)
 
-    def _collect_oracle(self) -> OracleEvidence:
+    def _collect_observer(self) -> ObserverEvidence:
         wait_region = self.session._landmarks.list_functions(self.scenario.mechanism)
-        return msgspec.structs.replace(self.session.collect_oracle(), wait_region=wait_region)
+        return msgspec.structs.replace(self.session.collect_observer(), wait_region=wait_region)
 
 
 def _steal_ppm(before: object) -> int:

@@ -12,7 +12,7 @@ from lab.guest.machine import Machine
 from lab.guest.registers import ASK_S, parse_registers, read_registers
 from lab.host.deadline import Deadline
 from lab.model.evidence import Stall, StalledVcpu
-from lab.observer.link import OracleLink
+from lab.observer.link import ObserverLink
 
 _BYTES_PER_MIB: Final = 1 << 20
 #: In the evidence folder, as QEMU said it.
@@ -22,12 +22,12 @@ NO_DUMP: Final = "no dump: "
 
 
 def ask_stalled(
-    machine: Machine, link: OracleLink, vcpus: int, symbolise: Callable[[int], str], dump_mib: int = 0
+    machine: Machine, link: ObserverLink, vcpus: int, symbolise: Callable[[int], str], dump_mib: int = 0
 ) -> tuple[Stall, dict[str, bytes]]:
     """Return where each vCPU is, and raw files to keep. The guest is stopped for good.
 
     Takes ASK_S at most, and with a dump DUMP_S more. Where QEMU does not answer, as when it is stopped itself, the
-    oracle's shared memory says which blocks began last.
+    observer's shared memory says which blocks began last.
 
     :param dump_mib: how large a dump of the guest's memory may be, 0 for none
     """

@@ -2,7 +2,7 @@
 """Synthetic evidence for the judge's tests: a clean late load of ``nmi-self``, to which a test adds one defect.
 
 Times are in nanoseconds since the load's begin. Records are numbered when the evidence is built, so a defect that adds
-or leaves out records gives evidence as a sound oracle would have written it. A defect of a witness itself is made on
+or leaves out records gives evidence as a sound observer would have written it. A defect of a witness itself is made on
 the built evidence with ``change``.
 """
 
@@ -26,8 +26,8 @@ from lab.model.evidence import (
     Hazard,
     Images,
     InjectionLog,
-    OracleEvent,
-    OracleEvidence,
+    ObserverEvent,
+    ObserverEvidence,
     RendezvousState,
     Resting,
     Returned,
@@ -51,7 +51,7 @@ FIRST_LOAD = 1
 
 WINDOW_AT_NS = 2 * MS
 WINDOW_NS = 10 * MS
-#: A window closes somewhat later than asked: the oracle looks for signs of life first.
+#: A window closes somewhat later than asked: the observer looks for signs of life first.
 ASKED_NS = WINDOW_NS - MS
 #: When a primary comes to the exit rendezvous, where there is one.
 CALL_OUT_AT_NS = 13 * MS
@@ -108,7 +108,7 @@ def guest_tsc(at_ns: int) -> int:
 
 
 def change(root: _Struct, path: str, value: Any) -> _Struct:
-    """Return a copy with one field, such as ``oracle.windows.0.close_seq``, replaced, or put through a callable."""
+    """Return a copy with one field, such as ``observer.windows.0.close_seq``, replaced, or put through a callable."""
     head, _, rest = path.partition(".")
     old = getattr(root, head)
     return msgspec.structs.replace(root, **{head: _changed(old, rest, value)})
@@ -214,7 +214,7 @@ class Load:
         return self
 
     def handle(self) -> "Load":
-        """Let all entries so far but the mechanism's own lead to the kernel's handlers, and the oracle see that."""
+        """Let all entries so far but the mechanism's own lead to the kernel's handlers, and the observer see that."""
         self.handlers = True
         own = find_mechanism(self.mechanism).landmarks.takes_nmis
         # The ledger is in the first chain that is called; without it nobody in that one takes the lab's NMIs.
@@ -257,7 +257,7 @@ class Load:
                 kernel_sha256="0" * 64,
                 vmlinux_sha256="0" * 64,
                 initramfs_sha256="0" * 64,
-                oracle_sha256="0" * 64,
+                observer_sha256="0" * 64,
                 qemu_version="7.2",
                 kernel_release=self.base.version or "6.9.0-mine",
             ),
@@ -265,7 +265,7 @@ class Load:
             reason=""
             if self.ending is Ending.COMPLETE
             else "Kernel panic - not syncing: Timeout during microcode update!",
-            oracle=OracleEvidence(
+            observer=ObserverEvidence(
                 events=events,
                 windows=tuple(
                     self._window(core, events)
@@ -365,7 +365,7 @@ class Load:
     def _ordered(self) -> list[Step]:
         return sorted(self.steps, key=lambda step: step.at_ns)
 
-    def _window(self, core: int, events: tuple[OracleEvent, ...]) -> WindowSeen:
+    def _window(self, core: int, events: tuple[ObserverEvent, ...]) -> WindowSeen:
         primary, sibling = self.topology.threads_of(core)
         opened = next(event for event in events if event.kind is EventKind.WINDOW_OPEN and event.vcpu == primary)
         closed = next((one for one in events if one.kind is EventKind.WINDOW_CLOSE and one.vcpu == primary), None)
@@ -512,8 +512,8 @@ def load_of_stock(mechanism: str, **fields: Any) -> Load:
     return load
 
 
-def _event(seq: int, step: Step) -> OracleEvent:
-    return OracleEvent(
+def _event(seq: int, step: Step) -> ObserverEvent:
+    return ObserverEvent(
         seq=seq,
         mono_ns=ORIGIN_NS + step.at_ns,
         tsc=host_tsc(step.at_ns),
@@ -549,7 +549,7 @@ def _halted_sibling(vcpu: int) -> SiblingView:
     )
 
 
-def _live_sibling(vcpu: int, opened: OracleEvent, close_ns: int) -> SiblingView:
+def _live_sibling(vcpu: int, opened: ObserverEvent, close_ns: int) -> SiblingView:
     return SiblingView(
         vcpu=vcpu,
         in_flight_pc=0xFFFFFFFF81001010,

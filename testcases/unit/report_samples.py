@@ -20,8 +20,8 @@ from lab.model.evidence import (
     Hazard,
     Images,
     InjectionLog,
-    OracleEvent,
-    OracleEvidence,
+    ObserverEvent,
+    ObserverEvidence,
     RendezvousState,
     Sent,
     SiblingView,
@@ -39,7 +39,7 @@ IMAGES = Images(
     kernel_sha256="3f" * 32,
     vmlinux_sha256="a1" * 32,
     initramfs_sha256="77" * 32,
-    oracle_sha256="c0" * 32,
+    observer_sha256="c0" * 32,
     qemu_version="7.2.17",
     kernel_release="6.1.158-mclab",
 )
@@ -74,12 +74,12 @@ class _Ring:
     """Gives events their sequence numbers and clocks."""
 
     def __init__(self) -> None:
-        self.events: list[OracleEvent] = []
+        self.events: list[ObserverEvent] = []
 
     def add(self, at_us: float, kind: EventKind, vcpu: int, symbol: str = "", hazard: Hazard = Hazard.NONE) -> None:
         mono_ns = T0_NS + int(at_us * US)
         self.events.append(
-            OracleEvent(
+            ObserverEvent(
                 seq=0,
                 mono_ns=mono_ns,
                 tsc=mono_ns * 2,
@@ -92,7 +92,7 @@ class _Ring:
             )
         )
 
-    def finish(self) -> tuple[OracleEvent, ...]:
+    def finish(self) -> tuple[ObserverEvent, ...]:
         self.events.sort(key=lambda event: event.mono_ns)
         return tuple(msgspec.structs.replace(event, seq=4000 + number) for number, event in enumerate(self.events))
 
@@ -150,7 +150,7 @@ def make_evidence(mechanism: str = "stop-machine", seed: int = 7, *, broken: boo
         images=IMAGES,
         ending=Ending.COMPLETE,
         reason="",
-        oracle=OracleEvidence(
+        observer=ObserverEvidence(
             events=events,
             windows=tuple(_window(core, events, plan.stretch_us[core], broken=broken) for core in range(2)),
             records_lost=0,
@@ -170,7 +170,7 @@ def make_evidence(mechanism: str = "stop-machine", seed: int = 7, *, broken: boo
     )
 
 
-def _window(core: int, events: tuple[OracleEvent, ...], asked_us: int, *, broken: bool) -> WindowSeen:
+def _window(core: int, events: tuple[ObserverEvent, ...], asked_us: int, *, broken: bool) -> WindowSeen:
     opened = next(e for e in events if e.kind is EventKind.WINDOW_OPEN and e.vcpu == core * 2)
     closed = next(e for e in events if e.kind is EventKind.WINDOW_CLOSE and e.vcpu == core * 2)
     return WindowSeen(
@@ -243,11 +243,11 @@ def _guest(mechanism: str) -> GuestEvidence:
 
 def make_verdict(evidence: Evidence) -> Verdict:
     """A verdict as the judge would give it: the first breaches of core 0 prove it."""
-    assert evidence.oracle is not None
-    window = evidence.oracle.windows[0]
+    assert evidence.observer is not None
+    window = evidence.observer.windows[0]
     breaches = [
         event
-        for event in evidence.oracle.events
+        for event in evidence.observer.events
         if event.kind in (EventKind.OUTSIDE, EventKind.HAZARD) and event.vcpu == 1
     ]
     proofs = tuple(

@@ -115,10 +115,10 @@ def test_a_stalled_guest_says_where_each_vcpu_was() -> None:
         "vCPU 0 at a+0x1, interrupts off",
         "vCPU 1 halted at 0xffffffff81000000, interrupts off",
     )
-    asked_oracle = Stall(vcpus=(StalledVcpu(vcpu=0, pc=1, symbol="a\x1b+0x1", halted=False),), problem="no answer")
-    assert judge(ended(Ending.DEADLINE, stall=asked_oracle)).stall == (
+    asked_observer = Stall(vcpus=(StalledVcpu(vcpu=0, pc=1, symbol="a\x1b+0x1", halted=False),), problem="no answer")
+    assert judge(ended(Ending.DEADLINE, stall=asked_observer)).stall == (
         "vCPU 0 at a +0x1",
-        "by the oracle's last blocks: no answer",
+        "by the observer's last blocks: no answer",
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lab.build import qemu_release
 from lab.build.doctor import examine_host
-from lab.build.oracle import NAME, build_oracle
+from lab.build.observer import NAME, build_observer
 from lab.host.paths import ROOT
 from lab.model.qemu import MAX_LEVEL, MIN_LEVEL
 
@@ -127,8 +127,8 @@ def test_host_without_anything_is_examined_to_the_end(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("level", range(MIN_LEVEL, MAX_LEVEL + 1))
-def test_oracle_compiles_without_a_warning(level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observer_compiles_without_a_warning(level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    plugin = build_oracle(lambda _: None, level) / NAME
+    plugin = build_observer(lambda _: None, level) / NAME
     assert plugin.read_bytes()[:4] == b"\x7fELF"
     assert str(ROOT).encode() not in plugin.read_bytes(), "no path of this machine may get into the file"

@@ -38,7 +38,7 @@ BROKEN: Evidence = change(Load().build(), "guest.load_errno", 5)
 
 def make_images(folder: Path) -> ImageSet:
     fields: dict[str, Any] = {}
-    for name in ("kernel", "vmlinux", "initramfs", "oracle"):
+    for name in ("kernel", "vmlinux", "initramfs", "observer"):
         path = folder / name
         path.write_bytes(name.encode())
         fields |= {name: path, f"{name}_sha256": hashlib.sha256(name.encode()).hexdigest()}
@@ -165,10 +165,10 @@ def test_a_guest_that_failed_ended_or_lost_a_witness_serves_no_more(
     [
         ("reason", "", False),
         ("ending", Ending.DEADLINE, True),
-        ("oracle", None, True),
+        ("observer", None, True),
         ("guest", None, True),
-        ("oracle.records_lost", 3, True),
-        ("oracle.windows_lost", 1, True),
+        ("observer.records_lost", 3, True),
+        ("observer.windows_lost", 1, True),
         ("guest.dmesg", ("BUG: unable to handle page fault",), True),
     ],
 )
@@ -268,7 +268,7 @@ def test_plans_of_holds_alone_are_told_from_timed_ones(monkeypatch: pytest.Monke
 def test_images_are_found_by_content_and_sent_once(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
     assert find_images(images) == images
     with open_images({"linux-6.1": images}) as source:
-        images.oracle.unlink()
+        images.observer.unlink()
         images.kernel.write_bytes(b"another kernel")
         guests = Guests("")
         monkeypatch.setattr(pool, "open_session", guests.open_session)
@@ -276,9 +276,9 @@ def test_images_are_found_by_content_and_sent_once(monkeypatch: pytest.MonkeyPat
         with Station() as here:
             missing = here.run(job)
             assert isinstance(missing, Missing)
-            assert set(missing.digests) == {images.oracle_sha256, images.kernel_sha256}
-            # The oracle's file is gone, and still open; the kernel's was written over, which no hash agrees with.
-            receive_images({images.oracle_sha256: source.read(images.oracle_sha256)})
+            assert set(missing.digests) == {images.observer_sha256, images.kernel_sha256}
+            # The observer's file is gone, and still open; the kernel's was written over, which no hash agrees with.
+            receive_images({images.observer_sha256: source.read(images.observer_sha256)})
             with pytest.raises(HostError, match="came damaged"):
                 receive_images({images.kernel_sha256: source.read(images.kernel_sha256)})
             receive_images({images.kernel_sha256: b"kernel"})
@@ -296,7 +296,7 @@ def test_a_cache_that_is_cleared_as_a_guest_boots_costs_no_trial(
     monkeypatch: pytest.MonkeyPatch, images: ImageSet, error: Exception
 ) -> None:
     def open_session(*_: object) -> Guests:
-        images.oracle.unlink(missing_ok=True)
+        images.observer.unlink(missing_ok=True)
         raise error
 
     monkeypatch.setattr(pool, "open_session", open_session)
@@ -304,8 +304,8 @@ def test_a_cache_that_is_cleared_as_a_guest_boots_costs_no_trial(
     with Station() as here:
         missing = here.run(job)
         assert isinstance(missing, Missing)
-        assert missing.digests == (images.oracle_sha256,)
-        receive_images({images.oracle_sha256: b"oracle"})
+        assert missing.digests == (images.observer_sha256,)
+        receive_images({images.observer_sha256: b"observer"})
         monkeypatch.setattr(pool, "open_session", Guests("").open_session)
         assert isinstance(here.run(job), TrialDone)
 

@@ -77,7 +77,7 @@ REFUSED = {
     "unknown command": (("trail",), "No such command 'trail'"),
     "unknown recipe": (
         ("build", "kernels"),
-        "'kernels' cannot be built: there are kernel, initramfs, oracle, all, qemu",
+        "'kernels' cannot be built: there are kernel, initramfs, observer, all, qemu",
     ),
     "qemu of no release": (
         ("build", "qemu"),
@@ -87,7 +87,10 @@ REFUSED = {
         ("build", "qemu", "--release", "../x"),
         "release '../x' is unknown: there are bullseye",
     ),
-    "release of something else": (("build", "oracle", "--release", "trixie"), "--release is a QEMU's: 'lab build qemu"),
+    "release of something else": (
+        ("build", "observer", "--release", "trixie"),
+        "--release is a QEMU's: 'lab build qemu",
+    ),
     "release of a tree": (
         ("build", "kernel", "--tree", "{out}", "--release", "trixie"),
         "--release is a QEMU's: --tree",
@@ -97,7 +100,7 @@ REFUSED = {
         "'linux-5.0' is unknown: there are linux-6.1, linux-6.12",
     ),
     "tree for something else": (
-        ("build", "oracle", "--tree", "{out}"),
+        ("build", "observer", "--tree", "{out}"),
         "--tree is a kernel's: 'lab build kernel --tree",
     ),
     "tree for all": (("build", "--tree", "{out}"), "and not 'all'"),
@@ -307,7 +310,7 @@ def test_no_arguments_show_the_help() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("lacking", ["manifest.json", "oracle.json", "plan.json"])
+@pytest.mark.parametrize("lacking", ["manifest.json", "observer.json", "plan.json"])
 def test_a_truncated_folder_is_invalid_with_what_is_missing(tmp_path: Path, lacking: str) -> None:
     folder = tmp_path / "evidence"
     write_evidence(folder, Load().build(), {})

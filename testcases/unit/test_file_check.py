@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""That an oracle saw no WRMSR counts only where it is known to have looked; and how a kernel's taint is cleared."""
+"""That an observer saw no WRMSR counts only where it is known to have looked; and how a kernel's taint is cleared."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ from lab.guest.memory import GuestMemory
 from lab.guest.nmi import AimedInjector
 from lab.host.deadline import Deadline
 from lab.model.boot import Boot
-from lab.model.evidence import EventKind, OracleEvent, OracleEvidence, Sent
+from lab.model.evidence import EventKind, ObserverEvent, ObserverEvidence, Sent
 from lab.model.topology import Topology
 from lab.trial import pool
 from lab.trial.file_check import check_watched
@@ -25,30 +25,30 @@ SENT = tuple(Sent(index=-1, vcpu=vcpu, send_ns=1000 + vcpu, reply_ns=2000) for v
 
 def saw(*entries: tuple[int, int], kind: EventKind = EventKind.NMI_ENTRY, lost: int = 0, windows: int = 0) -> Any:
     events = tuple(
-        OracleEvent(seq=seq, mono_ns=mono_ns, tsc=0, kind=kind, vcpu=vcpu, load=0, pc=0, symbol="")
+        ObserverEvent(seq=seq, mono_ns=mono_ns, tsc=0, kind=kind, vcpu=vcpu, load=0, pc=0, symbol="")
         for seq, (vcpu, mono_ns) in enumerate(entries)
     )
-    return OracleEvidence(events=events, windows=(), records_lost=lost, windows_lost=windows, gaps_ns=())
+    return ObserverEvidence(events=events, windows=(), records_lost=lost, windows_lost=windows, gaps_ns=())
 
 
-def test_each_vcpus_nmi_shows_that_the_oracle_looked() -> None:
+def test_each_vcpus_nmi_shows_that_the_observer_looked() -> None:
     check_watched(saw((1, 1500), (0, 1500)), SENT)
 
 
 @pytest.mark.parametrize(
-    ("oracle", "sentence"),
+    ("observer", "sentence"),
     [
         (saw(), "did not see the NMI that vCPU 0 was sent"),
         (saw((0, 1500)), "did not see the NMI that vCPU 1 was sent"),
         (saw((0, 1500), (1, 900)), "did not see the NMI that vCPU 1 was sent"),
         (saw((0, 1500), (1, 1500), kind=EventKind.EARLY), "did not see the NMI that vCPU 0 was sent"),
-        (saw((0, 1500), (1, 1500), lost=3), "the oracle lost 3 records and 0 windows"),
-        (saw((0, 1500), (1, 1500), windows=1), "the oracle lost 0 records and 1 windows"),
+        (saw((0, 1500), (1, 1500), lost=3), "the observer lost 3 records and 0 windows"),
+        (saw((0, 1500), (1, 1500), windows=1), "the observer lost 0 records and 1 windows"),
     ],
 )
-def test_an_oracle_that_may_have_missed_some_is_no_witness(oracle: OracleEvidence, sentence: str) -> None:
+def test_an_observer_that_may_have_missed_some_is_no_witness(observer: ObserverEvidence, sentence: str) -> None:
     with pytest.raises(EvidenceError, match=sentence):
-        check_watched(oracle, SENT)
+        check_watched(observer, SENT)
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def test_what_a_spec_changes() -> None:
         memory_mib=512,
         cpu="Haswell,-hypervisor",
         kernel_args=("nosmt", "lpj=4000"),
-        plugin="/o/oracle.so,landmarks=/o/marks",
+        plugin="/o/observer.so,landmarks=/o/marks",
         accelerator=Accelerator.KVM,
     )
     plain, words = command_line(SPEC, FDS), command_line(spec, FDS)
@@ -62,11 +62,11 @@ def test_what_a_spec_changes() -> None:
         "512",
         "Haswell,-hypervisor",
         "-plugin",
-        "/o/oracle.so,landmarks=/o/marks",
+        "/o/observer.so,landmarks=/o/marks",
         "kvm",
         "console=ttyS0 nokaslr apic_extnmi=all tsc=reliable panic=-1 printk.time=1 log_buf_len=4M nosmt lpj=4000",
     }
-    assert words[words.index("-plugin") + 1] == "/o/oracle.so,landmarks=/o/marks"
+    assert words[words.index("-plugin") + 1] == "/o/observer.so,landmarks=/o/marks"
 
 
 BY_OPTION = ("-accel", "tcg,thread=multi", "-singlestep")

@@ -57,7 +57,7 @@ def test_any_other_is_refused_with_the_names_of_landmarks(at: str) -> None:
         ((hold("nowhere at all"),), "place 'nowhere at all' is neither"),
     ],
 )
-def test_what_the_oracle_or_a_kernel_would_not_survive_is_refused(holds: tuple[Hold, ...], says: str) -> None:
+def test_what_the_observer_or_a_kernel_would_not_survive_is_refused(holds: tuple[Hold, ...], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         check_holds(holds)
 

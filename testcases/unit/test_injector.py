@@ -23,7 +23,7 @@ TRIAL_S = 5.0
 
 
 class PlayedLink:
-    """The oracle's end: tells what the test puts, and notes what the injector does."""
+    """The observer's end: tells what the test puts, and notes what the injector does."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -140,7 +140,7 @@ def test_a_load_that_never_begins_is_not_waited_for() -> None:
     with thread:
         pass
     assert time.monotonic() - began_s < TRIAL_S - 1
-    assert "waiting for the oracle's load-begin" in thread.log.problem
+    assert "waiting for the observer's load-begin" in thread.log.problem
 
 
 def test_a_load_that_never_ends_is_given_up_at_the_deadline() -> None:

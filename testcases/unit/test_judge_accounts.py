@@ -111,5 +111,5 @@ def test_ipis_are_told_from_the_labs_own() -> None:
 
 
 def test_lost_records_leave_no_books() -> None:
-    verdict = judge(change(Load().build(), "oracle.records_lost", 1))
+    verdict = judge(change(Load().build(), "observer.records_lost", 1))
     assert (verdict.accounts, verdict.entries) == ((), ())

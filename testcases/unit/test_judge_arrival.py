@@ -106,7 +106,7 @@ def test_one_thread_loses_what_another_takes() -> None:
     [
         pytest.param("injections.problem", "cut", id="log-cut"),
         pytest.param("guest.ledger_after.1.ordinary", 9, id="ledger-disagrees"),
-        pytest.param("oracle.records_lost", 1, id="records-lost"),
+        pytest.param("observer.records_lost", 1, id="records-lost"),
     ],
 )
 def test_a_lost_nmi_accuses_only_with_all_witnesses_in_order(path: str, value: Any) -> None:
@@ -126,7 +126,7 @@ def test_an_entry_that_something_else_explains_does_not_prove_a_sending() -> Non
 def test_a_vcpu_that_the_host_did_not_run_proves_nothing() -> None:
     entered = [LATE[1] + 50_000]
     evidence = tell_control([*EARLY, LATE], {0: entered, 1: entered}).watch().build()
-    starved = change(evidence, "oracle.gaps_ns", (200 * MS, 200 * MS))
+    starved = change(evidence, "observer.gaps_ns", (200 * MS, 200 * MS))
 
     assert find(evidence).finding is Finding.UNSEEN
     assert find(starved).finding is Finding.HELD

@@ -9,7 +9,7 @@ from lab.judge import judge
 from lab.judge.clocks import MAX_OFF, find_cycles_per_us
 from lab.judge.facts import Facts, find_facts
 from lab.mechanisms.table import find_mechanism
-from lab.model.evidence import CpuState, Evidence, OracleEvent
+from lab.model.evidence import CpuState, Evidence, ObserverEvent
 from lab.model.verdict import Finding, Invariant, Outcome
 
 #: Of the made-up loads, whose guest's TSC is the host's plus a constant.
@@ -65,25 +65,27 @@ def drift(evidence: Evidence, times: float) -> Evidence:
 
 
 @pytest.mark.parametrize("times", [1.5, 0.7])
-def test_what_a_guest_claims_to_have_waited_is_held_against_what_the_oracle_saw_of_it(times: float) -> None:
+def test_what_a_guest_claims_to_have_waited_is_held_against_what_the_observer_saw_of_it(times: float) -> None:
     found = agreement(drift(Load().build(), times))
     assert found.finding is Finding.BROKEN
-    assert any("us by the guest, and the oracle saw" in proof.text for proof in found.proofs), found
+    assert any("us by the guest, and the observer saw" in proof.text for proof in found.proofs), found
 
 
 def test_the_measured_rate_is_not_that_of_a_thread_that_was_kept_between_two_clocks() -> None:
     """A record has two clocks, read one after the other; the host may take the CPU away between them."""
     evidence = Load().build()
-    assert evidence.oracle is not None
-    events = list(evidence.oracle.events)
+    assert evidence.observer is not None
+    events = list(evidence.observer.events)
     late = 3_000_000 * KHZ // 1_000_000
 
-    def delay(event: OracleEvent) -> OracleEvent:
+    def delay(event: ObserverEvent) -> ObserverEvent:
         return msgspec.structs.replace(event, tsc=event.tsc + late)
 
     for index in (0, len(events) - 1):
         torn = [delay(event) if at == index else event for at, event in enumerate(events)]
-        spoilt = msgspec.structs.replace(evidence, oracle=msgspec.structs.replace(evidence.oracle, events=tuple(torn)))
+        spoilt = msgspec.structs.replace(
+            evidence, observer=msgspec.structs.replace(evidence.observer, events=tuple(torn))
+        )
         assert find_cycles_per_us(facts_of(spoilt)) == pytest.approx(KHZ / 1_000, rel=0.001)
 
 

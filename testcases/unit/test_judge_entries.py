@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What QEMU itself says of the NMIs that a vCPU takes, held against the entries that the oracle saw."""
+"""What QEMU itself says of the NMIs that a vCPU takes, held against the entries that the observer saw."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def build(*, without: int | None = None, twice: int | None = None, sees: bool = 
     for number, entry in enumerate(entries):
         taken: Step = dataclasses.replace(entry, at_ns=entry.at_ns - 1, kind=EventKind.NMI_TAKEN)
         load.steps += [taken] * (0 if number == without else 2 if number == twice else 1)
-    return change(load.build(), "oracle.sees", (Sees.INTERRUPTS,) if sees else ())
+    return change(load.build(), "observer.sees", (Sees.INTERRUPTS,) if sees else ())
 
 
 def agreement(evidence: Evidence) -> Invariant:
@@ -43,11 +43,11 @@ def test_an_entry_that_qemu_knows_nothing_of_and_one_that_was_never_seen_are_dis
 
 def test_as_many_of_both_on_the_wrong_threads_do_not_agree() -> None:
     evidence = build()
-    oracle = evidence.oracle
-    assert oracle is not None
-    first = next(number for number, event in enumerate(oracle.events) if event.kind is EventKind.NMI_TAKEN)
-    other = oracle.events[first].vcpu ^ 1
-    assert agreement(change(evidence, f"oracle.events.{first}.vcpu", other)).finding is Finding.BROKEN
+    observer = evidence.observer
+    assert observer is not None
+    first = next(number for number, event in enumerate(observer.events) if event.kind is EventKind.NMI_TAKEN)
+    other = observer.events[first].vcpu ^ 1
+    assert agreement(change(evidence, f"observer.events.{first}.vcpu", other)).finding is Finding.BROKEN
 
 
 def test_a_qemu_that_shows_no_interrupts_owes_none() -> None:

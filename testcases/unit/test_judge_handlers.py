@@ -172,7 +172,7 @@ def test_of_two_entries_that_came_together_the_one_that_met_its_cpu_offline_owes
 
 
 UNKNOWN: dict[str, Callable[[Evidence], Evidence]] = {
-    "records-lost": lambda evidence: change(evidence, "oracle.records_lost", 1),
+    "records-lost": lambda evidence: change(evidence, "observer.records_lost", 1),
     "not-complete": lambda evidence: change(evidence, "ending", Ending.DEADLINE),
 }
 

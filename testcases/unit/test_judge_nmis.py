@@ -86,10 +86,10 @@ def test_what_the_entry_itself_has_ended_is_no_sign_of_running_before_it(kind: E
     load.add(closed_ns + 10_000, EventKind.NMI_ENTRY, 0).add(closed_ns + 60_000, EventKind.NMI_ENTRY, 0)
     evidence = load.build()
     if by_entry:
-        assert evidence.oracle is not None
-        entry_pc = next(event.pc for event in evidence.oracle.events if event.kind is EventKind.NMI_ENTRY)
-        index = next(index for index, event in enumerate(evidence.oracle.events) if event.kind is kind)
-        evidence = change(evidence, f"oracle.events.{index}.pc", entry_pc)
+        assert evidence.observer is not None
+        entry_pc = next(event.pc for event in evidence.observer.events if event.kind is EventKind.NMI_ENTRY)
+        index = next(index for index, event in enumerate(evidence.observer.events) if event.kind is kind)
+        evidence = change(evidence, f"observer.events.{index}.pc", entry_pc)
 
     assert len(explained(evidence).spurious) == (0 if by_entry else 1)
 
@@ -157,12 +157,12 @@ def test_a_sentinel_in_a_window_is_not_proven_there() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        pytest.param("oracle.gaps_ns.3", 1_500 * MS, id="starved"),
+        pytest.param("observer.gaps_ns.3", 1_500 * MS, id="starved"),
         pytest.param("timings.vcpus.0.waited_ns", 900 * MS, id="waited"),
         pytest.param("injections.sentinels.0.reply_ns", 0, id="not-acknowledged"),
         pytest.param("injections.sentinels", lambda old: old[:1], id="no-other-vcpu-has-one"),
         pytest.param("guest.ledger_after", (), id="no-ledger"),
-        pytest.param("oracle.records_lost", 1, id="records-lost"),
+        pytest.param("observer.records_lost", 1, id="records-lost"),
         pytest.param("ending", Ending.DEADLINE, id="not-complete"),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_panicking_kernels_own_nmis_accuse_nobody() -> None:
     crash = Load(ending=Ending.PANIC).drop(EventKind.LOAD_END).drop(EventKind.RELEASE).drop(EventKind.WINDOW_CLOSE)
     for at_ms in (1, 2, 3):
         crash.add(RELEASE_AT_NS + at_ms * MS, EventKind.NMI_ENTRY, 1)
-    starved = change(crash.build(), "oracle.gaps_ns.2", 1_500 * MS)
+    starved = change(crash.build(), "observer.gaps_ns.2", 1_500 * MS)
 
     assert delivered(starved).finding is Finding.UNSEEN
     assert judge(starved).outcome is Outcome.INVALID

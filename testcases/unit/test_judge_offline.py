@@ -31,7 +31,7 @@ TWO_CORES = Topology(1, 2, 2)
 INSIDE_NS = WINDOW_AT_NS + 3 * MS
 #: When CPU 0 kicks vCPU 1, and when that has called in.
 KICK_NS, CALL_IN_NS = 100_211, 100_301
-VIEW = "oracle.windows.0.siblings.0"
+VIEW = "observer.windows.0.siblings.0"
 
 WAITS = "mwait_play_dead+0x9a"
 
@@ -133,7 +133,7 @@ def test_one_that_never_called_in_was_not_waiting(vcpu: int) -> None:
 
 
 def test_with_records_lost_an_offline_sibling_that_did_not_call_in_accuses_nobody() -> None:
-    evidence = change(tell().drop(EventKind.CALL_IN, 1).build(), "oracle.records_lost", 1)
+    evidence = change(tell().drop(EventKind.CALL_IN, 1).build(), "observer.records_lost", 1)
 
     assert finding(evidence, "all-waiting-before-update") is Finding.UNSEEN
     assert judge(evidence).outcome is Outcome.INVALID
@@ -201,7 +201,9 @@ def test_one_that_is_never_let_go_is_no_pass() -> None:
     assert judge(evidence).outcome is Outcome.INVALID
     assert judge(evidence).reason == "landmarks not hit: the release of vCPU 1"
     assert finding(evidence, "released-after-update") is Finding.UNSEEN
-    still_held = change(evidence, "oracle.resting.1", lambda old: msgspec.structs.replace(old, symbol="wait_for_ctrl"))
+    still_held = change(
+        evidence, "observer.resting.1", lambda old: msgspec.structs.replace(old, symbol="wait_for_ctrl")
+    )
     assert judge(still_held).outcome is Outcome.FAIL
 
 
@@ -251,14 +253,14 @@ def test_it_has_to_wait_again_where_it_can_be_brought_up(
 ) -> None:
     evidence = tell(parking=parking).build()
     evidence = change(
-        evidence, "oracle.resting.1", lambda old: msgspec.structs.replace(old, halted=halted, symbol=symbol)
+        evidence, "observer.resting.1", lambda old: msgspec.structs.replace(old, halted=halted, symbol=symbol)
     )
     outcomes = {Finding.HELD: Outcome.PASS, Finding.BROKEN: Outcome.FAIL, Finding.UNSEEN: Outcome.INVALID}
 
     assert finding(evidence, "offline-siblings-return") is found
     assert judge(evidence).outcome is outcomes[found]
     if found is Finding.BROKEN:
-        starved = change(evidence, "oracle.gaps_ns.1", 1_500 * MS)
+        starved = change(evidence, "observer.gaps_ns.1", 1_500 * MS)
         assert finding(starved, "offline-siblings-return") is Finding.UNSEEN
 
 
@@ -272,7 +274,7 @@ RESTING: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize("value", [case[1] for case in RESTING], ids=[case[0] for case in RESTING])
 def test_without_one_look_at_where_it_rests_there_is_no_pass(value: Any) -> None:
-    evidence = change(tell().build(), "oracle.resting", value)
+    evidence = change(tell().build(), "observer.resting", value)
     verdict = judge(evidence)
 
     assert verdict.outcome is Outcome.INVALID
@@ -311,7 +313,9 @@ def test_one_that_was_to_return_has_to_come_back_with_the_new_revision(
 def test_a_mechanism_that_needs_mwait_parks_offline_siblings_in_it_whatever_is_asked() -> None:
     evidence = tell(mechanism="park-mwait").build()
     assert finding(evidence, "offline-siblings-return") is Finding.UNSEEN
-    turning = change(evidence, "oracle.resting.1", lambda old: msgspec.structs.replace(old, halted=False, symbol=WAITS))
+    turning = change(
+        evidence, "observer.resting.1", lambda old: msgspec.structs.replace(old, halted=False, symbol=WAITS)
+    )
     assert finding(turning, "offline-siblings-return") is Finding.HELD
 
 
@@ -361,7 +365,7 @@ def test_offline_siblings_that_did_not_respond_break_the_load() -> None:
     said = "[   12.130000] microcode: 1 offline siblings did not respond."
     evidence = change(tell().build(), "guest.dmesg", lambda old: (*old, said))
     assert finding(evidence, "errno-and-messages") is Finding.BROKEN
-    assert finding(change(evidence, "oracle.gaps_ns.0", 1_500 * MS), "errno-and-messages") is Finding.UNSEEN
+    assert finding(change(evidence, "observer.gaps_ns.0", 1_500 * MS), "errno-and-messages") is Finding.UNSEEN
 
 
 def test_an_unknown_nmi_told_of_an_offline_cpu_has_no_entry_to_explain_it() -> None:
@@ -373,15 +377,15 @@ def test_an_unknown_nmi_told_of_an_offline_cpu_has_no_entry_to_explain_it() -> N
 CLEAN = tell(topology=TWO_CORES, siblings=Siblings.RETURNING).watch().build()
 
 
-@pytest.mark.parametrize("index", range(len(CLEAN.oracle.events if CLEAN.oracle else ())))
+@pytest.mark.parametrize("index", range(len(CLEAN.observer.events if CLEAN.observer else ())))
 def test_every_record_of_a_clean_load_is_missed(index: int) -> None:
-    evidence = change(CLEAN, "oracle.events", lambda old: (*old[:index], *old[index + 1 :]))
+    evidence = change(CLEAN, "observer.events", lambda old: (*old[:index], *old[index + 1 :]))
     # Behind the last record there is no hole to see: it is an offline thread's sentinel, which no other witness counts.
-    last = CLEAN.oracle is not None and index == len(CLEAN.oracle.events) - 1
+    last = CLEAN.observer is not None and index == len(CLEAN.observer.events) - 1
     assert judge(evidence).outcome is (Outcome.FAIL if last else Outcome.INVALID)
 
 
-@pytest.mark.parametrize("witness", ["oracle", "injections", "guest", "timings"])
+@pytest.mark.parametrize("witness", ["observer", "injections", "guest", "timings"])
 def test_a_witness_that_says_nothing_is_no_pass(witness: str) -> None:
     assert judge(change(CLEAN, witness, None)).outcome is Outcome.INVALID
 
@@ -483,7 +487,7 @@ def test_a_ledger_that_dropped_fewer_than_entered_on_an_offline_cpu_is_doubted()
 
     assert dropped.finding is Finding.HELD, dropped.reason
     assert silent.finding is Finding.UNSEEN
-    assert "counts 1 NMIs dropped on CPU 1, the oracle 2 entries" in silent.reason
+    assert "counts 1 NMIs dropped on CPU 1, the observer 2 entries" in silent.reason
 
 
 def test_a_ledger_that_counts_for_an_offline_cpu_is_doubted() -> None:

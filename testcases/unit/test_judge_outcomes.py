@@ -26,7 +26,7 @@ from lab.model.topology import Topology
 from lab.model.verdict import Finding, Invariant, Outcome, Verdict
 
 INSIDE_NS = WINDOW_AT_NS + 3 * MS
-VIEW = "oracle.windows.0.siblings.0"
+VIEW = "observer.windows.0.siblings.0"
 
 STRAY = BlockCount(pc=0xFFFFFFFF81A00000, symbol="exc_nmi+0x5", count=3, first_seq=120, last_seq=121, in_region=False)
 
@@ -166,7 +166,7 @@ def test_a_sibling_that_runs_freely_is_accused_by_the_landmarks_that_others_hit(
 
     # One that was hit by nobody may be another kernel's.
     assert judge(free.drop(EventKind.CALL_IN).build()).outcome is Outcome.INVALID
-    assert judge(change(free.build(), "oracle.records_lost", 1)).outcome is Outcome.INVALID
+    assert judge(change(free.build(), "observer.records_lost", 1)).outcome is Outcome.INVALID
 
 
 @pytest.mark.parametrize(("hit", "outcome"), [((0, 1, 2), Outcome.FAIL), ((0, 2), Outcome.INVALID)])
@@ -250,18 +250,18 @@ def test_a_second_function_breaks_still_and_nothing_else() -> None:
 
 #: name of the defect, the evidence, a part of the verdict's reason
 DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
-    ("no-oracle", lambda: changed(("oracle", None)), "missing: the oracle"),
+    ("no-observer", lambda: changed(("observer", None)), "missing: the observer"),
     ("no-log", lambda: changed(("injections", None)), "missing: the injection log"),
     ("no-guest", lambda: changed(("guest", None)), "the guest's evidence"),
     ("no-state", lambda: changed(("guest.state", None)), "the rendezvous state"),
     ("no-ledger", lambda: changed(("guest.ledger_after", ())), "the NMI ledger"),
     ("half-a-ledger", lambda: changed(("guest.ledger_after", lambda old: old[:3])), "ledger of CPU 3 is missing"),
     ("no-timings", lambda: changed(("timings", None)), "the lab's timings"),
-    ("records-lost", lambda: changed(("oracle.records_lost", 1)), "lost 1 records"),
-    ("windows-lost", lambda: changed(("oracle.windows_lost", 1)), "lost 1 windows"),
-    ("hole", lambda: changed(("oracle.events", lambda old: (*old[:9], *old[10:]))), "jump from"),
-    ("repetition", lambda: changed(("oracle.events", lambda old: (*old, old[-1]))), "repetitions"),
-    ("no-windows", lambda: changed(("oracle.windows", ())), "do not match"),
+    ("records-lost", lambda: changed(("observer.records_lost", 1)), "lost 1 records"),
+    ("windows-lost", lambda: changed(("observer.windows_lost", 1)), "lost 1 windows"),
+    ("hole", lambda: changed(("observer.events", lambda old: (*old[:9], *old[10:]))), "jump from"),
+    ("repetition", lambda: changed(("observer.events", lambda old: (*old, old[-1]))), "repetitions"),
+    ("no-windows", lambda: changed(("observer.windows", ())), "do not match"),
     ("no-begin", lambda: Load().drop(EventKind.LOAD_BEGIN).build(), "landmarks not hit: the load's begin"),
     ("no-end", lambda: Load().drop(EventKind.LOAD_END).build(), "the load's end"),
     ("no-call-in", lambda: Load().drop(EventKind.CALL_IN).build(), "the call-in of vCPU 0"),
@@ -282,7 +282,7 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("sibling-stopped-early", lambda: changed((VIEW + ".last_ns", ORIGIN_NS + 7 * MS)), "after NMI 1 was acknowledged"),
     ("sibling-ran-briefly", lambda: ran_until(WINDOW_AT_NS + 2_000), "before the end of the 9.0 ms"),
     ("sibling-stopped-before-the-end", lambda: ran_until(WINDOW_AT_NS + ASKED_NS - 1), "before the end of the 9.0"),
-    ("no-account-of-a-sibling", lambda: changed(("oracle.windows.1.siblings", ())), "no account of vCPU 3"),
+    ("no-account-of-a-sibling", lambda: changed(("observer.windows.1.siblings", ())), "no account of vCPU 3"),
     ("table-cut", lambda: changed((VIEW + ".blocks", ())), "does not hold all its blocks"),
     ("blocks-lost", lambda: changed((VIEW + ".blocks_lost", 2)), "found no place"),
     ("window-never-closed", lambda: Load().drop(EventKind.WINDOW_CLOSE, 2).build(), "never closed"),
@@ -291,7 +291,7 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("other-mechanism", lambda: changed(("guest.state.mechanism", "stop-machine")), "ran mechanism 'stop-machine'"),
     ("unknown-mechanism", lambda: changed(("scenario.mechanism", "prayer")), "'prayer' is unknown"),
     ("no-topology", lambda: changed(("scenario.topology", Topology(0, 0, 0))), "topology '0x0x0'"),
-    ("number-too-big", lambda: changed(("oracle.events.0.tsc", 10**5_000)), "beyond 64 bits"),
+    ("number-too-big", lambda: changed(("observer.events.0.tsc", 10**5_000)), "beyond 64 bits"),
     ("not-text", lambda: changed(("reason", "\ud800")), "no text"),
     ("short-revisions", lambda: changed(("guest.revisions_after", (2, 2, 2))), "revision"),
     ("already-new", lambda: changed(("guest.revisions_before.0", 2)), "not older"),
@@ -299,8 +299,8 @@ DOUBTING: list[tuple[str, Callable[[], Evidence], str]] = [
     ("no-second-write", lambda: changed(("guest.repeat_errno", -1)), "second write"),
     ("empty-dmesg", lambda: changed(("guest.dmesg", ())), "does not show the load's beginning"),
     ("late-return", lambda: changed(("timings.returned_ns", ORIGIN_NS + 60_000 * MS)), "within-deadline unseen"),
-    ("panic-without-oracle", lambda: change(crash(), "oracle", None), "missing: the oracle"),
-    ("panic-before-the-load", lambda: change(crash(), "oracle.events", ()), "missing"),
+    ("panic-without-observer", lambda: change(crash(), "observer", None), "missing: the observer"),
+    ("panic-before-the-load", lambda: change(crash(), "observer.events", ()), "missing"),
 ]
 
 
@@ -310,10 +310,10 @@ def test_a_sibling_counts_once_it_was_seen_at_the_end_of_the_stretch_or_halts() 
     assert judge(halted).outcome is Outcome.PASS
 
 
-def test_a_sibling_is_to_be_alive_at_the_end_of_what_was_asked_also_where_the_oracle_gave_up_waiting() -> None:
-    verdict = judge(change(ran_until(WINDOW_AT_NS + 2_000), "oracle.windows.0.extended_ns", 100 * MS))
+def test_a_sibling_is_to_be_alive_at_the_end_of_what_was_asked_also_where_the_observer_gave_up_waiting() -> None:
+    verdict = judge(change(ran_until(WINDOW_AT_NS + 2_000), "observer.windows.0.extended_ns", 100 * MS))
     assert verdict.outcome is Outcome.INVALID
-    assert "though the oracle waited 100.0 ms more for it" in verdict.reason
+    assert "though the observer waited 100.0 ms more for it" in verdict.reason
     assert verdict.windows_unseen == 1
 
 
@@ -367,11 +367,11 @@ def test_a_fault_of_the_lab_is_an_error_whatever_else_was_seen() -> None:
 
 
 STARVED: dict[str, tuple[str, Any]] = {
-    "gap": ("oracle.gaps_ns.2", 412 * MS),
+    "gap": ("observer.gaps_ns.2", 412 * MS),
     "waited": ("timings.vcpus.1.waited_ns", 900 * MS),
-    "held-by-the-lab": ("oracle.windows.0.extended_ns", 950 * MS),
-    # Its primary was kept from its next block, closed or not: the oracle's gaps leave out who is held.
-    "held-by-the-host": ("oracle.windows.0.open_ns", lambda old: old - 950 * MS),
+    "held-by-the-lab": ("observer.windows.0.extended_ns", 950 * MS),
+    # Its primary was kept from its next block, closed or not: the observer's gaps leave out who is held.
+    "held-by-the-host": ("observer.windows.0.open_ns", lambda old: old - 950 * MS),
 }
 
 
@@ -393,7 +393,7 @@ def test_a_timeout_next_to_starvation_is_invalid_and_without_it_a_fail() -> None
     late = changed(("guest.dmesg", lines), ("guest.load_errno", 1))
 
     assert judge(late).outcome is Outcome.FAIL
-    assert judge(change(late, "oracle.gaps_ns.2", 412 * MS)).outcome is Outcome.INVALID
+    assert judge(change(late, "observer.gaps_ns.2", 412 * MS)).outcome is Outcome.INVALID
 
 
 #: What our own mechanisms leave behind, without a word, when a thread waited too long for one that did not run.
@@ -423,7 +423,7 @@ def test_a_silent_timeout_next_to_starvation_is_invalid_and_without_it_a_fail(
 
 
 def test_all_of_a_silent_timeout_next_to_a_gap_is_invalid() -> None:
-    late = changed(*(one for changes, _ in SILENT.values() for one in changes), ("oracle.gaps_ns.2", 1_500 * MS))
+    late = changed(*(one for changes, _ in SILENT.values() for one in changes), ("observer.gaps_ns.2", 1_500 * MS))
 
     assert judge(late).outcome is Outcome.INVALID
 
@@ -475,7 +475,7 @@ def test_noise_in_the_first_of_two_loads_is_found_and_more_lost_windows_than_cor
     noisy = Load().add(INSIDE_NS, EventKind.OUTSIDE, 1).repeat().build()
     assert find(judge(noisy), "quiet").finding is Finding.BROKEN
 
-    quiet = change(Load().repeat().build(), "oracle.windows_lost", 3)
+    quiet = change(Load().repeat().build(), "observer.windows_lost", 3)
     assert find(judge(quiet), "quiet").finding is Finding.UNSEEN
     assert find(judge(quiet), "load-repeatable").finding is Finding.BROKEN
 
@@ -485,7 +485,7 @@ def test_a_second_load_after_a_failed_first_is_right() -> None:
 
     assert find(judge(failed), "load-repeatable").finding is Finding.UNSEEN
     assert judge(failed).reason.startswith("errno-and-messages broken")
-    assert judge(change(failed, "oracle.gaps_ns.2", 412 * MS)).outcome is Outcome.INVALID
+    assert judge(change(failed, "observer.gaps_ns.2", 412 * MS)).outcome is Outcome.INVALID
 
 
 def test_a_third_load_is_not_judged() -> None:
@@ -506,14 +506,14 @@ def test_a_panic_quotes_the_console_in_bounds() -> None:
 
 
 def test_lost_records_neither_hold_nor_break_by_absence_but_what_was_seen_still_breaks() -> None:
-    lost = change(added(EventKind.OUTSIDE), "oracle.records_lost", 5)
+    lost = change(added(EventKind.OUTSIDE), "observer.records_lost", 5)
     verdict = judge(lost)
 
     assert find(verdict, "quiet").finding is Finding.BROKEN
     assert verdict.outcome is Outcome.FAIL
-    late = change(Load().move(EventKind.CALL_IN, 1, INSIDE_NS).build(), "oracle.records_lost", 5)
+    late = change(Load().move(EventKind.CALL_IN, 1, INSIDE_NS).build(), "observer.records_lost", 5)
     assert find(judge(late), "all-waiting-before-update").finding is Finding.UNSEEN
-    spurious = change(added(EventKind.NMI_ENTRY, RELEASE_AT_NS + MS, 0), "oracle.records_lost", 5)
+    spurious = change(added(EventKind.NMI_ENTRY, RELEASE_AT_NS + MS, 0), "observer.records_lost", 5)
     assert find(judge(spurious), "nmis-delivered").finding is Finding.UNSEEN
 
 
@@ -601,7 +601,7 @@ def test_a_guest_that_complained_before_the_load_shows_nothing() -> None:
     assert judge(changed(("guest.dmesg_before", ("harmless",)))).outcome is Outcome.PASS
 
 
-def test_an_oracle_that_takes_a_thread_for_another_accuses_nobody() -> None:
+def test_an_observer_that_takes_a_thread_for_another_accuses_nobody() -> None:
     """An NMI too many, but the guest says that the other thread of the core did the update."""
     load = Load().add(END_AT_NS - 1_000, EventKind.NMI_ENTRY, 1)
     assert judge(load.build()).outcome is Outcome.FAIL
@@ -613,7 +613,7 @@ def test_an_oracle_that_takes_a_thread_for_another_accuses_nobody() -> None:
     verdict = judge(evidence)
 
     assert verdict.outcome is Outcome.INVALID
-    assert "the oracle saw vCPU 0 update core 0, the rendezvous state says CPU 1" in verdict.reason
+    assert "the observer saw vCPU 0 update core 0, the rendezvous state says CPU 1" in verdict.reason
 
 
 @pytest.mark.parametrize("ending", [Ending.COMPLETE, Ending.PANIC])

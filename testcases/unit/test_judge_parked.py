@@ -33,7 +33,7 @@ def masked(mechanism: str, **fields: Any) -> Load:
 
 def stopped(evidence: Evidence, core: int) -> Evidence:
     """Let a core's sibling be halted all through its window."""
-    view = f"oracle.windows.{core}.siblings.0"
+    view = f"observer.windows.{core}.siblings.0"
     for field, value in (("in_flight_pc", 0), ("in_flight_symbol", ""), ("region_blocks", 0), ("blocks", ())):
         evidence = change(evidence, f"{view}.{field}", value)
     return change(evidence, f"{view}.halted_at_close", True)
@@ -100,7 +100,7 @@ def test_siblings_that_a_mechanism_takes_offline_leave_no_times() -> None:
 
 def test_a_sibling_that_was_not_reset_is_not_quiet_in_its_parking_loop() -> None:
     whole = masked("init-sipi").build()
-    running = change(told(whole), "oracle.windows.1.siblings.0", whole.oracle.windows[1].siblings[0])  # type: ignore[union-attr]
+    running = change(told(whole), "observer.windows.1.siblings.0", whole.observer.windows[1].siblings[0])  # type: ignore[union-attr]
     verdict = judge(running)
 
     assert find(verdict, "quiet").finding is Finding.BROKEN

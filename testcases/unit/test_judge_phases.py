@@ -50,14 +50,14 @@ def test_a_clean_load_goes_through_all_phases() -> None:
 def test_an_edge_begins_the_phase_behind_it() -> None:
     evidence = Load().build()
     phases = find_phases(facts_of(evidence), 0)
-    assert evidence.oracle is not None
+    assert evidence.observer is not None
     edges = {
         EventKind.LOAD_BEGIN: Phase.GATHER,
         EventKind.WINDOW_OPEN: Phase.WINDOW,
         EventKind.WINDOW_CLOSE: Phase.CLOSING,
         EventKind.LOAD_END: Phase.AFTER,
     }
-    for event in evidence.oracle.events:
+    for event in evidence.observer.events:
         if event.vcpu == 0 and event.kind in edges:
             assert phases.at_seq(event.seq) is edges[event.kind]
             assert phases.at_seq(event.seq - 1) is not edges[event.kind]
@@ -80,7 +80,7 @@ def test_a_phase_that_was_not_gone_through_is_none() -> None:
 
 
 def test_a_load_without_any_record_is_before_for_ever() -> None:
-    found = facts_of(change(Load().build(), "oracle", None))
+    found = facts_of(change(Load().build(), "observer", None))
     assert {find_phases(found, 0).at_ns(ORIGIN_NS + at_ns) for at_ns in TIMES.values()} == {Phase.BEFORE}
     assert find_landings(found) == ()
 
@@ -153,7 +153,7 @@ def _with_hold(evidence: Evidence, hold: Hold = HOLD, arrivals: tuple[int, ...] 
     plan = msgspec.structs.replace(
         evidence.plan, injections=(msgspec.structs.replace(injection, hold=index),), holds=(hold,)
     )
-    return change(change(evidence, "plan", plan), "oracle.arrivals", arrivals)
+    return change(change(evidence, "plan", plan), "observer.arrivals", arrivals)
 
 
 def outcome_of(evidence: Evidence) -> tuple[Outcome, str]:
@@ -171,10 +171,10 @@ def test_an_arrival_that_never_came_is_invalid_with_what_was_seen() -> None:
     evidence = _with_hold(send(Phase.WINDOW).build(), arrivals=(2,))
     said = "hold 0, of vCPU 1 at nmi-entry in window, was for arrival 3, and 2 were seen"
     assert outcome_of(evidence) == (Outcome.INVALID, said)
-    # Also where its NMI was not sent for it, and where the oracle did not even count.
+    # Also where its NMI was not sent for it, and where the observer did not even count.
     unsent = change(change(evidence, "injections.sent", ()), "injections.problem", "0 of 1 NMIs were sent: late")
     assert outcome_of(unsent) == (Outcome.INVALID, said)
-    uncounted = change(evidence, "oracle.arrivals", ())
+    uncounted = change(evidence, "observer.arrivals", ())
     assert outcome_of(uncounted)[1].endswith("and 0 were seen")
 
 

@@ -61,7 +61,7 @@ def test_a_clean_load_passes_with_what_can_be_seen() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "outcome", "told"),
     [
-        ("oracle", None, Outcome.INVALID, "the oracle"),
+        ("observer", None, Outcome.INVALID, "the observer"),
         ("injections", None, Outcome.INVALID, "the injection log"),
         ("guest", None, Outcome.INVALID, "the guest's evidence"),
         ("guest.nmis_after", (), Outcome.INVALID, "/proc/interrupts"),
@@ -128,8 +128,8 @@ def test_an_unknown_nmi_may_be_told_of_once_per_entry_that_the_mechanism_left() 
 
 
 def test_with_records_lost_nobody_can_say_which_nmis_were_known() -> None:
-    assert finding(changed(("oracle.records_lost", 1)), "dmesg-clean") is Finding.UNSEEN
-    loud = change(_said("WARNING: CPU: 0 PID: 1 at x"), "oracle.records_lost", 1)
+    assert finding(changed(("observer.records_lost", 1)), "dmesg-clean") is Finding.UNSEEN
+    loud = change(_said("WARNING: CPU: 0 PID: 1 at x"), "observer.records_lost", 1)
     assert finding(loud, "dmesg-clean") is Finding.BROKEN
 
 
@@ -138,20 +138,20 @@ def test_a_kernel_with_a_ledger_knows_all_nmis() -> None:
     assert finding(evidence, "dmesg-clean") is Finding.BROKEN
 
 
-def test_a_core_updated_behind_the_oracles_back_is_a_disagreement() -> None:
+def test_a_core_updated_behind_the_observers_back_is_a_disagreement() -> None:
     load = Load(mechanism="upstream").drop(EventKind.WINDOW_OPEN, 2).drop(EventKind.WINDOW_CLOSE, 2)
     load.drop(EventKind.IN_FLIGHT, 3)
     verdict = judge(load.build())
 
     assert verdict.outcome is Outcome.INVALID
-    assert "the oracle saw no WRMSR 0x79 on its core" in verdict.reason
+    assert "the observer saw no WRMSR 0x79 on its core" in verdict.reason
 
 
 def test_a_self_nmi_that_a_real_one_forestalled_is_an_ordinary_one() -> None:
     """A real NMI between the call that sends the self-NMI and its write to the APIC starts the rendezvous."""
     evidence = Load(mechanism="upstream", sends=[(1, 0, 50_000)]).build()
-    assert evidence.oracle is not None
-    entries = [event.seq for event in evidence.oracle.events if (event.kind, event.vcpu) == (EventKind.NMI_ENTRY, 1)]
+    assert evidence.observer is not None
+    entries = [event.seq for event in evidence.observer.events if (event.kind, event.vcpu) == (EventKind.NMI_ENTRY, 1)]
 
     assert len(entries) == 2  # the real one, and the mechanism's own after the release
     assert finding(evidence, "nmis-delivered") is Finding.HELD

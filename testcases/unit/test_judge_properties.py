@@ -16,7 +16,7 @@ from kept_evidence import KEPT, read_kept
 from test_judge_outcomes import BREAKING
 
 from lab.judge import judge
-from lab.model.evidence import EventKind, Evidence, OracleEvent, OracleEvidence, Sent, SiblingView, WindowSeen
+from lab.model.evidence import EventKind, Evidence, ObserverEvent, ObserverEvidence, Sent, SiblingView, WindowSeen
 from lab.model.hold import Hold
 from lab.model.phase import Phase, Role
 from lab.model.placed import Placed
@@ -104,7 +104,7 @@ HELD = change(
             holds=(Hold(at="asm_exc_nmi", vcpu=1, phase=Phase.WINDOW),),
         ),
     ),
-    "oracle.arrivals",
+    "observer.arrivals",
     (1,),
 )
 FAILS = {name: build() for name, build, _ in BREAKING}
@@ -114,8 +114,8 @@ REAL_PASSES = {name: read_kept(name) for name, row in KEPT.items() if row.outcom
 #: Damage that leaves no trace: a line of a log without numbers, and records before the load's first or after its last.
 UNTRACEABLE = {
     "warning": ("guest.dmesg",),
-    "early": ("oracle.events",),
-    "update-after-the-load": ("oracle.events",),
+    "early": ("observer.events",),
+    "update-after-the-load": ("observer.events",),
 }
 
 
@@ -130,14 +130,14 @@ def test_no_well_typed_evidence_raises(evidence: Evidence) -> None:
 
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(
-    events=st.lists(anything(OracleEvent), max_size=30).map(tuple),
+    events=st.lists(anything(ObserverEvent), max_size=30).map(tuple),
     windows=st.lists(anything(WindowSeen), max_size=4).map(tuple),
     view=anything(SiblingView),
     topology=st.sampled_from([Topology(1, 1, 2), Topology(1, 2, 2), Topology(2, 4, 2)]),
     numbered=st.booleans(),
 )
-def test_no_absurd_oracle_raises(
-    events: tuple[OracleEvent, ...],
+def test_no_absurd_observer_raises(
+    events: tuple[ObserverEvent, ...],
     windows: tuple[WindowSeen, ...],
     view: SiblingView,
     topology: Topology,
@@ -147,8 +147,10 @@ def test_no_absurd_oracle_raises(
     if numbered:
         events = tuple(msgspec.structs.replace(event, seq=seq, load=1) for seq, event in enumerate(events))
         windows = tuple(msgspec.structs.replace(window, load=1, siblings=(view,)) for window in windows)
-    oracle = OracleEvidence(events=events, windows=windows, records_lost=0, windows_lost=0, gaps_ns=(0,) * 4)
-    evidence = change(change(CLEAN, "oracle", oracle), "scenario", Scenario(mechanism="nmi-self", topology=topology))
+    observer = ObserverEvidence(events=events, windows=windows, records_lost=0, windows_lost=0, gaps_ns=(0,) * 4)
+    evidence = change(
+        change(CLEAN, "observer", observer), "scenario", Scenario(mechanism="nmi-self", topology=topology)
+    )
 
     check_sound(judge(evidence))
 
@@ -174,7 +176,7 @@ def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
 
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(
-    events=st.lists(anything(OracleEvent), max_size=20).map(tuple),
+    events=st.lists(anything(ObserverEvent), max_size=20).map(tuple),
     arrivals=st.lists(NUMBERS, max_size=4).map(tuple),
     sent=st.lists(anything(Sent), max_size=4).map(tuple),
     injections=st.lists(anything(Injection), max_size=4).map(tuple),
@@ -190,7 +192,7 @@ def test_no_change_of_a_sound_trial_raises(data: st.DataObject) -> None:
     kept=st.booleans(),
 )
 def test_no_absurd_plan_raises(
-    events: tuple[OracleEvent, ...],
+    events: tuple[ObserverEvent, ...],
     arrivals: tuple[int, ...],
     sent: tuple[Sent, ...],
     injections: tuple[Injection, ...],
@@ -199,9 +201,9 @@ def test_no_absurd_plan_raises(
     *,
     kept: bool,
 ) -> None:
-    assert HELD.oracle is not None
-    evidence = change(HELD, "oracle.events", (*(HELD.oracle.events if kept else ()), *events))
-    evidence = change(evidence, "oracle.arrivals", arrivals)
+    assert HELD.observer is not None
+    evidence = change(HELD, "observer.events", (*(HELD.observer.events if kept else ()), *events))
+    evidence = change(evidence, "observer.arrivals", arrivals)
     evidence = change(change(evidence, "injections.sent", sent), "scenario", scenario)
     plan = msgspec.structs.replace(evidence.plan, injections=injections, holds=holds)
 
@@ -210,12 +212,12 @@ def test_no_absurd_plan_raises(
 
 def test_what_a_hold_leaves_passes_whole_and_is_missed_record_by_record() -> None:
     assert [judge(each).outcome for each in (PHASED, HELD)] == [Outcome.PASS] * 2
-    assert HELD.oracle is not None
+    assert HELD.observer is not None
     for kind in (EventKind.HELD, EventKind.LET_GO):
-        (event,) = (one for one in HELD.oracle.events if one.kind is kind)
+        (event,) = (one for one in HELD.observer.events if one.kind is kind)
         changed = msgspec.structs.replace(event, detail=1)
-        events = tuple(changed if one is event else one for one in HELD.oracle.events)
-        assert judge(change(HELD, "oracle.events", events)).outcome is Outcome.INVALID
+        events = tuple(changed if one is event else one for one in HELD.observer.events)
+        assert judge(change(HELD, "observer.events", events)).outcome is Outcome.INVALID
 
 
 def damaged(draw: st.DataObject, evidence: Evidence, spared: tuple[str, ...]) -> Evidence:
@@ -265,9 +267,9 @@ def test_damage_to_a_real_trial_never_raises(name: str, data: st.DataObject) -> 
 
 #: Where each record names itself: by its number, its vCPU or its core.
 NAMED = (
-    "oracle.events",
-    "oracle.windows",
-    "oracle.resting",
+    "observer.events",
+    "observer.windows",
+    "observer.resting",
     "injections.sent",
     "injections.sentinels",
     "guest.state.cpus",
@@ -295,7 +297,7 @@ def findings(verdict: Verdict) -> tuple[Outcome, dict[str, Finding]]:
 
 
 @pytest.mark.parametrize("name", FAILS)
-@pytest.mark.parametrize("witness", ["oracle", "injections", "guest", "guest.state", "timings"])
+@pytest.mark.parametrize("witness", ["observer", "injections", "guest", "guest.state", "timings"])
 def test_a_witness_that_says_nothing_never_turns_a_fail_into_a_pass(name: str, witness: str) -> None:
     if FAILS[name].guest is None and witness == "guest.state":
         return
@@ -303,9 +305,9 @@ def test_a_witness_that_says_nothing_never_turns_a_fail_into_a_pass(name: str, w
     assert judge(change(FAILS[name], witness, None)).outcome is not Outcome.PASS
 
 
-@pytest.mark.parametrize("index", range(len(CLEAN.oracle.events if CLEAN.oracle else ())))
+@pytest.mark.parametrize("index", range(len(CLEAN.observer.events if CLEAN.observer else ())))
 def test_every_record_of_a_clean_load_is_missed(index: int) -> None:
-    verdict = judge(change(CLEAN, "oracle.events", lambda old: (*old[:index], *old[index + 1 :])))
+    verdict = judge(change(CLEAN, "observer.events", lambda old: (*old[:index], *old[index + 1 :])))
 
     assert verdict.outcome is Outcome.INVALID
 
@@ -332,9 +334,9 @@ def test_what_has_no_bearing_keeps_a_pass(extra: list[tuple[EventKind, int, int]
 
 
 def insert_again(evidence: Evidence, index: int) -> Evidence:
-    """Return evidence with one of the oracle's records a second time, right behind the first, and all renumbered."""
-    assert evidence.oracle is not None
-    events = sorted(evidence.oracle.events, key=lambda event: event.seq)
+    """Return evidence with one of the observer's records a second time, right behind the first, and all renumbered."""
+    assert evidence.observer is not None
+    events = sorted(evidence.observer.events, key=lambda event: event.seq)
     again = events[index]
 
     def later(seq: int) -> int:
@@ -349,15 +351,15 @@ def insert_again(evidence: Evidence, index: int) -> Evidence:
 
     moved = [change(event, "seq", later) for event in events]
     moved.insert(index + 1, change(again, "seq", again.seq + 1))
-    windows = tuple(renumber(window) for window in evidence.oracle.windows)
-    return change(change(evidence, "oracle.events", tuple(moved)), "oracle.windows", windows)
+    windows = tuple(renumber(window) for window in evidence.observer.windows)
+    return change(change(evidence, "observer.events", tuple(moved)), "observer.windows", windows)
 
 
 #: A thread that goes round its wait loop says nothing new.
 TURNS = {
-    name: [index for index, event in enumerate(evidence.oracle.events) if event.kind is EventKind.WAIT_LOOP]
+    name: [index for index, event in enumerate(evidence.observer.events) if event.kind is EventKind.WAIT_LOOP]
     for name, evidence in REAL_PASSES.items()
-    if evidence.oracle is not None
+    if evidence.observer is not None
 }
 
 
@@ -381,14 +383,14 @@ def test_what_has_no_bearing_keeps_a_real_pass(name: str, data: st.DataObject) -
 def test_a_window_moved_off_its_records_is_not_believed(shift: int, *, start: bool) -> None:
     field = "open_seq" if start else "close_seq"
 
-    assert judge(change(CLEAN, f"oracle.windows.0.{field}", lambda old: old + shift)).outcome is Outcome.INVALID
+    assert judge(change(CLEAN, f"observer.windows.0.{field}", lambda old: old + shift)).outcome is Outcome.INVALID
 
 
 def test_swapped_vcpus_are_not_believed() -> None:
-    def swap(events: tuple[OracleEvent, ...]) -> tuple[OracleEvent, ...]:
+    def swap(events: tuple[ObserverEvent, ...]) -> tuple[ObserverEvent, ...]:
         return tuple(msgspec.structs.replace(event, vcpu=event.vcpu ^ 1) for event in events)
 
-    assert judge(change(CLEAN, "oracle.events", swap)).outcome is not Outcome.PASS
+    assert judge(change(CLEAN, "observer.events", swap)).outcome is not Outcome.PASS
 
 
 @settings(max_examples=100, deadline=None)

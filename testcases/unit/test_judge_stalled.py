@@ -47,11 +47,11 @@ def hold(evidence: Evidence, **of_first: Any) -> Evidence:
             stalled_ns=ORIGIN_NS + WINDOW_AT_NS + 2_000,
         )
 
-    for core in range(len(evidence.oracle.windows) if evidence.oracle is not None else 0):
-        evidence = change(evidence, f"oracle.windows.{core}.stalled", True)
-        evidence = change(evidence, f"oracle.windows.{core}.siblings.0", stall)
+    for core in range(len(evidence.observer.windows) if evidence.observer is not None else 0):
+        evidence = change(evidence, f"observer.windows.{core}.stalled", True)
+        evidence = change(evidence, f"observer.windows.{core}.siblings.0", stall)
     for name, value in of_first.items():
-        evidence = change(evidence, f"oracle.windows.0.siblings.0.{name}", value)
+        evidence = change(evidence, f"observer.windows.0.siblings.0.{name}", value)
     for cpu in range(4):
         evidence = change(evidence, f"guest.state.cpus.{cpu}.wait_begin_tsc", 0)
         evidence = change(evidence, f"guest.state.cpus.{cpu}.wait_end_tsc", 0)
@@ -160,7 +160,7 @@ def test_a_halted_sibling_counts_unless_an_nmi_woke_it() -> None:
 
 
 def let_run(evidence: Evidence) -> Evidence:
-    return change(evidence, "oracle.windows.0.stalled", False)
+    return change(evidence, "observer.windows.0.stalled", False)
 
 
 def test_siblings_that_were_let_run_are_no_proof_of_a_stall() -> None:
@@ -181,7 +181,7 @@ def test_siblings_that_were_let_run_and_did_are_accused() -> None:
 def test_a_stall_is_no_proof_of_a_rendezvous() -> None:
     evidence = Load().watch().build()
     assert judge(evidence).outcome is Outcome.PASS
-    verdict = judge(change(evidence, "oracle.windows.0.stalled", True))
+    verdict = judge(change(evidence, "observer.windows.0.stalled", True))
     assert verdict.outcome is Outcome.INVALID
     assert "stalled the siblings" in verdict.reason
 

@@ -19,7 +19,7 @@ MINE, OTHER = "1" * 40, "2" * 40
 
 
 def tell_broken() -> Evidence:
-    """Break what the oracle sees of siblings, and what the guest alone tells."""
+    """Break what the observer sees of siblings, and what the guest alone tells."""
     load = Load().add(WINDOW_AT_NS + 1_000_000, EventKind.OUTSIDE, 1).add(RELEASE_AT_NS + 1, EventKind.NMI_ENTRY, 2)
     return change(load.build(), "guest.revisions_after.3", 1)
 
@@ -35,7 +35,7 @@ def swap(evidence: Evidence) -> Evidence:
 
 
 UNTRUSTED: list[tuple[str, Any, str]] = [
-    ("landmarks", lambda one: change(one, "oracle.points_wrong", 2), "at 2 of their addresses"),
+    ("landmarks", lambda one: change(one, "observer.points_wrong", 2), "at 2 of their addresses"),
     ("threads", swap, "the rendezvous state says CPU 1"),
     ("build", lambda one: match(one, MINE, OTHER), "the guest runs build 222222222222"),
 ]
@@ -53,7 +53,7 @@ def test_nothing_proves_anything_once_a_witness_is_untrusted(spoil: Any, told: s
 
 
 def test_what_is_only_lost_lets_proofs_stand() -> None:
-    assert judge(change(tell_broken(), "oracle.records_lost", 1)).outcome is Outcome.FAIL
+    assert judge(change(tell_broken(), "observer.records_lost", 1)).outcome is Outcome.FAIL
 
 
 MATCHES: list[tuple[str, Any, str]] = [
@@ -67,7 +67,7 @@ MATCHES: list[tuple[str, Any, str]] = [
 OUTCOMES: list[Any] = [
     Load().build(),
     tell_broken(),
-    change(Load().build(), "oracle.points_wrong", 1),
+    change(Load().build(), "observer.points_wrong", 1),
     change(Load().build(), "ending", Ending.LAB),
 ]
 
@@ -100,7 +100,7 @@ def test_a_pass_by_version_alone_says_so_unless_the_guest_told() -> None:
 
 
 def test_a_lab_that_failed_before_the_load_is_told_once() -> None:
-    evidence = change(change(Load().build(), "oracle", None), "ending", Ending.LAB)
+    evidence = change(change(Load().build(), "observer", None), "ending", Ending.LAB)
     verdict = judge(change(evidence, "reason", "the guest's shell broke"))
 
     assert verdict.outcome is Outcome.ERROR

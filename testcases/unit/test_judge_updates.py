@@ -82,7 +82,7 @@ SURE = {"in-the-window", "since-6.7", "all-siblings-since-6.7", "behind-the-load
 
 @pytest.mark.parametrize("name", BREAKING)
 def test_where_records_are_lost_nothing_follows_from_what_did_not_come_before(name: str) -> None:
-    lost = change(BREAKING[name][0]().build(), "oracle.records_lost", 1)
+    lost = change(BREAKING[name][0]().build(), "observer.records_lost", 1)
     assert find(lost).finding is (Finding.BROKEN if name in SURE else Finding.UNSEEN)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lab.build.kernel import find_recipe
 from lab.build.mutants import MUTANTS, find_patch, read_mutants
-from lab.build.oracle import NAME, build_oracle
+from lab.build.observer import NAME, build_observer
 from lab.campaign.blinded import LAB_MUTANTS
 from lab.campaign.mutants import Fate, choose_mutants, list_mutants, weigh
 from lab.errors import BuildError, UsageError
@@ -60,7 +60,7 @@ def test_a_message_says_what_it_breaks() -> None:
     assert (mutant.base, mutant.breaks, mutant.caught_by) == ("linux-6.1", "it", ("quiet", "harmless"))
     assert mutant.scenario == Scenario(mechanism="nmi-self", nmis=3)
     assert mutant.ends_in is Outcome.FAIL
-    assert parse_mutant(MESSAGE, "one", Subject.ORACLE).ends_in is Outcome.INVALID
+    assert parse_mutant(MESSAGE, "one", Subject.OBSERVER).ends_in is Outcome.INVALID
     witness = MESSAGE.replace("Signed-off", "Ends-in: INVALID\nSigned-off")
     assert parse_mutant(witness, "one", Subject.KERNEL).ends_in is Outcome.INVALID
 
@@ -108,21 +108,21 @@ def test_every_patch_is_a_mutant() -> None:
 
 
 @pytest.mark.parametrize(
-    "mutant", [each for each in PATCHED if each.subject is Subject.ORACLE], ids=lambda each: each.name
+    "mutant", [each for each in PATCHED if each.subject is Subject.OBSERVER], ids=lambda each: each.name
 )
 @pytest.mark.parametrize("level", range(MIN_LEVEL, MAX_LEVEL + 1))
-def test_an_oracle_with_a_mutant_in_compiles(mutant: Mutant, level: int) -> None:
-    folder = build_oracle(lambda _: None, level, find_patch(mutant))
+def test_an_observer_with_a_mutant_in_compiles(mutant: Mutant, level: int) -> None:
+    folder = build_observer(lambda _: None, level, find_patch(mutant))
     assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", NAME]
-    assert (folder / NAME).read_bytes() != (build_oracle(lambda _: None, level) / NAME).read_bytes()
+    assert (folder / NAME).read_bytes() != (build_observer(lambda _: None, level) / NAME).read_bytes()
 
 
 def test_a_patch_that_does_not_apply_is_named(tmp_path: Path) -> None:
     patch = tmp_path / "none.patch"
     patch.write_text("--- a/ring.c\n+++ b/ring.c\n@@ -1 +1 @@\n-not there\n+anything\n")
-    with pytest.raises(BuildError, match=r"oracle: .*FAILED"):
-        build_oracle(lambda _: None, MIN_LEVEL, patch)
-    assert not (IMAGES / "oracle" / "patched").exists()
+    with pytest.raises(BuildError, match=r"observer: .*FAILED"):
+        build_observer(lambda _: None, MIN_LEVEL, patch)
+    assert not (IMAGES / "observer" / "patched").exists()
 
 
 def test_an_unknown_mutant_is_refused_with_those_there_are() -> None:
@@ -133,7 +133,7 @@ def test_an_unknown_mutant_is_refused_with_those_there_are() -> None:
 
 
 KERNEL = parse_mutant(MESSAGE, "one", Subject.KERNEL)
-ORACLE = parse_mutant(MESSAGE, "one", Subject.ORACLE)
+OBSERVER = parse_mutant(MESSAGE, "one", Subject.OBSERVER)
 CONTROL = Scenario(mechanism="stop-machine", nmis=3)
 
 
@@ -145,12 +145,12 @@ CONTROL = Scenario(mechanism="stop-machine", nmis=3)
         (KERNEL, KERNEL.scenario, record(Outcome.FAIL, quiet=Finding.UNSEEN), Fate.SURVIVED),
         (KERNEL, KERNEL.scenario, record(Outcome.INVALID, quiet=Finding.BROKEN), Fate.SURVIVED),
         (KERNEL, KERNEL.scenario, record(Outcome.ERROR), Fate.ERROR),
-        (ORACLE, ORACLE.scenario, record(Outcome.INVALID, quiet=Finding.UNSEEN), Fate.CAUGHT),
-        (ORACLE, ORACLE.scenario, record(Outcome.INVALID, quiet=Finding.HELD), Fate.SURVIVED),
-        (ORACLE, ORACLE.scenario, record(Outcome.PASS, quiet=Finding.HELD), Fate.SURVIVED),
-        (ORACLE, ORACLE.scenario, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.FOOLED),
-        (ORACLE, CONTROL, record(Outcome.PASS), Fate.FOOLED),
-        (ORACLE, CONTROL, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.SURVIVED),
+        (OBSERVER, OBSERVER.scenario, record(Outcome.INVALID, quiet=Finding.UNSEEN), Fate.CAUGHT),
+        (OBSERVER, OBSERVER.scenario, record(Outcome.INVALID, quiet=Finding.HELD), Fate.SURVIVED),
+        (OBSERVER, OBSERVER.scenario, record(Outcome.PASS, quiet=Finding.HELD), Fate.SURVIVED),
+        (OBSERVER, OBSERVER.scenario, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.FOOLED),
+        (OBSERVER, CONTROL, record(Outcome.PASS), Fate.FOOLED),
+        (OBSERVER, CONTROL, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.SURVIVED),
     ],
 )
 def test_one_trial_shows_a_mutants_fate(mutant: Mutant, scenario: Scenario, tried: TrialRecord, fate: Fate) -> None:

@@ -183,7 +183,7 @@ def test_a_qemu_whose_interface_nobody_knows_yet_is_refused(folder: Path) -> Non
     words = f'case "$*" in *-plugin*) echo "{limits}" >&2; exit 1;; esac\nexec {{}} "$@"'
     said = refused(wrap(folder / "qemu", words))
     assert f"too new: it takes plugins of interface {MAX_LEVEL + 1} to {MAX_LEVEL + 2}" in said
-    assert f"the oracle speaks {MIN_LEVEL} to {MAX_LEVEL}" in said
+    assert f"the observer speaks {MIN_LEVEL} to {MAX_LEVEL}" in said
 
 
 def test_a_script_that_starts_qemu_as_another_process_is_refused(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_variable_is_named_where_it_is_wrong(folder: Path) -> None:
         ("mutants",),
         ("bench",),
         ("campaign", "start", "testcases/campaigns/all-mechanisms.toml", "--trials", "1"),
-        ("build", "oracle"),
+        ("build", "observer"),
         ("build", "all"),
     ],
     ids=" ".join,
@@ -242,7 +242,7 @@ def test_what_is_the_same_for_each_qemu_takes_none() -> None:
     done = run_lab("build", "kernel", "--qemu", "/bin/true")
     assert (done.returncode, done.stderr) == (
         2,
-        "lab: --qemu goes with oracle and all only: 'kernel' is the same for each QEMU\n",
+        "lab: --qemu goes with observer and all only: 'kernel' is the same for each QEMU\n",
     )
 
 

@@ -129,11 +129,11 @@ def test_the_page_is_drawn_the_same_from_a_moved_run(sample: Path, tmp_path: Pat
 
 def hostile_evidence() -> Evidence:
     evidence = make_evidence()
-    assert evidence.oracle is not None
-    events = tuple(msgspec.structs.replace(event, symbol=HOSTILE) for event in evidence.oracle.events)
+    assert evidence.observer is not None
+    events = tuple(msgspec.structs.replace(event, symbol=HOSTILE) for event in evidence.observer.events)
     return msgspec.structs.replace(
         evidence,
-        oracle=msgspec.structs.replace(evidence.oracle, events=events),
+        observer=msgspec.structs.replace(evidence.observer, events=events),
         console_tail=(HOSTILE,),
         reason=HOSTILE,
     )
@@ -271,11 +271,11 @@ def test_the_example_is_the_shortest_proof_of_a_failed_trial(tmp_path: Path) -> 
     assert example.record.trial == 2
     assert example.timeline is not None
     assert example.timeline.core == 1
-    (tmp_path / "2" / "oracle.json").unlink()
+    (tmp_path / "2" / "observer.json").unlink()
     example = find_example(tmp_path, records)
     assert example is not None
     assert example.timeline is None
-    assert "oracle.json is missing" in example.problem
+    assert "observer.json is missing" in example.problem
     assert str(tmp_path) not in example.problem
 
 
@@ -336,19 +336,19 @@ def test_a_quiet_load_has_no_second_panel() -> None:
 
 def test_without_a_window_there_is_no_drawing() -> None:
     evidence = make_evidence()
-    assert evidence.oracle is not None
-    assert draw_timeline(msgspec.structs.replace(evidence, oracle=None), 0) is None
-    empty = msgspec.structs.replace(evidence.oracle, windows=())
-    assert draw_timeline(msgspec.structs.replace(evidence, oracle=empty), 0) is None
+    assert evidence.observer is not None
+    assert draw_timeline(msgspec.structs.replace(evidence, observer=None), 0) is None
+    empty = msgspec.structs.replace(evidence.observer, windows=())
+    assert draw_timeline(msgspec.structs.replace(evidence, observer=empty), 0) is None
 
 
 def test_a_window_that_never_closed_is_drawn_to_the_end() -> None:
     evidence = make_evidence()
-    assert evidence.oracle is not None
-    events = tuple(e for e in evidence.oracle.events if e.kind not in (EventKind.WINDOW_CLOSE, EventKind.RELEASE))
-    windows = tuple(msgspec.structs.replace(w, close_seq=0, close_ns=0) for w in evidence.oracle.windows)
-    oracle = msgspec.structs.replace(evidence.oracle, events=events, windows=windows)
-    texts = {bar.text for bar in panels(msgspec.structs.replace(evidence, oracle=oracle))[0].bars}
+    assert evidence.observer is not None
+    events = tuple(e for e in evidence.observer.events if e.kind not in (EventKind.WINDOW_CLOSE, EventKind.RELEASE))
+    windows = tuple(msgspec.structs.replace(w, close_seq=0, close_ns=0) for w in evidence.observer.windows)
+    observer = msgspec.structs.replace(evidence.observer, events=events, windows=windows)
+    texts = {bar.text for bar in panels(msgspec.structs.replace(evidence, observer=observer))[0].bars}
     assert {"window: WRMSR 0x79, never closed", "waits, never released"} <= texts
 
 
@@ -356,14 +356,14 @@ def test_a_window_that_never_closed_is_drawn_to_the_end() -> None:
 @given(st.integers(-(2**70), 2**70), st.integers(-(2**70), 2**70), st.integers(-5, 2**70), st.integers(-(2**70), 2**70))
 def test_no_clock_however_foreign_breaks_the_drawing(event_ns: int, open_ns: int, core: int, close_ns: int) -> None:
     evidence = make_evidence()
-    assert evidence.oracle is not None
-    events = (msgspec.structs.replace(evidence.oracle.events[0], mono_ns=event_ns), *evidence.oracle.events[1:])
+    assert evidence.observer is not None
+    events = (msgspec.structs.replace(evidence.observer.events[0], mono_ns=event_ns), *evidence.observer.events[1:])
     window = msgspec.structs.replace(
-        evidence.oracle.windows[0], open_ns=open_ns, close_ns=close_ns, core=core, primary=core
+        evidence.observer.windows[0], open_ns=open_ns, close_ns=close_ns, core=core, primary=core
     )
-    oracle = msgspec.structs.replace(evidence.oracle, events=events, windows=(window,))
+    observer = msgspec.structs.replace(evidence.observer, events=events, windows=(window,))
     log = InjectionLog(begin_ns=0, span_ns=0, sent=(), problem="")
-    for panel in panels(msgspec.structs.replace(evidence, oracle=oracle, injections=log)):
+    for panel in panels(msgspec.structs.replace(evidence, observer=observer, injections=log)):
         for bar in panel.bars:
             assert GUTTER_PX <= bar.x <= WIDTH_PX
             assert bar.width <= WIDTH_PX

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lab.build import oracle
+from lab.build import observer
 from lab.build.cache import cached
 from lab.build.content import find_entry
 from lab.build.images import ImageSet
@@ -37,10 +37,10 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
     put("kernel", "sound", bzImage="sound", vmlinux="sound's symbols", release="6.1.0")
     put("kernel", "mutant", bzImage="mutant", vmlinux="mutant's symbols", release="6.1.0-mutant")
     keys = {None: "sound", "drops-records.patch": "mutant"}
-    monkeypatch.setattr(oracle, "_make_key", lambda _level, patch: keys.get(patch and patch.name, "none"))
-    put("oracle", "sound", oracle_so="sound oracle")
-    put("oracle", "mutant", oracle_so="mutant oracle")
-    put("oracle", "old", oracle_so="an older oracle")
+    monkeypatch.setattr(observer, "_make_key", lambda _level, patch: keys.get(patch and patch.name, "none"))
+    put("observer", "sound", observer_so="sound observer")
+    put("observer", "mutant", observer_so="mutant observer")
+    put("observer", "old", observer_so="an older observer")
     archive = tmp_path / "sound" / "initramfs.cpio.gz"
     archive.write_text("archive")
     cache = tmp_path / "microcode-nmi-lab"
@@ -49,11 +49,11 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
         kernel_release="6.1.0",
         vmlinux=cache / "kernel/sound/vmlinux",
         initramfs=archive,
-        oracle=cache / "oracle/sound/oracle.so",
+        observer=cache / "observer/sound/observer.so",
         kernel_sha256=hash_file(cache / "kernel/sound/bzImage"),
         vmlinux_sha256=hash_file(cache / "kernel/sound/vmlinux"),
         initramfs_sha256=hash_file(archive),
-        oracle_sha256=hash_file(cache / "oracle/sound/oracle.so"),
+        observer_sha256=hash_file(cache / "observer/sound/observer.so"),
         qemu=QEMU,
     )
     monkeypatch.setattr(same_images, "build_images", lambda *_: built)
@@ -75,19 +75,19 @@ def test_a_mutants_are_found_by_their_content(images: Images, tmp_path: Path) ->
         images,
         kernel_sha256=hash_file(cache / "kernel/mutant/bzImage"),
         vmlinux_sha256=hash_file(cache / "kernel/mutant/vmlinux"),
-        oracle_sha256=hash_file(cache / "oracle/mutant/oracle.so"),
+        observer_sha256=hash_file(cache / "observer/mutant/observer.so"),
         kernel_release="6.1.0-mutant",
     )
     found = find(wanted)
     assert found.describe() == wanted
     assert found.kernel.read_text() == "mutant"
-    assert found.oracle.read_text() == "mutant oracle"
+    assert found.observer.read_text() == "mutant observer"
 
 
-def test_an_oracle_of_other_sources_speaks_another_language(images: Images, tmp_path: Path) -> None:
-    old = hash_file(tmp_path / "microcode-nmi-lab/oracle/old/oracle.so")
-    with pytest.raises(UsageError, match=r"the oracle differs: .*; the lab that made it can"):
-        find(msgspec.structs.replace(images, oracle_sha256=old))
+def test_an_observer_of_other_sources_speaks_another_language(images: Images, tmp_path: Path) -> None:
+    old = hash_file(tmp_path / "microcode-nmi-lab/observer/old/observer.so")
+    with pytest.raises(UsageError, match=r"the observer differs: .*; the lab that made it can"):
+        find(msgspec.structs.replace(images, observer_sha256=old))
 
 
 def test_a_kernel_and_the_vmlinux_of_another_are_not_put_together(images: Images, tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_a_kernel_and_the_vmlinux_of_another_are_not_put_together(images: Images
         ("vmlinux_sha256", "vmlinux differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12} .*--kernel"),
         ("initramfs_sha256", "the initramfs differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}$"),
         (
-            "oracle_sha256",
-            "the oracle differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}; the lab",
+            "observer_sha256",
+            "the observer differs: the trial's is ffffffffffff, the one there is [0-9a-f]{12}; the lab",
         ),
         (
             "qemu_version",

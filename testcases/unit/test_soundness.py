@@ -181,10 +181,10 @@ def record_of(outcome: Outcome, reason: str) -> TrialRecord:
 
 
 def test_reasons_of_invalid_trials_are_counted_by_kind() -> None:
-    reasons = ["vCPU 1 slept 12.5 us at 0xff81", "vCPU 3 slept 7 us at 0xaa", "missing: the oracle"]
+    reasons = ["vCPU 1 slept 12.5 us at 0xff81", "vCPU 3 slept 7 us at 0xaa", "missing: the observer"]
     result = weigh_cell(FIRST, [record_of(Outcome.INVALID, reason) for reason in reasons])
 
-    assert result.invalid == (("vCPU # slept # us at #", 2), ("missing: the oracle", 1))
+    assert result.invalid == (("vCPU # slept # us at #", 2), ("missing: the observer", 1))
     assert outcomes(result) == (0, 0, 3, 0)
     assert not result.met
 

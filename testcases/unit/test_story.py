@@ -89,7 +89,7 @@ def test_too_many_rows_leave_what_broke_and_say_how_many_are_gone(limit: int) ->
 
 
 def test_foreign_text_is_cleaned() -> None:
-    evidence = change(Load().build(), "oracle.events.3.symbol", EVIL)
+    evidence = change(Load().build(), "observer.events.3.symbol", EVIL)
     story = story_of(evidence)
     told = "".join(row.text for row in story.rows)
     assert "evil" in told
@@ -97,7 +97,7 @@ def test_foreign_text_is_cleaned() -> None:
 
 
 def test_a_trial_that_saw_nothing_has_a_story_all_the_same() -> None:
-    evidence = msgspec.structs.replace(Load().build(), oracle=None, injections=None, timings=None, guest=None)
+    evidence = msgspec.structs.replace(Load().build(), observer=None, injections=None, timings=None, guest=None)
     assert story_of(evidence).rows == ()
 
 

@@ -12,7 +12,7 @@ from evidence_builder import Load
 
 from lab.errors import UsageError
 from lab.kernelimage.source_lines import parse_source_lines
-from lab.model.evidence import Cover, Covered, EventKind, OracleEvent
+from lab.model.evidence import Cover, Covered, EventKind, ObserverEvent
 from lab.model.phase import Phase, Role
 from lab.model.placed import Placed, Target
 from lab.model.plan import Plan
@@ -96,13 +96,13 @@ class FakeGuests:
         self.placed.append(scenario.placed)
         early = [hold.early for hold in plan.holds if hold.at.startswith("0x")]
         seen = dict(self._blocks)
-        events: list[OracleEvent] = []
+        events: list[ObserverEvent] = []
         for index, (pc, arrival) in enumerate(visits):
             if pc not in seen or not self._comes(pc, arrival) or (pc in self._waits and not early[index]):
                 break
             seen |= self._after.get(pc, {})
             for kind, symbol in ((EventKind.HELD, ""), (EventKind.RESUMED, "asm_exc_nmi+0x0")):
-                event = OracleEvent(
+                event = ObserverEvent(
                     seq=2 * index + (kind is EventKind.RESUMED) + 1,
                     mono_ns=0,
                     tsc=0,
@@ -115,18 +115,18 @@ class FakeGuests:
                 )
                 events.append(event)
         built = Load(topology=Topology(1, 1, 2)).build()
-        assert built.oracle is not None
+        assert built.observer is not None
         blocks = tuple(covered(pc, count) for pc, count in seen.items())
         if self._before:
             blocks = (*blocks, *(covered(pc, self._before, Phase.GATHER) for pc in seen))
-        oracle = msgspec.structs.replace(
-            built.oracle,
+        observer = msgspec.structs.replace(
+            built.observer,
             events=tuple(events),
             cover=Cover(blocks=blocks, lost=self._lost),
             arrivals=(self.seen,) * len(visits),
         )
         reason = "broken" if any(pc in self._breaks for pc, _ in visits) and len(events) == 2 * len(visits) else ""
-        return Kept(msgspec.structs.replace(built, plan=plan, scenario=scenario, oracle=oracle, reason=reason), {})
+        return Kept(msgspec.structs.replace(built, plan=plan, scenario=scenario, observer=observer, reason=reason), {})
 
 
 @pytest.fixture(autouse=True)
@@ -167,9 +167,9 @@ def test_holds_of_one_trial_share_the_bound_of_one() -> None:
 
 def test_only_blocks_of_the_asked_threads_and_phases_are_points() -> None:
     blocks = (covered(1, 1), covered(2, 1, vcpu=0), covered(3, 1, Phase.CLOSING), covered(4, 2, Phase.WINDOW))
-    oracle = Load().build().oracle
-    assert oracle is not None
-    new = Known().find_new(ASK, msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0)), Lead())
+    observer = Load().build().observer
+    assert observer is not None
+    new = Known().find_new(ASK, msgspec.structs.replace(observer, cover=Cover(blocks=blocks, lost=0)), Lead())
     assert [(each.pc, each.phase, each.count) for each in new] == [(1, Phase.ARMED, 1), (4, Phase.WINDOW, 2)]
 
 
@@ -225,13 +225,13 @@ def test_a_thread_waits_for_its_phase_where_it_came_there_before_it_and_its_core
 
 
 def test_arrivals_that_an_nmi_of_ours_adds_are_no_points_of_their_own() -> None:
-    oracle = Load().build().oracle
-    assert oracle is not None
+    observer = Load().build().observer
+    assert observer is not None
     lead = Lead((Visit(Block(Role.SIBLING, Phase.ARMED, 8), 1),))
 
     def find(known: Known, count: int, given: Lead) -> list[int]:
         cover = Cover(blocks=(covered(16, count),), lost=0)
-        return [each.count for each in known.find_new(ASK, msgspec.structs.replace(oracle, cover=cover), given)]
+        return [each.count for each in known.find_new(ASK, msgspec.structs.replace(observer, cover=cover), given)]
 
     known = Known()
     assert find(known, 1, lead) == [1]
@@ -250,12 +250,12 @@ def test_one_that_spins_before_its_phase_is_stopped_ever_further_from_the_end_of
 
 
 def test_where_no_other_nmi_enters_is_a_point_only_if_the_load_comes_there_by_itself() -> None:
-    oracle = Load().build().oracle
-    assert oracle is not None
+    observer = Load().build().observer
+    assert observer is not None
     lead = Lead((Visit(Block(Role.SIBLING, Phase.ARMED, 8), 1),))
 
     def find(known: Known, blocks: tuple[Covered, ...], given: Lead) -> list[tuple[int, int, bool]]:
-        shown = msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0))
+        shown = msgspec.structs.replace(observer, cover=Cover(blocks=blocks, lost=0))
         new = known.find_new(ASK, shown, given)
         for each in new:
             known.take(each)
@@ -280,10 +280,10 @@ def test_one_that_comes_there_less_often_before_its_phase_is_stopped_at_an_arriv
 
 
 def test_an_early_arrival_counts_those_of_the_phases_before() -> None:
-    oracle = Load().build().oracle
-    assert oracle is not None
+    observer = Load().build().observer
+    assert observer is not None
     blocks = (covered(1, 3, Phase.GATHER), covered(1, 2), covered(1, 4, Phase.WINDOW), covered(1, 9, vcpu=0))
-    new = Known().find_new(ASK, msgspec.structs.replace(oracle, cover=Cover(blocks=blocks, lost=0)), Lead())
+    new = Known().find_new(ASK, msgspec.structs.replace(observer, cover=Cover(blocks=blocks, lost=0)), Lead())
     assert [(each.phase, each.before) for each in new] == [(Phase.ARMED, 3), (Phase.WINDOW, 5)]
 
 
@@ -304,11 +304,11 @@ def test_what_breaks_on_the_way_is_kept_whatever_comes_of_the_point(tmp_path: Pa
             kept = super().run_trial(scenario, plan, cover=cover)
             if len(self.tried[-1]) < 2:
                 return kept
-            oracle = kept.evidence.oracle
-            assert oracle is not None
-            first = tuple(event for event in oracle.events if event.detail == 0)
-            oracle = msgspec.structs.replace(oracle, events=first)
-            return Kept(msgspec.structs.replace(kept.evidence, oracle=oracle), {})
+            observer = kept.evidence.observer
+            assert observer is not None
+            first = tuple(event for event in observer.events if event.detail == 0)
+            observer = msgspec.structs.replace(observer, events=first)
+            return Kept(msgspec.structs.replace(kept.evidence, observer=observer), {})
 
     swept = run(tmp_path, Leads({16: 1}, after={16: {32: 1}}))
     assert (swept.known, swept.tried, swept.broken) == (2, 2, ())
