@@ -127,5 +127,6 @@ def _why_mistaken(evidence: Evidence, topology: Topology, repeat: ObserverEvent 
     for seen in evidence.observer.windows:
         others = sorted(updated.intersection(topology.threads_of(seen.core)))
         if others and seen.primary not in updated:
-            return f"the observer saw vCPU {seen.primary} update core {seen.core}, the state says CPU {others[0]}"
+            told = f"the rendezvous state says CPU {others[0]}"
+            return f"the observer saw vCPU {seen.primary} update core {seen.core}, {told}"
     return ""
