@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tables of a campaign's store, as docs/store.md explains them, and how an older store becomes one of today.
+"""The tables of a campaign's store (docs/explanation/store.md explains them), and how an older store becomes today's.
 
 Each entry of MIGRATIONS takes a store from the version that is its index to the next, in one transaction; a new store
 goes through all of them, so that none is ever untried.
