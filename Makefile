@@ -2,7 +2,7 @@
 # The newcomer's way in; everything else is the lab command, .venv/bin/lab --help.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-hosts test-kernels bench mutants judge-coverage
+.PHONY: help setup run test lint check docs test-hosts test-kernels bench mutants judge-coverage
 
 help: ## Show this
 	@awk -F ': ## ' '/^[a-z-]+: ## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,20 @@ test: ## Set up and run all tests
 	.venv/bin/lab build all
 	.venv/bin/lab build kernel --base linux-6.12
 	.venv/bin/pytest -n auto --dist worksteal
+
+lint: ## Set up and run the linters: ruff, mypy, shellcheck, clang-format, licences, imports
+	@images/host/setup
+	.venv/bin/pytest -q testcases/unit/test_linters.py
+
+check: ## Set up and run the linters, then the unit tests
+	@images/host/setup
+	.venv/bin/pytest -q -n auto testcases/unit
+
+docs: ## Set up, write the pages that come from the lab itself, build the site into site/ and check its links
+	@images/host/setup
+	@.venv/bin/python -c 'import material' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	PYTHONPATH=. .venv/bin/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 test-hosts: ## Run both commands above on a fresh Debian of its own, as root (RELEASE=bookworm: another than trixie)
 	@images/host/setup
