@@ -10,10 +10,12 @@ import contextlib
 import io
 import os
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab.cli.main import app
+from lab.cli import main as run_lab
 from lab.report.picture import draw_picture
 
 DOCS = Path(__file__).resolve().parent
@@ -64,10 +66,25 @@ def _list_helps(words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]
 
 
 def _read_help(words: tuple[str, ...]) -> str:
+    """Ask the command line as a user does, whatever is behind it."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        app([*words, "--help"], prog_name="lab", standalone_mode=False)
+    with _keep_process(), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        sys.argv = ["lab", *words, "--help"]
+        run_lab()
     return "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines())
+
+
+@contextlib.contextmanager
+def _keep_process() -> Iterator[None]:
+    """Put back what the command line changes of its process."""
+    words = sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        sys.argv = words
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
