@@ -32,7 +32,7 @@ docs: ## Set up, write the pages that come from the lab itself, build the site i
 	@images/host/setup
 	@.venv/bin/python -c 'import material' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	PYTHONPATH=. .venv/bin/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 test-hosts: ## Run both commands above on a fresh Debian of its own, as root (RELEASE=bookworm: another than trixie)
 	@images/host/setup
