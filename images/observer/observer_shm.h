@@ -22,6 +22,7 @@
 #define OBSERVER_HAZARDS     16
 #define OBSERVER_MECHANISMS  16
 #define OBSERVER_HOLDS	     16
+#define OBSERVER_HOLD_SIZE   64
 
 /* What a record reports: lab.model.evidence.EventKind, in its order. */
 enum observer_kind {
