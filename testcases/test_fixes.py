@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two defects of mainline's rendezvous with offline siblings: shown on 6.12, and gone with their candidate fixes."""
+"""Two defects of mainline with offline siblings: each is shown on 6.12, and gone with its candidate fix."""
 
 import itertools
 from collections.abc import Iterator
