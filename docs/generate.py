@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Write what docs/ takes from the lab itself: the page of the command line, and the picture of a kept trial.
+"""Write what docs/ takes from the lab itself: the command line, the tables of sound cells, the picture of a kept trial.
 
 Run it from the checkout: ``.venv/bin/python docs/generate.py``. ``--picture FOLDER`` draws the trial in FOLDER as well.
-A test holds the page equal to what this writes.
+Tests hold the pages equal to what this writes.
 """
 
 import argparse
@@ -16,10 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.cli import main as run_lab
+from lab.expected.cells import parse_cells
+from lab.expected.sound_page import replace_tables
+from lab.host.paths import SOUND
 from lab.report.picture import draw_picture
 
 DOCS = Path(__file__).resolve().parent
 COMMAND_LINE = DOCS / "reference" / "command-line.md"
+SOUND_PAGE = DOCS / "sound.md"
 PICTURE = DOCS / "pictures" / "stop-machine-fail.svg"
 
 #: Help is laid out for a terminal of this width, whoever writes the page.
@@ -76,24 +80,28 @@ def _read_help(words: tuple[str, ...]) -> str:
 
 @contextlib.contextmanager
 def _keep_process() -> Iterator[None]:
-    """Put back what the command line changes of its process."""
-    words = sys.argv
+    """Have the command line take this process for a program of its own, and put back what it changes."""
+    words, program = sys.argv, sys.modules["__main__"]
+    package = program.__package__
+    # By it Typer tells 'lab' from 'python -m pytest'.
+    program.__package__ = ""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        sys.argv = words
+        sys.argv, program.__package__ = words, package
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def main() -> None:
-    """Write the page, and the picture where one is asked for."""
+    """Write the pages, and the picture where one is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path, metavar="FOLDER", help="draw the trial that is kept in FOLDER")
     asked = parser.parse_args()
     os.environ["COLUMNS"] = COLUMNS
     COMMAND_LINE.write_text(format_command_line())
+    SOUND_PAGE.write_text(replace_tables(SOUND_PAGE.read_text(), parse_cells(SOUND.read_text(), SOUND.name)))
     if asked.picture:
         PICTURE.write_text(draw_picture(asked.picture))
 

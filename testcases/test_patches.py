@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 
 RECIPES = {base.name: find_recipe(base.name, print) for base in BASES}
 PATCHES = [(base, name) for base, recipe in RECIPES.items() for name in read_series(recipe.folder)]
+FIXES = [(base, name) for base, recipe in RECIPES.items() for name in read_series(recipe.folder / "fixes")]
 MUTANTS = [mutant for mutant in read_mutants() if mutant.subject is Subject.KERNEL]
 #: What checkpatch reads its lists from; the loader is what the patches change.
 NEEDED = ("scripts/checkpatch.pl", "scripts/spelling.txt", "scripts/const_structs.checkpatch", "arch/x86")
@@ -34,6 +35,12 @@ def unpack(recipe: Recipe, folder: Path) -> Path:
 @pytest.mark.parametrize(("base", "name"), PATCHES)
 def test_a_patch_passes_checkpatch(trees: dict[str, Path], base: str, name: str) -> None:
     check_patch(RECIPES[base].folder / "patches" / name, trees[base])
+
+
+@pytest.mark.parametrize(("base", "name"), FIXES)
+def test_a_fix_passes_checkpatch(trees: dict[str, Path], base: str, name: str) -> None:
+    # The commit that a fix names is in no source package.
+    check_patch(RECIPES[base].folder / "fixes" / name, trees[base], "UNKNOWN_COMMIT_ID")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

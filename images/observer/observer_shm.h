@@ -22,6 +22,7 @@
 #define OBSERVER_HAZARDS     16
 #define OBSERVER_MECHANISMS  16
 #define OBSERVER_HOLDS	     16
+#define OBSERVER_HOLD_SIZE   64
 
 /* What a record reports: lab.model.evidence.EventKind, in its order. */
 enum observer_kind {
@@ -191,8 +192,7 @@ struct observer_header {
 	uint64_t next_seq; /* on a line of its own: all vCPUs add to it */
 	uint8_t pad_next[1024 - sizeof(uint64_t)];
 	struct observer_hold holds[OBSERVER_HOLDS];
-	uint8_t pad_end[OBSERVER_HEADER_SIZE - 2048 -
-			OBSERVER_HOLDS * sizeof(struct observer_hold)];
+	uint8_t pad_end[OBSERVER_HEADER_SIZE - 2048 - OBSERVER_HOLDS * OBSERVER_HOLD_SIZE];
 };
 
 /* One vCPU, written by its own thread, on lines of its own. */
@@ -285,7 +285,7 @@ _Static_assert(sizeof(struct observer_vcpu) == 128, "a vCPU shares no line pair"
 _Static_assert(sizeof(struct observer_window) == 128, "a window shares no line pair");
 _Static_assert(sizeof(struct observer_block) == 32, "blocks fill lines");
 _Static_assert(sizeof(struct observer_cover) == 16, "covers fill lines");
-_Static_assert(sizeof(struct observer_hold) == 64, "a hold is one cache line");
+_Static_assert(sizeof(struct observer_hold) == OBSERVER_HOLD_SIZE, "a hold is one cache line");
 _Static_assert(sizeof(struct observer_message) == 32, "a message is 32 bytes");
 
 #endif /* OBSERVER_SHM_H */

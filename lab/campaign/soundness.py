@@ -44,6 +44,7 @@ class CellResult:
     """What came of one cell's trials.
 
     :param caught: trials that FAILed with one of the invariants broken that its scenario is expected to break
+    :param by_defect: trials that FAILed by the cell's rare defect, and by nothing else
     :param invalid: why trials were INVALID, with ``#`` for what differs from trial to trial, the most frequent first
     :param folder: of its run, empty when none of its trials was run
     """
@@ -53,6 +54,12 @@ class CellResult:
     caught: int
     invalid: tuple[tuple[str, int], ...]
     folder: str
+    by_defect: int = 0
+
+    @property
+    def accused(self) -> int:
+        """How many trials FAILed that nothing explains."""
+        return self.outcomes.failed - self.by_defect
 
     @property
     def needed(self) -> int:
@@ -65,7 +72,7 @@ class CellResult:
     def met(self) -> bool:
         """Whether the trials show what the cell is held to be; how many may be INVALID is weighed over all cells."""
         if self.cell.held is Held.SOUND:
-            return not self.outcomes.failed and not self.outcomes.error and self.outcomes.passed >= self.needed
+            return not self.accused and not self.outcomes.error and self.outcomes.passed >= self.needed
         return bool(self.caught) and not self.outcomes.error
 
 
@@ -196,6 +203,7 @@ def weigh_cell(cell: Cell, records: Iterable[TrialRecord], folder: str = "") -> 
         caught=sum(_is_caught(cell, record) for record in records),
         invalid=tuple(reasons.most_common()),
         folder=folder,
+        by_defect=sum(_shows_defect(cell, record) for record in records),
     )
 
 
@@ -220,6 +228,14 @@ def _run_trial(guests: WarmGuests, folder: Path, cell: Cell, seed: int, index: i
     return keep_unless_passed(folder / name, kept, index + 1, name)
 
 
+def _shows_defect(cell: Cell, record: TrialRecord) -> bool:
+    """Say whether a trial FAILed by nothing but the rare defect of the cell's kernel."""
+    if cell.defect is None or record.outcome is not Outcome.FAIL:
+        return False
+    broken = {name for name, finding in record.invariants.items() if finding is Finding.BROKEN}
+    return bool(broken) and broken <= set(cell.defect.breaks)
+
+
 def _is_caught(cell: Cell, record: TrialRecord) -> bool:
     caught_by = expect(cell.scenario).caught_by
     return record.outcome is Outcome.FAIL and any(record.invariants.get(one) is Finding.BROKEN for one in caught_by)
@@ -234,8 +250,8 @@ def _explain(result: CellResult) -> str:
     if counts.error:
         return f"{counts.error} of {counts.trials} trials ended in ERROR: the lab or the host failed"
     if result.cell.held is Held.SOUND:
-        if counts.failed:
-            return f"held to be sound, and {counts.failed} of {counts.trials} trials FAIL"
+        if result.accused:
+            return f"held to be sound, and {result.accused} of {counts.trials} trials FAIL"
         return f"held to be sound, and {counts.passed} of {counts.trials} trials PASS: {result.needed} or more must"
     wanted = " or ".join(expect(result.cell.scenario).caught_by)
     return f"known to fail, and none of {counts.trials} trials failed with {wanted} broken"

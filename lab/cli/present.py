@@ -284,6 +284,7 @@ def describe_soundness(ran: Soundness) -> dict[str, object]:
                 "outcomes": one.outcomes,
                 "passes_needed": one.needed,
                 "caught": one.caught,
+                "failed_by_known_defect": one.by_defect,
                 "invalid": dict(one.invalid),
                 "folder": one.folder,
             }
@@ -295,10 +296,13 @@ def describe_soundness(ran: Soundness) -> dict[str, object]:
 def make_soundness_table(ran: Soundness) -> RenderableType:
     """Return what ``lab sound`` shows: each cell, its outcomes, and why trials of it were INVALID."""
     outcomes = [outcome.value for outcome in reversed(Outcome)]
-    table = make_table("mechanism", "axes", "held", "met", *outcomes, "INVALID because")
+    table = make_table("mechanism", "axes", "held", "met", *outcomes, "because")
     for one in ran.results:
         counts = one.outcomes
-        because = Text("\n".join(f"{count} x {clean(reason)}" for reason, count in one.invalid))
+        notes = [f"{count} x {clean(reason)}" for reason, count in one.invalid]
+        if one.by_defect and one.cell.defect is not None:
+            notes.insert(0, f"FAIL of {one.by_defect}: {one.cell.defect.name}, a known defect")
+        because = Text("\n".join(notes))
         met = Text("yes", "green") if one.met else Text("NO", "bold red")
         met = met if one.outcomes.trials else Text("no trial yet", "dim")
         numbers = (_format_passed(counts), counts.invalid, counts.failed, counts.error)

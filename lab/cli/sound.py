@@ -26,8 +26,8 @@ from lab.trial.pool import WarmGuests
 DEFAULT_TRIALS: Final = 2_000
 #: Mainline's defect shows in half of the loads with drawn windows: fewer than one in 200 runs would miss it.
 DEFAULT_TRIES: Final = 8
-#: Of one reviewed page.
-MAX_PAGE_BYTES: Final = 256 * 1024
+#: Of one reviewed list.
+MAX_LIST_BYTES: Final = 256 * 1024
 #: What is left of all, beside the runs of the cells.
 SUMMARY: Final = "sound.json"
 
@@ -81,11 +81,11 @@ def sound(
 
 def _choose_cells(held: Held, only: str | None) -> tuple[Cell, ...]:
     name = str(SOUND.relative_to(ROOT))
-    cells = [cell for cell in parse_cells(read_text(SOUND, MAX_PAGE_BYTES, "list of cells"), name) if cell.held is held]
+    cells = [cell for cell in parse_cells(read_text(SOUND, MAX_LIST_BYTES, "list of cells"), name) if cell.held is held]
     chosen = tuple(cell for cell in cells if only in (None, cell.mechanism))
     if not chosen:
         known = ", ".join(dict.fromkeys(cell.mechanism for cell in cells))
-        raise UsageError(f"only is '{only}': the table '{held.value}' of {name} has cells of {known}")
+        raise UsageError(f"only is '{only}': '{held.value}' in {name} has cells of {known}")
     return chosen
 
 

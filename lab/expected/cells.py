@@ -1,41 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cells, each a mechanism and its axes, that are held to be sound or known to fail: ``docs/sound.md`` as values."""
+"""Cells, each a mechanism and its axes, that are expected to be sound or known to fail: ``sound.toml`` as values."""
 
 import enum
 import re
-from collections.abc import Iterator
+from typing import Any, Final
 
 import msgspec
 
 from lab.errors import UsageError
 from lab.model.scenario import Scenario
-from lab.model.scenario_file import parse_axes
+from lab.model.scenario_file import load_toml, parse_axes
 
 
 class Held(enum.Enum):
-    """What a cell is held to be; the values are the headings of the page's two tables."""
+    """What a cell is expected to be; the values are the headings of docs/sound.md's tables."""
 
     SOUND = "Sound"
     FAILING = "Known to fail"
 
 
-#: The columns of each table: what a row says beside its mechanism and axes.
-COLUMNS = {
-    Held.SOUND: ("mechanism", "axes", "what shows it", "source"),
-    Held.FAILING: ("mechanism", "axes", "what shows it", "source", "evidence"),
-}
+#: The words of the key ``expected``.
+_EXPECTED: Final = {"sound": Held.SOUND, "failing": Held.FAILING}
+#: What a cell says beside its mechanism and axes, in the order of the table's columns.
+NOTES: Final = {Held.SOUND: ("shown_by", "source"), Held.FAILING: ("shown_by", "source", "evidence")}
+_CELL: Final = re.compile(r"\s*\[\[\s*cell\s*\]\]", re.ASCII)
 
-_NAME = re.compile(r"`([a-z0-9-]+)`", re.ASCII)
-_AXES = re.compile(r"(?:`([^`]*)`)?")
-_RULE = re.compile(r"\|(?: *:?-+:? *\|)+", re.ASCII)
+
+class Defect(msgspec.Struct, frozen=True, kw_only=True):
+    """A rare defect of a kernel that cells are otherwise sound but for.
+
+    :param breaks: invariants; a trial in which no other required one is broken shows the defect, and accuses nobody
+    :param what: what happens, in one sentence
+    :param source: the function of the kernel
+    :param evidence: the second witness
+    """
+
+    name: str
+    breaks: tuple[str, ...]
+    what: str
+    source: str
+    evidence: str
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the page.
+    """One entry of the list.
 
-    :param axes: as the page has them, empty for the defaults
-    :param notes: the columns behind the axes
-    :param line: of the page, from 1
+    :param axes: keys of a scenario file in TOML's inline form, empty for the defaults
+    :param notes: what :data:`NOTES` names
+    :param line: of the file, from 1
+    :param defect: None where no trial may FAIL
     """
 
     held: Held
@@ -43,6 +56,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     axes: str
     notes: tuple[str, ...]
     line: int
+    defect: Defect | None = None
 
     @property
     def mechanism(self) -> str:
@@ -51,59 +65,74 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_cells(text: str, file: str) -> tuple[Cell, ...]:
-    """Read the page's two tables, in order.
-
-    Accepted row: ``| `nmi-self` | `topology = "1x1x2", nmis = 0` | words | words |``, the axes in backticks as keys of
-    a scenario file in TOML's inline form, or left empty; no cell holds a bar.
+    """Read the list, in order.
 
     :param file: what errors call it
-    :raise UsageError: a table is missing, or a row is none, is no scenario, or is there twice; the error names the line
+    :raise UsageError: an entry is none, is no scenario, or is there twice; the error names the line
     """
+    table = load_toml(text, f"list of cells '{file}'")
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if _CELL.match(line)]
+    entries = table.get("cell", [])
+    _check_keys(table, ("cell", "defect"), file)
+    if not isinstance(entries, list) or len(entries) != len(lines):
+        raise UsageError(f"{file}: each cell begins with a line '[[cell]]'")
+    defects = _parse_defects(table.get("defect", {}), file)
     cells: list[Cell] = []
     seen: dict[Scenario, int] = {}
-    for held, line, row in _find_rows(text, file):
-        cell = _parse_row(held, line, row, f"{file} line {line}")
+    for line, entry in zip(lines, entries, strict=True):
+        cell = _parse_cell(entry, defects, line, f"{file} line {line}")
         if cell.scenario in seen:
             raise UsageError(f"{file} line {line}: this cell is in line {seen[cell.scenario]} already")
         seen[cell.scenario] = line
         cells.append(cell)
-    for held in Held:
+    for word, held in _EXPECTED.items():
         if not any(cell.held is held for cell in cells):
-            raise UsageError(f"{file}: the table below '## {held.value}' is missing or empty")
+            raise UsageError(f"{file}: there is no cell that is expected to be '{word}'")
     return tuple(cells)
 
 
-def _find_rows(text: str, file: str) -> Iterator[tuple[Held, int, tuple[str, ...]]]:
-    """Yield the rows below the two headings, without the head of each table."""
-    held: Held | None = None
-    headed = False
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        if line.startswith("#"):
-            title = line.lstrip("#").strip()
-            held, headed = next((each for each in Held if each.value == title), None), False
-        if held is None or not line.startswith("|") or _RULE.fullmatch(line):
-            continue
-        row = tuple(part.strip() for part in line.strip("|").split("|"))
-        if headed:
-            yield held, number, row
-        elif row != COLUMNS[held]:
-            raise UsageError(f"{file} line {number}: the columns are not {', '.join(COLUMNS[held])}")
-        headed = True
+def _parse_cell(entry: dict[str, Any], defects: dict[str, Defect], line: int, where: str) -> Cell:
+    word = entry.get("expected", "sound")
+    if word not in _EXPECTED:
+        raise UsageError(f"{where}: key 'expected' is '{word}': allowed is {' or '.join(_EXPECTED)}")
+    held = _EXPECTED[word]
+    _check_keys(entry, ("expected", "mechanism", "axes", "defect", *NOTES[held]), where)
+    notes = tuple(_find_text(entry, key, where) for key in NOTES[held])
+    name = entry.get("defect")
+    if name is not None and (name not in defects or held is Held.FAILING):
+        allowed = "a sound cell's is one of the tables below 'defect'"
+        raise UsageError(f"{where}: key 'defect' is '{name}': {allowed}: {', '.join(defects)}")
+    axes = _find_text(entry, "axes", where) if "axes" in entry else ""
+    return Cell(
+        held=held,
+        scenario=parse_axes(_find_text(entry, "mechanism", where), axes, where),
+        axes=axes,
+        notes=notes,
+        line=line,
+        defect=defects[name] if name is not None else None,
+    )
 
 
-def _parse_row(held: Held, line: int, row: tuple[str, ...], where: str) -> Cell:
-    columns = COLUMNS[held]
-    if len(row) != len(columns):
-        raise UsageError(f"{where}: there are {len(row)} columns instead of {len(columns)}: {', '.join(columns)}")
-    name, axes = _NAME.fullmatch(row[0]), _AXES.fullmatch(row[1])
-    if name is None:
-        raise UsageError(f"{where}: the first column is not the name of a mechanism in backticks")
-    if axes is None:
-        raise UsageError(f"{where}: the second column is not axes in backticks, or empty for the defaults")
-    for column, note in zip(columns[2:], row[2:], strict=True):
-        if not note:
-            raise UsageError(f"{where}: the column '{column}' is empty")
-    inline = axes[1] or ""
-    scenario = parse_axes(name[1], inline, where)
-    return Cell(held=held, scenario=scenario, axes=inline, notes=row[2:], line=line)
+def _parse_defects(table: Any, file: str) -> dict[str, Defect]:
+    found = {}
+    for name, entry in table.items():
+        where = f"{file}: defect '{name}'"
+        try:
+            found[name] = msgspec.convert({"name": name, **entry}, Defect)
+        except (msgspec.ValidationError, TypeError) as error:
+            raise UsageError(f"{where} is no defect: {error}") from None
+        _check_keys(entry, ("breaks", "what", "source", "evidence"), where)
+    return found
+
+
+def _check_keys(table: dict[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    unknown = sorted(set(table) - set(allowed))
+    if unknown:
+        raise UsageError(f"{where}: key '{unknown[0]}' is unknown: allowed are {', '.join(allowed)}")
+
+
+def _find_text(entry: dict[str, Any], key: str, where: str) -> str:
+    text = entry.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"{where}: key '{key}' is missing or no text")
+    return text

@@ -310,7 +310,7 @@ def test_no_arguments_show_the_help() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("lacking", ["manifest.json", "observer.json", "plan.json"])
+@pytest.mark.parametrize("lacking", ["manifest.json", "oracle.json", "plan.json"])
 def test_a_truncated_folder_is_invalid_with_what_is_missing(tmp_path: Path, lacking: str) -> None:
     folder = tmp_path / "evidence"
     write_evidence(folder, Load().build(), {})

@@ -87,7 +87,7 @@ def test_raw_files_keep_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "trial" / "console.log").read_bytes() == b"anic"
 
 
-@pytest.mark.parametrize("name", ["../x", "observer.json", "manifest.json", "verdict.json", ".hidden", "a/b", ""])
+@pytest.mark.parametrize("name", ["../x", "oracle.json", "manifest.json", "verdict.json", ".hidden", "a/b", ""])
 def test_raw_files_cannot_take_other_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot name"):
         write_evidence(tmp_path / "trial", make_evidence(), {name: b""})
@@ -102,8 +102,8 @@ def test_text_that_is_not_unicode_is_an_evidence_error(tmp_path: Path) -> None:
 
 
 def test_the_error_names_what_is_missing(saved: Path) -> None:
-    (saved / "observer.json").unlink()
-    with pytest.raises(EvidenceError, match=r"observer\.json is missing"):
+    (saved / "oracle.json").unlink()
+    with pytest.raises(EvidenceError, match=r"oracle\.json is missing"):
         read_evidence(saved)
 
 
@@ -140,7 +140,7 @@ def test_links_are_not_followed(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", ["manifest.json", "observer.json", "console.log"])
+@pytest.mark.parametrize("name", ["manifest.json", "oracle.json", "console.log"])
 def test_a_fifo_does_not_block(saved: Path, name: str) -> None:
     (saved / name).unlink()
     os.mkfifo(saved / name)
@@ -149,7 +149,7 @@ def test_a_fifo_does_not_block(saved: Path, name: str) -> None:
 
 
 def test_sizes_are_checked_before_reading(saved: Path) -> None:
-    os.truncate(saved / "observer.json", 1 << 40)  # sparse
+    os.truncate(saved / "oracle.json", 1 << 40)  # sparse
     with pytest.raises(EvidenceError, match="at most"):
         read_evidence(saved)
 

@@ -271,11 +271,11 @@ def test_the_example_is_the_shortest_proof_of_a_failed_trial(tmp_path: Path) -> 
     assert example.record.trial == 2
     assert example.timeline is not None
     assert example.timeline.core == 1
-    (tmp_path / "2" / "observer.json").unlink()
+    (tmp_path / "2" / "oracle.json").unlink()
     example = find_example(tmp_path, records)
     assert example is not None
     assert example.timeline is None
-    assert "observer.json is missing" in example.problem
+    assert "oracle.json is missing" in example.problem
     assert str(tmp_path) not in example.problem
 
 

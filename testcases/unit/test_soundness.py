@@ -15,7 +15,7 @@ from lab.build.kernel import DEFAULT_BASE
 from lab.campaign.run_store import read_run
 from lab.campaign.soundness import CELLS, CellResult, Soundness, run_cells, share_out, weigh_cell
 from lab.evidence.folder import read_evidence
-from lab.expected.cells import Cell, Held
+from lab.expected.cells import Cell, Defect, Held
 from lab.expected.tally import OutcomeCounts
 from lab.host.paths import ROOT
 from lab.judge import judge
@@ -24,7 +24,7 @@ from lab.model.evidence import Ending, EventKind, Evidence
 from lab.model.plan import Plan
 from lab.model.scenario import Aim, Scenario
 from lab.model.topology import Topology
-from lab.model.verdict import Outcome, TrialRecord
+from lab.model.verdict import Finding, Outcome, TrialRecord
 from lab.report.page import write_report
 from lab.trial.pool import WarmGuest, WarmGuests
 from lab.trial.record import make_record
@@ -99,6 +99,21 @@ def run(folder: Path, guests: Guests, asked: dict[Cell, int], seed: int = 7) -> 
 def outcomes(result: CellResult) -> tuple[int, int, int, int]:
     counts = result.outcomes
     return counts.passed, counts.failed, counts.invalid, counts.error
+
+
+def test_a_known_defect_of_its_kernel_explains_a_fail_by_its_own_invariants_alone() -> None:
+    defect = Defect(name="rare", breaks=("quiet", "no-nmi-entry-in-window"), what="w", source="s", evidence="e")
+    shown = make_record(1, FAILS, judge(FAILS), "")
+    but_for = msgspec.structs.replace(FIRST, defect=defect)
+    other = msgspec.structs.replace(FIRST, defect=msgspec.structs.replace(defect, breaks=("nmis-delivered",)))
+    passed = [make_record(2, PASSES, judge(PASSES), "")]
+
+    assert [name for name, finding in shown.invariants.items() if finding is Finding.BROKEN] == ["quiet"]
+    result = weigh_cell(but_for, [shown, *passed])
+    assert (result.met, result.by_defect, result.accused) == (True, 1, 0)
+    result = weigh_cell(other, [shown, *passed])
+    assert (result.met, result.by_defect, result.accused) == (False, 0, 1)
+    assert not weigh_cell(FIRST, [shown, *passed]).met
 
 
 @pytest.mark.parametrize(("trials", "each"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (2_000, [667, 667, 666]), (1, [1, 0, 0])])
@@ -263,8 +278,8 @@ def test_without_guests_it_stops_and_is_not_met(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--only", "no-such"], "only is 'no-such': the table 'Sound' of docs/sound.md has cells of nmi-self,"),
-        (["--only", "uniform", "--failing"], "only is 'uniform': the table 'Known to fail' of docs/sound.md has"),
+        (["--only", "no-such"], "only is 'no-such': 'Sound' in lab/expected/sound.toml has cells of nmi-self,"),
+        (["--only", "uniform", "--failing"], "only is 'uniform': 'Known to fail' in lab/expected/sound.toml has"),
         (["--trials", "0"], "trials"),
         (["--trials", "5", "--only", "nmi-self"], "trials is 5: allowed is 7 or more, one for each cell"),
         (["--seed", "-1"], "seed is -1: allowed is 0 to"),

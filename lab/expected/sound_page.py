@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tables of docs/sound.md, made from ``sound.toml``. The page is never read back.
+
+``python -m lab.expected.sound_page docs/sound.md`` writes them again.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from lab.expected.cells import Cell, Held, parse_cells
+from lab.host.paths import SOUND
+
+_TITLES: Final = {
+    Held.SOUND: ("mechanism", "axes", "what shows it", "source"),
+    Held.FAILING: ("mechanism", "axes", "what shows it", "source", "evidence"),
+}
+_DEFECTS: Final = "Sound but for a rare defect"
+_DEFECT_TITLES: Final = ("mechanism", "axes", "defect", "breaks", "source", "evidence")
+#: A heading, the words below it, and the table that is replaced.
+_TABLE: Final = r"(^## {}\n(?:(?!^\||^## ).*\n)*)(?:^\|.*\n)*"
+
+
+def replace_tables(page: str, cells: Sequence[Cell]) -> str:
+    """Return the page with its tables made anew.
+
+    :raise ValueError: the page lacks a heading
+    """
+    tables = {
+        Held.SOUND.value: _format_table(_TITLES[Held.SOUND], [_row(cell) for cell in cells if cell.held is Held.SOUND]),
+        _DEFECTS: _format_table(_DEFECT_TITLES, [_defect_row(cell) for cell in cells if cell.defect is not None]),
+        Held.FAILING.value: _format_table(
+            _TITLES[Held.FAILING], [_row(cell) for cell in cells if cell.held is Held.FAILING]
+        ),
+    }
+    for heading, table in tables.items():
+        found = re.search(_TABLE.format(re.escape(heading)), page, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"the page has no heading '## {heading}'")
+        page = page[: found.end(1)] + table + page[found.end() :]
+    return page
+
+
+def _row(cell: Cell) -> tuple[str, ...]:
+    return (f"`{cell.mechanism}`", f"`{cell.axes}`" if cell.axes else "", *cell.notes)
+
+
+def _defect_row(cell: Cell) -> tuple[str, ...]:
+    defect = cell.defect
+    assert defect is not None
+    breaks = ", ".join(f"`{name}`" for name in defect.breaks)
+    return (*_row(cell)[:2], defect.what, breaks, defect.source, defect.evidence)
+
+
+def _format_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
+
+
+def _main() -> None:
+    path = Path(sys.argv[1])
+    cells = parse_cells(SOUND.read_text(), SOUND.name)
+    path.write_text(replace_tables(path.read_text(), cells))
+
+
+if __name__ == "__main__":
+    _main()
