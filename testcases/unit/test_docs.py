@@ -53,6 +53,12 @@ def test_the_page_of_invariants_has_each_in_order_and_says_what_a_pass_needs() -
     assert "INVALID" in told[AGREEMENT]
 
 
+def test_the_navigation_of_the_site_has_each_page_once() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    pages = sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+    assert sorted(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == pages
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
