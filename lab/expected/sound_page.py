@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tables of docs/sound.md, made from ``sound.toml``. The page is never read back.
-
-``python -m lab.expected.sound_page docs/sound.md`` writes them again.
-"""
+"""The tables of docs/sound.md, made from ``sound.toml`` by docs/generate.py. The page is never read back."""
 
 import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
-from lab.expected.cells import Cell, Held, parse_cells
-from lab.host.paths import SOUND
+from lab.expected.cells import Cell, Held
 
 _TITLES: Final = {
     Held.SOUND: ("mechanism", "axes", "what shows it", "source"),
@@ -57,13 +51,3 @@ def _defect_row(cell: Cell) -> tuple[str, ...]:
 def _format_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [titles, ["---"] * len(titles), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
-
-
-def _main() -> None:
-    path = Path(sys.argv[1])
-    cells = parse_cells(SOUND.read_text(), SOUND.name)
-    path.write_text(replace_tables(path.read_text(), cells))
-
-
-if __name__ == "__main__":
-    _main()

@@ -65,7 +65,7 @@ def test_a_mechanism_has_its_default_scenario_where_it_belongs(mechanism: Mechan
 def test_the_page_shows_the_list() -> None:
     page = PAGE.read_text()
 
-    assert replace_tables(page, CELLS) == page, "python -m lab.expected.sound_page docs/sound.md writes it again"
+    assert replace_tables(page, CELLS) == page, "docs/generate.py writes it again"
     assert replace_tables(page, CELLS[1:]) != page
 
 
