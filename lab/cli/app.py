@@ -5,19 +5,21 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
 
 from lab.build.qemu import NAME, VARIABLE
-from lab.cli import present
 from lab.errors import UsageError
 from lab.guest.dump import MAX_DUMP_MIB
 from lab.mechanisms.table import MECHANISMS
 from lab.model.plan import MAX_SEED
 from lab.model.verdict import EXIT_STATUS, TrialRecord, Verdict
+from lab.report.text import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 USAGE = 2
 LAB_FAULT = 4
@@ -58,8 +60,11 @@ class Interrupted(Exception):
     """The user ended it; the text says what is left of it."""
 
 
-def out() -> Console:
+def out() -> "Console":
     """Return what tables and text are printed with."""
+    # Here and below: what only an answer needs is no part of the start-up.
+    from rich.console import Console
+
     # Text from guests must not be taken for markup, nor numbers painted.
     width = None if sys.stdout.isatty() else LOG_WIDTH
     return Console(markup=False, highlight=False, width=width)
@@ -68,6 +73,11 @@ def out() -> Console:
 def print_json(value: object) -> None:
     """Print one value for a machine, on one line."""
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+
+
+def print_text(line: str) -> None:
+    """Print one line for a person, as long as it is."""
+    sys.stdout.write(f"{clean(line)}\n")
 
 
 def check_seed(seed: int | None) -> int:
@@ -84,6 +94,8 @@ def check_seed(seed: int | None) -> int:
 
 def tell_trial(verdict: Verdict, record: TrialRecord, as_json: bool) -> NoReturn:
     """Print a trial's verdict, and end with the status of its outcome."""
+    from lab.cli import present
+
     if as_json:
         print_json(present.describe_trial(verdict, record))
     else:
@@ -93,7 +105,7 @@ def tell_trial(verdict: Verdict, record: TrialRecord, as_json: bool) -> NoReturn
 
 def complain(text: str, status: int) -> int:
     """Say on standard error what is wrong, and return the status to exit with."""
-    lines = [present.clean(line) for line in text.splitlines()] or ["failed"]
+    lines = [clean(line) for line in text.splitlines()] or ["failed"]
     width = shutil.get_terminal_size().columns
     sys.stderr.write(f"lab: {lines[0]}\n" + "".join(f"  {line[: 4 * width]}\n" for line in lines[1:]))
     return status

@@ -3,25 +3,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lab.build.archive import read_table
-from lab.build.doctor import examine_host, examine_qemus
-from lab.build.images import ImageSet, build_images
-from lab.build.initramfs import build_initramfs
 from lab.build.kernel import DEFAULT_BASE, build_kernel
 from lab.build.observer import build_observer
-from lab.build.own_kernel import build_own_kernel
 from lab.build.qemu import find_qemu
 from lab.build.qemu_release import build_qemu
-from lab.cli import present
-from lab.cli.app import LAB_FAULT, JsonOption, QemuOption, out, print_json
+from lab.cli.app import LAB_FAULT, JsonOption, QemuOption, out, print_json, print_text
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
 from lab.mechanisms.base import BASES, find_base
-from lab.trial.kvm import try_kvm
+
+if TYPE_CHECKING:
+    from lab.build.images import ImageSet
 
 #: What is built for the QEMU that it is to be used with.
 FOR_QEMU = ("observer", "all")
@@ -31,6 +28,11 @@ OLD_NAMES = {"oracle": "observer"}
 
 def doctor(qemu: QemuOption = None, as_json: JsonOption = False) -> None:
     """Say what this host can do, and how to mend what it lacks."""
+    # Loaded by those commands alone that need it, and not to refuse a mistyped name: here and below.
+    from lab.build.doctor import examine_host, examine_qemus
+    from lab.cli import present
+    from lab.trial.kvm import try_kvm
+
     qemus = examine_qemus(qemu)
     checks = (*examine_host(qemu), try_kvm(find_qemu(qemu) if qemus and qemus[0].usable else None))
     if as_json:
@@ -74,18 +76,17 @@ def build(
     if own:
         _build_own(what, base, tree, patches, config, as_json)
         return
-    recipes: dict[str, Callable[[Callable[[str], None]], object]] = {
-        "kernel": lambda tell: build_kernel(tell, base).folder,
-        "initramfs": build_initramfs,
-        "observer": lambda tell: build_observer(tell, find_qemu(qemu, tell).level),
-        "all": lambda tell: build_images(tell, find_qemu(qemu, tell), base),
+    recipes: dict[str, Callable[[Callable[[str], None]], dict[str, str]]] = {
+        "kernel": lambda tell: {what: str(build_kernel(tell, base).folder)},
+        "initramfs": lambda tell: {what: str(_build_initramfs(tell))},
+        "observer": lambda tell: {what: str(build_observer(tell, find_qemu(qemu, tell).level))},
+        "all": lambda tell: _build_all(base, qemu, tell),
     }
     if what not in recipes:
         raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}, qemu")
     find_base(base)
     with open_progress() as progress:
-        built = recipes[what](progress.tell)
-    parts = _list_parts(built) if isinstance(built, ImageSet) else {what: str(built)}
+        parts = recipes[what](progress.tell)
     if as_json:
         print_json(parts)
         return
@@ -93,7 +94,19 @@ def build(
         out().print(f"{name:10} {path}")
 
 
-def _list_parts(built: ImageSet) -> dict[str, str]:
+def _build_initramfs(tell: Callable[[str], None]) -> Path:
+    from lab.build.initramfs import build_initramfs
+
+    return build_initramfs(tell)
+
+
+def _build_all(base: str, qemu: Path | None, tell: Callable[[str], None]) -> dict[str, str]:
+    from lab.build.images import build_images
+
+    return _list_parts(build_images(tell, find_qemu(qemu, tell), base))
+
+
+def _list_parts(built: "ImageSet") -> dict[str, str]:
     files = {name: str(getattr(built, name)) for name in ("kernel", "vmlinux", "initramfs", "observer")}
     return {**files, "qemu": str(built.qemu.path)}
 
@@ -109,7 +122,7 @@ def _build_qemu(what: str, release: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"qemu": str(program)})
     else:
-        out().print(str(program), soft_wrap=True)
+        print_text(str(program))
 
 
 def _build_own(
@@ -121,6 +134,9 @@ def _build_own(
         raise UsageError(f"--base is for the lab's own kernels: '{base}' cannot be given with --tree")
     if what != "kernel":
         raise UsageError(f"--tree is a kernel's: 'lab build kernel --tree {tree}', and not '{what}'")
+    from lab.build.own_kernel import build_own_kernel
+    from lab.cli import present
+
     with open_progress() as progress:
         built = build_own_kernel(tree, patches, config, progress.tell)
     if as_json:

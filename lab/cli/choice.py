@@ -3,23 +3,25 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lab.build.images import ImageSet, build_images
 from lab.cli.axes import Axes, make_scenario
 from lab.errors import UsageError
-from lab.kernelimage.hold_places import find_holds
-from lab.kernelimage.vmlinux import Kernel, read_kernel
 from lab.mechanisms.table import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
 from lab.model.placed import to_hold
 from lab.model.qemu import Qemu
 from lab.model.scenario import Scenario
-from lab.trial.given import GivenKernel, build_around, take_kernel
+
+if TYPE_CHECKING:
+    from lab.build.images import ImageSet
+    from lab.kernelimage.vmlinux import Kernel
+    from lab.trial.given import GivenKernel
 
 #: In place of a mechanism's name.
 ALL = "all"
 
 
-def take_own(kernel: Path | None, vmlinux: Path | None) -> GivenKernel | None:
+def take_own(kernel: Path | None, vmlinux: Path | None) -> "GivenKernel | None":
     """Check the user's own kernel, when there is one.
 
     :raise UsageError: one of the two is missing, or they are no kernel fit for trials
@@ -28,6 +30,9 @@ def take_own(kernel: Path | None, vmlinux: Path | None) -> GivenKernel | None:
         return None
     assert kernel is not None
     assert vmlinux is not None
+    # What reads kernels is loaded when there is one to read, and not to refuse a mistyped name.
+    from lab.trial.given import take_kernel
+
     return take_kernel(kernel, vmlinux)
 
 
@@ -41,7 +46,7 @@ def check_pair(kernel: Path | None, vmlinux: Path | None) -> bool:
     return kernel is not None
 
 
-def choose_scenario(axes: Axes, mechanism: str | None, own: GivenKernel | None) -> Scenario:
+def choose_scenario(axes: Axes, mechanism: str | None, own: "GivenKernel | None") -> Scenario:
     """Return the scenario of one trial.
 
     :raise UsageError: it cannot be run, or more than one was asked for
@@ -52,7 +57,7 @@ def choose_scenario(axes: Axes, mechanism: str | None, own: GivenKernel | None) 
 
 
 def choose_scenarios(
-    axes: Axes, names: list[str], own: GivenKernel | None, default: tuple[str, ...] = FIRST_CAMPAIGN
+    axes: Axes, names: list[str], own: "GivenKernel | None", default: tuple[str, ...] = FIRST_CAMPAIGN
 ) -> tuple[tuple[Scenario, ...], tuple[tuple[str, UsageError], ...]]:
     """Return one scenario for each mechanism that was asked for; of all, those that can be run, and why not the others.
 
@@ -76,14 +81,19 @@ def choose_scenarios(
 
 
 def build_bases(
-    scenarios: Iterable[Scenario], tell: Callable[[str], None], own: GivenKernel | None, qemu: Qemu
-) -> tuple[dict[str, ImageSet], dict[str, Kernel]]:
+    scenarios: Iterable[Scenario], tell: Callable[[str], None], own: "GivenKernel | None", qemu: Qemu
+) -> "tuple[dict[str, ImageSet], dict[str, Kernel]]":
     """Return images and kernels by base, of those that the scenarios' mechanisms need.
 
     :raise BuildError: a recipe failed
     :raise UsageError: a scenario holds somebody at a place that its kernel does not have
     :raise HostError: a package or space is missing
     """
+    from lab.build.images import build_images
+    from lab.kernelimage.hold_places import find_holds
+    from lab.kernelimage.vmlinux import read_kernel
+    from lab.trial.given import build_around
+
     scenarios = tuple(scenarios)
     if own is not None:
         images, kernels = {own.base.name: build_around(own, tell, qemu)}, {own.base.name: own.kernel}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Commands that say what there is to try."""
 
-from lab.cli.app import JsonOption, out, print_json
+from lab.cli.app import JsonOption, print_json, print_text
 from lab.cli.axes import read_scenario
 from lab.host.paths import SCENARIOS
 from lab.mechanisms.table import MECHANISMS
@@ -9,7 +9,7 @@ from lab.model.scenario_file import to_words
 
 
 def scenarios(as_json: JsonOption = False) -> None:
-    """List the scenarios of this repository."""
+    """List the scenarios of this project."""
     found = [read_scenario(path) for path in sorted(SCENARIOS.glob("*.toml"))]
     if as_json:
         print_json(
@@ -21,7 +21,7 @@ def scenarios(as_json: JsonOption = False) -> None:
         )
         return
     for each in found:
-        out().print(f"{each.name:34} {each.summary}")
+        print_text(f"{each.name:34} {each.summary}")
 
 
 def mechanisms(as_json: JsonOption = False) -> None:
@@ -30,4 +30,4 @@ def mechanisms(as_json: JsonOption = False) -> None:
         print_json({"mechanisms": [{"name": each.name, "summary": each.summary} for each in MECHANISMS]})
         return
     for each in MECHANISMS:
-        out().print(f"{each.name:22} {each.summary}")
+        print_text(f"{each.name:22} {each.summary}")

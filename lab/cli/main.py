@@ -5,62 +5,94 @@ import os
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
+from lab import __version__
 from lab.cli.app import INTERRUPTED, LAB_FAULT, USAGE, Interrupted, complain
-from lab.cli.build import build, doctor
-from lab.cli.campaign import campaign
-from lab.cli.landmarks import landmarks
-from lab.cli.lists import mechanisms, scenarios
-from lab.cli.mutants import mutants
-from lab.cli.replays import explain, minimise, replay
-from lab.cli.runs import bench, report, run
-from lab.cli.sound import sound
-from lab.cli.sweep import sweep
-from lab.cli.trials import judge, trial
-from lab.cli.ucode import ucode
+from lab.cli.deferred import Deferred, LightGroup, clear_flags
 from lab.errors import HostError, LabError, UsageError
 from lab.host.paths import is_utf8, show_bytes
 
-#: In the order in which they are listed.
-COMMANDS = (
-    doctor,
-    build,
-    trial,
-    judge,
-    explain,
-    replay,
-    minimise,
-    run,
-    report,
-    sweep,
-    sound,
-    mutants,
-    ucode,
-    bench,
-    scenarios,
-    mechanisms,
-    landmarks,
-)
+#: In the order in which they are listed: where each is, and the first line of its help.
+COMMANDS: Final = {
+    "doctor": ("build:doctor", "Say what this host can do, and how to mend what it lacks."),
+    "build": ("build:build", "Build what guests are made of, or find it in the cache."),
+    "trial": ("trials:trial", "Run one trial: exit 0 PASS, 1 FAIL, 3 INVALID, 4 ERROR."),
+    "judge": ("trials:judge", "Judge a kept trial again, without QEMU; exit as `lab trial` does."),
+    "explain": (
+        "replays:explain",
+        "Tell the story of one trial, its threads side by side, and what became of each NMI.",
+    ),
+    "replay": (
+        "replays:replay",
+        "Run a kept trial again with the same images, plan and holds: exit 0 when each ended the same way, 1 when not.",
+    ),
+    "minimise": (
+        "replays:minimise",
+        "Make a failing trial as small as it gets: exit 0 when a scenario that still fails is left, 1 when not.",
+    ),
+    "run": ("runs:run", "Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."),
+    "report": ("runs:report", "Write the page of a run, of a campaign or of a fresh host again."),
+    "sweep": (
+        "sweep:sweep",
+        (
+            "Send an NMI at every place of a load:"
+            " exit 0 all tried and clean, 1 something broke, 3 not all could be tried."
+        ),
+    ),
+    "sound": (
+        "sound:sound",
+        "Run trials of all cells that docs/sound.md holds to be sound: exit 0 when the list bears up, 1 when not.",
+    ),
+    "mutants": (
+        "mutants:mutants",
+        "Try each mutant until it is caught: exit 0 when all were, 1 when one was not, 4 when the lab failed.",
+    ),
+    "ucode": ("ucode:ucode", "Make an Intel microcode file by name, good or malformed, or list those that there are."),
+    "bench": ("runs:bench", "Measure boot, trials, the observer's price and sizes on this host; fails nothing."),
+    "scenarios": ("lists:scenarios", "List the scenarios of this project."),
+    "mechanisms": ("lists:mechanisms", "List the mechanisms there are."),
+    "landmarks": (
+        "landmarks:landmarks",
+        "Say which landmarks a kernel has, and what each wait region holds and why; nothing is booted.",
+    ),
+    "campaign": ("campaign:campaign", "Run many trials over a night, and lose none."),
+}
+#: The program's name, by which a shell's completion calls it.
+NAME: Final = "lab"
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(campaign, name="campaign", help="Run many trials over a night, and lose none.")
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"{NAME} {__version__}\n")
+        raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
-def introduce(context: typer.Context) -> None:
+def introduce(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 -- its callback answers it
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
     """Boot SMT guests, update their microcode under NMIs, and judge what was seen."""
     if context.invoked_subcommand is None:
         sys.stdout.write(f"{context.get_help()}\n")
         raise typer.Exit(USAGE)
+
+
+def make_group() -> TyperGroup:
+    """Return the whole command line, of which no command is loaded yet."""
+    app = typer.Typer(cls=LightGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.callback(cls=LightGroup, invoke_without_command=True)(introduce)
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    clear_flags(group.params)
+    for name, (where, summary) in COMMANDS.items():
+        group.add_command(Deferred(name, f"lab.cli.{where}", summary))
+    return group
 
 
 def _check_words(words: list[str]) -> None:
@@ -92,7 +124,7 @@ def _run_command() -> int:
     """Run the command that was asked for, and return the status to exit with."""
     try:
         _check_words(sys.argv[1:])
-        status = app(standalone_mode=False)
+        status = make_group()(prog_name=NAME, standalone_mode=False)
         code = status if isinstance(status, int) else 0
         if code == INTERRUPTED:
             # Typer has taken the KeyboardInterrupt, and says nothing.

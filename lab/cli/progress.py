@@ -6,14 +6,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING, Final
 
 from lab.model.verdict import Outcome, TrialRecord
 from lab.report.text import clean
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 #: In a log, so many trials make a line.
 LOG_EVERY: Final = 10
@@ -24,7 +23,7 @@ LOG_STEP_S: Final = 5.0
 class Progress:
     """Told of steps and trials. Made by :func:`open_progress`."""
 
-    def __init__(self, bar: Bar | None) -> None:
+    def __init__(self, bar: "Bar | None") -> None:
         self._bar = bar
         self._task = bar.add_task("starting", total=None) if bar is not None else None
         self._total = 0
@@ -75,10 +74,15 @@ class Progress:
 @contextlib.contextmanager
 def open_progress() -> Iterator[Progress]:
     """Show progress on standard error until the block is left."""
+    from rich.console import Console
+
     console = Console(stderr=True, markup=False, highlight=False)
     if not console.is_terminal:
         yield Progress(None)
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
     columns = (
         SpinnerColumn(),
         BarColumn(bar_width=24),

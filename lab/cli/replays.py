@@ -2,37 +2,36 @@
 """Commands about a trial that is over: run it again, make it smaller, tell its story."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lab.build.qemu import find_same_qemu
 from lab.cli.app import Interrupted, JsonOption, KernelOption, QemuOption, VmlinuxOption, complain, out, print_json
 from lab.cli.choice import take_own
-from lab.cli.present import clean, make_table
 from lab.cli.progress import Progress, open_progress
-from lab.cli.story import MAX_ROWS, describe_story, make_story_view
 from lab.errors import EvidenceError, UsageError
 from lab.evidence.folder import claim_output, read_evidence, refuse_output
 from lab.host.files import write_whole
-from lab.judge import judge
-from lab.judge.judging import list_accused
 from lab.model.evidence import Evidence
 from lab.model.plan_check import check_plan
 from lab.model.verdict import Outcome
-from lab.reduce.case import Case, list_changes, to_toml
-from lab.reduce.minimise import DEFAULT_TRIALS, LAST, Minimised, Need, check_fails
-from lab.reduce.minimise import minimise as minimise_evidence
-from lab.reduce.replay import NOT_AGAIN, Replayed
-from lab.reduce.replay import replay as replay_evidence
-from lab.report.story import tell_story
-from lab.trial.given import GivenKernel
-from lab.trial.pool import WarmGuests
-from lab.trial.same_images import find_same
+from lab.report.text import clean
+
+if TYPE_CHECKING:
+    from lab.reduce.case import Case
+    from lab.reduce.minimise import Minimised, Need
+    from lab.reduce.replay import Replayed
+    from lab.trial.given import GivenKernel
+    from lab.trial.pool import WarmGuests
 
 #: In the folder of a minimised trial: the scenario that is left.
 MINIMAL = "minimal.toml"
 MAX_TIMES = 10_000
+#: Of a minimisation.
+DEFAULT_TRIALS = 300
+#: Of a story: more than a person reads.
+MAX_ROWS = 200
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="an evidence folder")]
 
@@ -54,6 +53,10 @@ def replay(
     """
     evidence = _read(folder)
     own = take_own(kernel, vmlinux)
+    # What replays is loaded once there is a trial to replay: here and below.
+    from lab.judge import judge
+    from lab.reduce.replay import replay as replay_evidence
+
     target = target or folder.resolve().parent / f"{folder.resolve().name}-replay"
     try:
         with open_progress() as progress, _find_guests(evidence, folder, own, qemu, progress) as guests:
@@ -82,12 +85,18 @@ def minimise(
     as_json: JsonOption = False,
 ) -> None:
     """Make a failing trial as small as it gets: exit 0 when a scenario that still fails is left, 1 when not."""
+    from lab.judge.judging import list_accused
+    from lab.reduce.case import to_toml
+    from lab.reduce.minimise import Need, check_fails
+    from lab.reduce.minimise import minimise as minimise_evidence
+    from lab.reduce.replay import NOT_AGAIN
+
     needed = Need.parse(need)
     evidence = _read(folder)
     own = take_own(kernel, vmlinux)
     first = check_fails(evidence)
 
-    def keep(case: Case) -> None:
+    def keep(case: "Case") -> None:
         summary = f"{case.scenario.mechanism}: breaks {list_accused(first)[0]}, minimised"
         write_whole(target / MINIMAL, to_toml(case, summary).encode())
 
@@ -112,6 +121,10 @@ def explain(
     total = evidence.scenario.topology.total_cores
     if core is not None and core >= total:
         raise UsageError(f"core is {core}: topology {evidence.scenario.topology} has 0 to {total - 1}")
+    from lab.cli.story import describe_story, make_story_view
+    from lab.judge import judge
+    from lab.report.story import tell_story
+
     verdict = judge(evidence)
     story = tell_story(evidence, verdict, core, rows)
     if as_json:
@@ -138,8 +151,11 @@ def _read(folder: Path) -> Evidence:
 
 
 def _find_guests(
-    evidence: Evidence, folder: Path, own: GivenKernel | None, qemu: Path | None, progress: Progress
-) -> WarmGuests:
+    evidence: Evidence, folder: Path, own: "GivenKernel | None", qemu: Path | None, progress: Progress
+) -> "WarmGuests":
+    from lab.trial.pool import WarmGuests
+    from lab.trial.same_images import find_same
+
     base = evidence.scenario.boot.base
     on = find_same_qemu(evidence.images.qemu_sha256 if evidence.images is not None else "", qemu)
     try:
@@ -149,7 +165,9 @@ def _find_guests(
     return WarmGuests({base: images}, {base: kernel}, progress.tell)
 
 
-def _show_replayed(replayed: Replayed, results: Path) -> None:
+def _show_replayed(replayed: "Replayed", results: Path) -> None:
+    from lab.cli.present import make_table
+
     by = f" by {', '.join(replayed.accused)}" if replayed.accused else ""
     table = make_table("trial", "outcome", "same", "why")
     for each in replayed.tries:
@@ -159,7 +177,10 @@ def _show_replayed(replayed: Replayed, results: Path) -> None:
     out().print(f"evidence: {results}")
 
 
-def _tell_minimised(found: Minimised, need: Need, results: Path, as_json: bool) -> None:
+def _tell_minimised(found: "Minimised", need: "Need", results: Path, as_json: bool) -> None:
+    from lab.reduce.case import list_changes
+    from lab.reduce.minimise import LAST
+
     changes = list_changes(found.before, found.after)
     if as_json:
         print_json(

@@ -13,8 +13,6 @@ from lab.model.verdict import Finding, Landing, NmiAccount, Verdict
 from lab.report.story import LAB, Row, Story
 from lab.report.text import format_us
 
-#: More than a person reads.
-MAX_ROWS = 200
 #: NMIs and vCPUs, of which a storm has thousands.
 MAX_NMIS = 100
 

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from lab.build.qemu import find_qemu
-from lab.cli import present
 from lab.cli.app import (
     DumpOption,
     Interrupted,
@@ -18,20 +17,16 @@ from lab.cli.app import (
     QemuOption,
     VmlinuxOption,
     check_seed,
-    out,
     print_json,
+    print_text,
     tell_trial,
 )
 from lab.cli.axes import Axes, takes_axes
 from lab.cli.choice import build_bases, choose_scenario, take_own
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, UsageError
-from lab.evidence.folder import claim_trial_output, read_evidence
-from lab.judge import judge as judge_evidence
 from lab.model.plan import draw_plan
 from lab.model.verdict import EXIT_STATUS, Verdict
-from lab.trial.pool import WarmGuests
-from lab.trial.record import keep_trial, make_record
 
 
 @takes_axes
@@ -53,6 +48,11 @@ def trial(
     own = take_own(kernel, vmlinux)
     scenario = choose_scenario(axes, mechanism, own)
     plan = draw_plan(scenario, check_seed(seed))
+    # What runs a trial is loaded once there is one to run: wrong usage needs none of it.
+    from lab.evidence.folder import claim_trial_output
+    from lab.trial.pool import WarmGuests
+    from lab.trial.record import keep_trial
+
     on = find_qemu(qemu)
     folder = claim_trial_output(out)
     try:
@@ -72,6 +72,10 @@ def judge(
     """Judge a kept trial again, without QEMU; exit as `lab trial` does."""
     if not folder.is_dir():
         raise UsageError(f"'{folder}' is not a folder: an evidence folder is needed")
+    from lab.evidence.folder import read_evidence
+    from lab.judge import judge as judge_evidence
+    from lab.trial.record import make_record
+
     try:
         evidence = read_evidence(folder)
     except EvidenceError as error:
@@ -79,7 +83,7 @@ def judge(
         if as_json:
             print_json({"outcome": verdict.outcome, "reason": verdict.reason, "evidence": str(folder)})
         else:
-            out().print(f"{verdict.outcome.value}: {present.clean(verdict.reason)}")
+            print_text(f"{verdict.outcome.value}: {verdict.reason}")
         raise typer.Exit(EXIT_STATUS[verdict.outcome]) from None
     verdict = judge_evidence(evidence)
     tell_trial(verdict, make_record(0, evidence, verdict, str(folder)), as_json)

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lab.cli import present
-from lab.cli.app import JsonOption, out, print_json
+from lab.cli.app import JsonOption, print_json, print_text
 from lab.errors import UsageError
 from lab.host.files import write_whole
 from lab.microcode.files import FILES, UcodeCpu, find_file
@@ -51,7 +50,7 @@ def _list(as_json: bool) -> None:
         print_json({"files": [{"name": each.name, "summary": each.summary} for each in FILES]})
         return
     for each in FILES:
-        out().print(f"{each.name:28} {each.summary}")
+        print_text(f"{each.name:28} {each.summary}")
 
 
 def _tell(name: str, summary: str, path: Path, data: bytes, cpu: UcodeCpu, as_json: bool) -> None:
@@ -68,8 +67,7 @@ def _tell(name: str, summary: str, path: Path, data: bytes, cpu: UcodeCpu, as_js
             }
         )
         return
-    where = present.clean(str(path))
-    out().print(f"{where}: {summary}; {len(data)} bytes, which the kernel asks for as {asked_for}")
+    print_text(f"{path}: {summary}; {len(data)} bytes, which the kernel asks for as {asked_for}")
 
 
 def _read_number(flag: str, text: str) -> int:

@@ -8,14 +8,16 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
 from lab.errors import GuestError
-from lab.guest.qmp import QmpChannel
 from lab.guest.text import clean_line
 from lab.host.deadline import Deadline
+
+if TYPE_CHECKING:
+    from lab.guest.qmp import QmpChannel
 
 #: 256 MiB of memory take a second or two on a free CPU; a crowded host is slower.
 DUMP_S: Final = 60.0
@@ -43,7 +45,7 @@ class Dump(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
-def dump_memory(qmp: QmpChannel, folder: Path, limit_mib: int, deadline: Deadline) -> Dump:
+def dump_memory(qmp: "QmpChannel", folder: Path, limit_mib: int, deadline: Deadline) -> Dump:
     """Return a guest's memory; it is stopped meanwhile.
 
     One that is given up, since it grows too large or takes too long, is still being written: QEMU is to be ended.
@@ -78,7 +80,7 @@ def dump_memory(qmp: QmpChannel, folder: Path, limit_mib: int, deadline: Deadlin
         raise GuestError(f"the file for the guest's memory: {error.strerror or error}") from error
 
 
-def _is_active(qmp: QmpChannel, deadline: Deadline) -> bool:
+def _is_active(qmp: "QmpChannel", deadline: Deadline) -> bool:
     told = cast(dict[str, Any], qmp.execute("query-dump", deadline=deadline))
     status = str(told.get("status"))
     if status == "active":

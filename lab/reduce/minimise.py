@@ -37,7 +37,6 @@ from lab.trial.session import Kept
 
 #: Evidence of the last trial that failed, in the folder of results.
 LAST: Final = "last-failing"
-DEFAULT_TRIALS: Final = 300
 MAX_NEED: Final = 100
 
 

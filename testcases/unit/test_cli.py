@@ -198,7 +198,7 @@ def test_mechanisms_are_listed_and_the_command_is_shown() -> None:
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-import lab.cli.choice as choice, lab.cli.runs as runs, lab.cli.trials as trials
+import lab.build.images, lab.build.qemu, lab.kernelimage.vmlinux, lab.trial.pool
 from lab.cli import main
 from report_samples import IMAGES, make_evidence
 from lab.trial.session import Kept
@@ -226,9 +226,9 @@ def build_images(tell, qemu, base):
         os.kill(os.getpid(), number)
     return Images()
 
-runs.find_qemu = trials.find_qemu = lambda _: None
-runs.WarmGuests = trials.WarmGuests = Guest
-choice.build_images, choice.read_kernel = build_images, lambda _: None
+lab.build.qemu.find_qemu = lambda _: None
+lab.trial.pool.WarmGuests = Guest
+lab.build.images.build_images, lab.kernelimage.vmlinux.read_kernel = build_images, lambda _: None
 main()
 """
 

@@ -96,8 +96,8 @@ def test_all_holds_of_a_plan_are_found_in_their_order() -> None:
 
 
 def test_a_place_that_is_nowhere_is_refused_before_a_guest_is_booted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "build_images", lambda _tell, _qemu, _base: SimpleNamespace(vmlinux=""))
-    monkeypatch.setattr(choice, "read_kernel", lambda _path: KERNEL)
+    monkeypatch.setattr("lab.build.images.build_images", lambda _tell, _qemu, _base: SimpleNamespace(vmlinux=""))
+    monkeypatch.setattr("lab.kernelimage.vmlinux.read_kernel", lambda _path: KERNEL)
 
     def build(at: str) -> None:
         choice.build_bases(
