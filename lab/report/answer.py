@@ -7,8 +7,6 @@ in which an NMI was proven pending on a live sibling in its core's window, and n
 
 import math
 
-from scipy.stats import beta
-
 from lab.expected.tally import MechanismResult, Tally
 from lab.mechanisms.mechanism import CONTROLS
 
@@ -34,6 +32,9 @@ def find_interval_percent(tally: Tally) -> tuple[float, float] | None:
     told = tally.held + tally.broken
     if not told:
         return None
+    # scipy takes longer to load than all the rest of the lab: not before there is a figure to work out.
+    from scipy.stats import beta
+
     low = beta.ppf(RISK / 2, tally.broken, told - tally.broken + 1) if tally.broken else 0.0
     high = beta.ppf(1 - RISK / 2, tally.broken + 1, told - tally.broken) if tally.held else 1.0
     return 100.0 * float(low), 100.0 * float(high)

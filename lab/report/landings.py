@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from scipy.stats import kstest
 
 from lab.model.phase import PHASES, Phase
 from lab.model.verdict import MAX_FRACTIONS, TrialRecord
@@ -150,6 +149,9 @@ class Shots:
         )
 
     def _test(self, mechanism: str, phase: Phase, fractions: "array[float]") -> Uniformity:
+        # scipy takes longer to load than all the rest of the lab: not before there is a figure to work out.
+        from scipy.stats import kstest
+
         result = kstest(fractions, "uniform")
         return Uniformity(
             mechanism=mechanism,

@@ -9,9 +9,6 @@ mechanism's own.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.stats import binom
-
 from lab.model.verdict import Outcome, TrialRecord
 
 #: What all others are compared with: the rendezvous without any protection.
@@ -51,6 +48,10 @@ def measure_added(records: Iterable[TrialRecord], mechanism: str) -> Added | Non
 
 
 def _spread(differences_us: Sequence[float]) -> Added | None:
+    # scipy takes longer to load than all the rest of the lab: not before there is a figure to work out.
+    import numpy as np
+    from scipy.stats import binom
+
     ordered = np.sort(np.asarray(differences_us, dtype=np.float64))
     ordered = ordered[np.isfinite(ordered)]
     if ordered.size < MIN_PAIRS:
