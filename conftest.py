@@ -1,95 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures for cases on real guests.
+"""What this project's own cases need beyond the fixtures and options that the lab gives to all (lab.pytest_plugin).
 
-``images`` are built once and shared by all workers and checkouts, ``guest`` is a warm guest of the worker's own (and
-``guests`` gives one of each machine),
-``trial`` runs one late load in it, judges it and keeps the evidence. Workers may be many: guests run only as the host's
-vCPU budget admits them (lab.host.admission). How many trials a case runs is up to ``--lab-trials`` and ``--lab-for``
-where it draws its seeds from ``seeds``, or leaves all to ``storm`` (lab.pytest_plugin.push).
+Their guests also run kernels without our patches, which are built as a user would bring them.
 """
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import DEFAULT_BASE, UNPATCHED, build_kernel
-from lab.build.qemu import VARIABLE, find_qemu
-from lab.errors import UsageError
-from lab.evidence.folder import read_evidence, read_verdict
-from lab.expected.expect import expect
-from lab.expected.tally import INVALID_ONE_IN, weigh_mechanism
-from lab.guest.text import clean_text
+from lab.build.qemu import find_qemu
 from lab.kernelimage.vmlinux import Kernel, read_kernel
-from lab.model.boot import Boot
-from lab.model.evidence import Evidence
-from lab.model.plan import draw_plan
-from lab.model.scenario import Scenario
-from lab.model.topology import Topology
-from lab.model.verdict import Finding, Outcome, TrialRecord, Verdict
-from lab.pytest_plugin.push import SEED, TIME, TRIALS, Push, read_push
-from lab.pytest_plugin.told import CaseTrial, list_properties, tell_trials
+from lab.pytest_plugin.tried import Seeds, Storm, Trial, Tried
 from lab.trial.given import GivenKernel, build_around, take_kernel
-from lab.trial.pool import WarmGuest
-from lab.trial.record import keep_trial
 
-#: One in ten of few trials is less than one: so many that show nothing may be an accident.
-FEW_INVALID = 2
-#: Of pytest's command line.
-QEMU = "--lab-qemu"
+__all__ = ["Seeds", "Storm", "Trial", "Tried"]
 
-#: Raw files of the machine are some MiB for each trial: thousands would fill a disk, and the evidence says the same.
-MAX_WHOLE = 100
-
-_TRIALS = pytest.StashKey[list[CaseTrial]]()
-_PUSH = pytest.StashKey[Push]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the command line say how hard the suite pushes, and on which QEMU."""
-    group = parser.getgroup("lab", "which QEMU guests run on, and how hard cases push (fixtures seeds and storm)")
-    group.addoption(QEMU, metavar="PATH", help=f"run all guests on this QEMU (default: ${VARIABLE}, or that on PATH)")
-    group.addoption(SEED, metavar="N", help="draw the seeds from N; without it they are 0, 1, 2 and so on")
-    group.addoption(TRIALS, metavar="N", help="run so many trials in each case; with --lab-for, at most")
-    group.addoption(TIME, metavar="TIME", help="run trials for so long, all cases together: 90s, 10m, 8h, 2d")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot be done before anything is."""
-    try:
-        if config.getoption(QEMU) is not None:
-            # The lab's commands that cases run take it from there, too.
-            os.environ[VARIABLE] = str(find_qemu(Path(config.getoption(QEMU))).path)
-        config.stash[_PUSH] = read_push(*(config.getoption(name) for name in (SEED, TRIALS, TIME)))
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Divide the time among the cases that are there, and let none of them run into its timeout for it."""
-    config = session.config
-    cases = [item for item in session.items if "seeds" in getattr(item, "fixturenames", ())]
-    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
-    push = config.stash[_PUSH] = config.stash[_PUSH].share(len(cases), workers)
-    for item in cases:
-        allowed_s = _find_timeout_s(item)
-        if allowed_s and push.longer_s:
-            item.add_marker(pytest.mark.timeout(allowed_s + push.longer_s), append=False)
-
-
-def _find_timeout_s(item: pytest.Item) -> float:
-    """Return after how long a case that does what it does by itself has hung, 0 for never."""
-    marker = item.get_closest_marker("timeout")
-    if marker is not None and marker.args:
-        return float(marker.args[0])
-    given = item.config.getoption("timeout")
-    return float((item.config.getini("timeout") if given is None else given) or 0)
+#: The same name as the installed lab's entry point has: pytest loads a plugin of a name once.
+pytest_plugins = ["lab.pytest_plugin.plugin"]
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -118,6 +49,18 @@ def find_kernel(base: str) -> Kernel:
 
 
 @pytest.fixture(scope="session")
+def images_of() -> Callable[[str], ImageSet]:
+    """Give the images of a kernel by its base, also of those without our patches."""
+    return find_images
+
+
+@pytest.fixture(scope="session")
+def kernel_of() -> Callable[[str], Kernel]:
+    """Give the functions and code of a kernel by its base."""
+    return find_kernel
+
+
+@pytest.fixture(scope="session")
 def images() -> ImageSet:
     """All that a guest is booted from, built or found in the cache."""
     return find_images(DEFAULT_BASE)
@@ -127,121 +70,3 @@ def images() -> ImageSet:
 def kernel() -> Kernel:
     """The default kernel's functions and code."""
     return find_kernel(DEFAULT_BASE)
-
-
-@pytest.fixture(scope="session")
-def guests() -> Iterator[Callable[[Boot], WarmGuest]]:
-    """A warm guest of each machine, made when it is asked for."""
-    with contextlib.ExitStack() as stack:
-        warm: dict[Boot, WarmGuest] = {}
-
-        def find(boot: Boot) -> WarmGuest:
-            if boot not in warm:
-                made = WarmGuest(find_images(boot.base), find_kernel(boot.base), boot, print)
-                warm[boot] = stack.enter_context(made)
-            return warm[boot]
-
-        yield find
-
-
-@pytest.fixture(scope="session")
-def guest(guests: Callable[[Boot], WarmGuest]) -> WarmGuest:
-    """The warm guest of the default kernel, with two cores of two threads each."""
-    return guests(Boot(base=DEFAULT_BASE, topology=Topology(1, 2, 2)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """One trial that a case has run. All but its record is read from its folder: a case may run thousands."""
-
-    record: TrialRecord
-    folder: Path
-
-    @property
-    def evidence(self) -> Evidence:
-        """What the witnesses saw."""
-        return read_evidence(self.folder)
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the judge said of it."""
-        return read_verdict(self.folder)
-
-    def finding(self, name: str) -> Finding:
-        """What was found of one invariant."""
-        return self.record.invariants[name]
-
-
-Trial = Callable[..., Tried]
-Seeds = Callable[[int], Iterator[int]]
-Storm = Callable[..., list[Tried]]
-
-
-@pytest.fixture
-def trial(guests: Callable[[Boot], WarmGuest], tmp_path: Path, request: pytest.FixtureRequest) -> Trial:
-    """Run one trial: ``trial("nmi-self", seed=3, nmis=8)``; further names are fields of lab.model.scenario.Scenario."""
-    trials: list[CaseTrial] = []
-    request.node.stash[_TRIALS] = trials
-
-    def run(mechanism: str, *, seed: int = 1, **fields: Any) -> Tried:
-        scenario = Scenario(mechanism=mechanism, **fields)
-        scenario.check()
-        plan = draw_plan(scenario, seed)
-        folder = tmp_path / f"trial-{len(trials):03}"
-        trials.append(CaseTrial(scenario=scenario, seed=seed, folder=folder))
-        whole = len(trials) <= MAX_WHOLE
-        kept = guests(scenario.boot).run_trial(scenario, plan, keep_files=whole)
-        _, record = keep_trial(folder, kept, len(trials), str(folder))
-        trials[-1] = CaseTrial(scenario=scenario, seed=seed, folder=folder, record=record)
-        return Tried(record=record, folder=folder)
-
-    return run
-
-
-@pytest.fixture
-def seeds(request: pytest.FixtureRequest) -> Seeds:
-    """Give a case's trials their seeds: 20 where it says ``seeds(20)``, or as many as the command line asks for."""
-    return request.config.stash[_PUSH].draw
-
-
-@pytest.fixture
-def storm(trial: Trial, seeds: Seeds) -> Storm:
-    """Run a case's trials and assert that they show what is expected of the mechanism in its scenario.
-
-    ``storm("nmi-self", trials=20, nmis=8)`` runs 20, or as many as the command line asks for, and returns them.
-    """
-
-    def run(mechanism: str, *, trials: int, **fields: Any) -> list[Tried]:
-        tries = [trial(mechanism, seed=seed, **fields) for seed in seeds(trials)]
-        shown = [each.record for each in tries if each.record.outcome is not Outcome.INVALID]
-        invalid = [each.record.reason for each in tries if each.record.outcome is Outcome.INVALID]
-        assert len(invalid) <= max(FEW_INVALID, len(tries) // INVALID_ONE_IN), invalid
-        expected = expect(Scenario(mechanism=mechanism, **fields))
-        result = weigh_mechanism(mechanism, expected, shown)
-        assert result.met, (result.reason, [each.reason for each in shown if each.outcome is not Outcome.PASS])
-        return tries
-
-    return run
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say which trials a case ran; nothing that a guest said reaches the terminal or a file unclean."""
-    report = yield
-    trials = item.stash.get(_TRIALS, [])
-    if not trials:
-        return report
-    if call.when == "call":
-        properties = [*list_properties(trials)]
-        item.user_properties += properties
-        report.user_properties += properties
-        if report.failed:
-            report.sections.append(("trials", tell_trials(trials)))
-    report.sections = [(name, clean_text(text)) for name, text in report.sections]
-    if report.failed:
-        said = f"{report.longrepr}\n{getattr(getattr(report.longrepr, 'reprcrash', None), 'message', '')}"
-        if clean_text(said) != said:
-            report.longrepr = clean_text(str(report.longrepr))
-    return report

@@ -95,6 +95,9 @@ def make_group() -> TyperGroup:
     return group
 
 
+app: Final = make_group()
+
+
 def _check_words(words: list[str]) -> None:
     """Refuse what is not text, which no page or JSON could show, before anything is built for it."""
     for word in words:
@@ -124,7 +127,7 @@ def _run_command() -> int:
     """Run the command that was asked for, and return the status to exit with."""
     try:
         _check_words(sys.argv[1:])
-        status = make_group()(prog_name=NAME, standalone_mode=False)
+        status = app(prog_name=NAME, standalone_mode=False)
         code = status if isinstance(status, int) else 0
         if code == INTERRUPTED:
             # Typer has taken the KeyboardInterrupt, and says nothing.

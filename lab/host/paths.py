@@ -7,12 +7,14 @@ from pathlib import Path
 
 from lab.errors import HostError
 
-#: The checkout, which holds images/ and testcases/.
-ROOT = Path(__file__).resolve().parents[2]
-IMAGES = ROOT / "images"
+_LAB = Path(__file__).resolve().parents[1]
+#: The checkout. Only what runs in one, such as its tests, may look for anything there.
+ROOT = _LAB.parent
+#: A wheel has copies of what the links in a checkout's lab/data lead to.
+IMAGES = (_LAB / "data" / "images").resolve()
+SCENARIOS = (_LAB / "data" / "scenarios").resolve()
 #: The reviewed list of what is held to be sound.
-SOUND = ROOT / "lab" / "expected" / "sound.toml"
-SCENARIOS = ROOT / "testcases" / "scenarios"
+SOUND = _LAB / "expected" / "sound.toml"
 
 NAME = "microcode-nmi-lab"
 

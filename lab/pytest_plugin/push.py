@@ -12,7 +12,6 @@ from lab.errors import UsageError
 from lab.host.deadline import Deadline
 from lab.model.duration import read_seconds
 from lab.model.plan import MAX_SEED, derive_seed
-from lab.trial.session import TRIAL_S
 
 SEED: Final = "--lab-seed"
 TRIALS: Final = "--lab-trials"
@@ -64,6 +63,9 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def longer_s(self) -> float:
         """How much longer than by itself a case may take, in seconds."""
+        # What runs trials is no part of a suite that runs none.
+        from lab.trial.session import TRIAL_S
+
         return self.for_s if self.for_s is not None else (self.trials or 0) * TRIAL_S
 
 

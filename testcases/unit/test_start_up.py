@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from lab.cli.deferred import Deferred
-from lab.cli.main import COMMANDS, make_group
+from lab.cli.main import COMMANDS, app
 from lab.host.paths import ROOT
 
 #: What only running trials, reading kernels and drawing pages need. Each takes longer than all the rest together.
@@ -100,7 +100,7 @@ def test_a_value_that_is_refused_loads_nothing_that_runs_a_guest(words: str, tmp
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
-    deferred = make_group().commands[name]
+    deferred = app.commands[name]
     assert isinstance(deferred, Deferred)
     module, _, attribute = deferred.where.partition(":")
     found = getattr(__import__(module, fromlist=[attribute]), attribute)
