@@ -15,6 +15,11 @@ Split by what a caller can do about it::
     +-- Withdrawn       what was being waited for is no longer wanted
 """
 
+from collections.abc import Iterable
+
+#: No name of the lab is longer; comparing takes the product of both lengths.
+_MAX_NAME = 100
+
 
 class LabError(Exception):
     """Root of all errors raised on purpose; its text is one clear sentence for a person."""
@@ -70,3 +75,14 @@ class EvidenceError(LabError):
 
 class Withdrawn(LabError):
     """A wait was given up, since nobody wants what it was for any more; nothing has begun."""
+
+
+def tell_nearest(name: object, known: Iterable[str]) -> str:
+    """Return the end of a sentence that refuses a name: which known one was meant, or nothing where none is near."""
+    if not isinstance(name, str):
+        return ""
+    # An error is rare, and nothing else of the lab compares texts.
+    from difflib import get_close_matches
+
+    near = get_close_matches(name[:_MAX_NAME], tuple(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -3,21 +3,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 from lab.host.files import read_text
 from lab.host.paths import SCENARIOS
-from lab.model.boot import Granularity
-from lab.model.phase import Phase, Role
+from lab.model.axes import AXES, PLACED_KEYS
 from lab.model.placed import Placed
-from lab.model.scenario import Aim, Parking, Scenario, Siblings
-from lab.model.scenario_file import MAX_FILE_BYTES, PLACED_KEYS, NamedScenario, parse_scenario, read_placed
+from lab.model.scenario import Scenario
+from lab.model.scenario_file import MAX_FILE_BYTES, NamedScenario, parse_scenario, read_placed
 from lab.model.topology import Topology
 
 #: More than any number that is allowed; Python refuses to read those with thousands.
@@ -25,61 +24,29 @@ MAX_DIGITS = 20
 _TRUTH = {"true": True, "false": False}
 #: Of a value that is wrong, in characters.
 MAX_SHOWN = 80
+_BY_PARAMETER = {axis.parameter: axis for axis in AXES}
 
 
-class Axes(msgspec.Struct, frozen=True, kw_only=True):
-    """What was given on a command line, None for what was not. Each field is an option of that name."""
+class Axes:
+    """What was given on a command line: a scenario file, and values of axes by the names of their options."""
 
-    scenario: Annotated[
-        Path | None,
-        typer.Option(help="a scenario file, or a name of lab scenarios; options given beside it win over its keys"),
-    ] = None
-    topology: Annotated[str | None, typer.Option(help="SOCKETSxCORESxTHREADS (default: 1x2x2)")] = None
-    nmis: Annotated[int | None, typer.Option(help="how many NMIs each trial sends, 0 for none (default: 12)")] = None
-    aim: Annotated[Aim | None, typer.Option(help="whom the NMIs are sent to (default: broadcast)")] = None
-    stretch_us: Annotated[
-        str | None,
-        typer.Option(help="hold windows open for this long, one number or one per core (default: drawn per core)"),
-    ] = None
-    stretch_range_us: Annotated[
-        str | None, typer.Option(help="range LOW,HIGH that each core's window is drawn from (default: 10000,50000)")
-    ] = None
-    far_apart: Annotated[
-        bool | None, typer.Option("--far-apart", help="draw 1 ms or 50 ms for each core, and both in each trial")
-    ] = None
-    siblings: Annotated[
-        Siblings | None,
-        typer.Option(help="where siblings are at the load; returning: offline, and back afterwards (default: online)"),
-    ] = None
-    fsgsbase: Annotated[
-        bool | None, typer.Option("--fsgsbase/--no-fsgsbase", help="whether the kernel uses RDGSBASE and WRGSBASE")
-    ] = None
-    parking: Annotated[Parking | None, typer.Option(help="what offline threads wait in (default: hlt)")] = None
-    min_revision: Annotated[
-        bool | None, typer.Option("--min-revision", help="have the kernel insist on least revisions (6.12)")
-    ] = None
-    phase: Annotated[
-        Phase | None, typer.Option(help="send the NMIs in this phase of each core's load (default: all over it)")
-    ] = None
-    role: Annotated[Role | None, typer.Option(help="with --phase: for this thread of each core (default: all)")] = None
-    granularity: Annotated[
-        Granularity | None, typer.Option(help="at which instructions NMIs can enter (default: block)")
-    ] = None
-    place: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE,..",
-            help=f"hold a thread at a place and send an NMI meanwhile, may be given again: {', '.join(PLACED_KEYS)}",
-        ),
-    ] = None
+    def __init__(self, scenario: Path | None = None, **given: Any) -> None:
+        """Take the options as typer reads them, None for what was not given.
+
+        :raise TypeError: there is no such option
+        """
+        unknown = set(given) - _BY_PARAMETER.keys()
+        if unknown:
+            raise TypeError(f"no options of axes: {', '.join(sorted(unknown))}")
+        self.scenario = scenario
+        self.given = {name: value for name, value in given.items() if value not in (None, [])}
 
 
 def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command's parameter ``axes`` be filled from one option for each of its fields."""
-    hints = get_type_hints(Axes, include_extras=True)
+    """Let a command's parameter ``axes`` be filled from a scenario file and one option for each axis."""
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hints[name])
-        for name in Axes.__struct_fields__
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _list_options()
     ]
     own = inspect.signature(command, eval_str=True)
     kept = [
@@ -88,13 +55,28 @@ def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**words: Any) -> None:
-        axes = Axes(**{name: words.pop(name) for name in Axes.__struct_fields__})
+        axes = Axes(**{option.name: words.pop(option.name) for option in options})
         command(axes=axes, **words)
 
     # typer reads both of these.
     run.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in (*kept, *options)}
     return run
+
+
+def _list_options() -> Iterator[tuple[str, Any]]:
+    """Yield the parameter of each option, and its type with what typer needs to know."""
+    yield (
+        "scenario",
+        Annotated[
+            Path | None,
+            typer.Option(help="a scenario file, or a name of lab scenarios; options given beside it win over its keys"),
+        ],
+    )
+    for axis in AXES:
+        option = typer.Option(axis.option, metavar=axis.metavar, help=axis.help)
+        takes: Any = list[axis.takes] if axis.repeats else axis.takes  # type: ignore[name-defined]
+        yield axis.parameter, Annotated[takes | None, option]
 
 
 def read_scenario(path: Path) -> NamedScenario:
@@ -104,6 +86,9 @@ def read_scenario(path: Path) -> NamedScenario:
     """
     if not path.exists() and path.name == str(path):
         named = SCENARIOS / f"{path}.toml"
+        near = tell_nearest(str(path), (each.stem for each in SCENARIOS.glob("*.toml")))
+        if near and not named.is_file():
+            raise UsageError(f"scenario '{path}' is neither a file nor a name of lab scenarios{near}")
         path = named if named.is_file() else path
     return parse_scenario(read_text(path, MAX_FILE_BYTES, "scenario"), str(path), path.stem)
 
@@ -121,42 +106,32 @@ def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
     else:
         raise UsageError("a mechanism is needed: give --mechanism NAME or --scenario FILE")
     changes: dict[str, object] = {"mechanism": mechanism or scenario.mechanism}
-    plain = (
-        "nmis",
-        "aim",
-        "far_apart",
-        "siblings",
-        "fsgsbase",
-        "parking",
-        "min_revision",
-        "phase",
-        "role",
-        "granularity",
-    )
-    for name in plain:
-        if getattr(given, name) is not None:
-            changes[name] = getattr(given, name)
-    if given.place:
-        changes["placed"] = tuple(_parse_place(text) for text in given.place)
-    stretched = given.stretch_us is not None or given.stretch_range_us is not None
-    if given.far_apart and stretched:
+    asked = given.given
+    for parameter, value in asked.items():
+        axis = _BY_PARAMETER[parameter]
+        if axis.takes is not str:
+            changes[axis.key] = value
+    if "place" in asked:
+        changes["placed"] = tuple(_parse_place(text) for text in asked["place"])
+    stretched = "stretch_us" in asked or "stretch_range_us" in asked
+    if asked.get("far_apart") and stretched:
         raise UsageError("far-apart draws each core's stretch: it cannot be given with a stretch of its own")
     # What is given wins over the file's other ways to say how long windows last.
     if stretched:
         changes["far_apart"] = False
-    elif given.far_apart:
+    elif asked.get("far_apart"):
         changes["stretch_per_core_us"] = ()
-    if given.topology is not None:
-        changes["topology"] = Topology.parse(given.topology)
-    if given.stretch_range_us is not None:
-        low_high = _parse_us(given.stretch_range_us, "stretch-range-us")
+    if "topology" in asked:
+        changes["topology"] = Topology.parse(asked["topology"])
+    if "stretch_range_us" in asked:
+        low_high = _parse_us(asked["stretch_range_us"], "stretch-range-us")
         if len(low_high) != 2:
-            raise UsageError(f"stretch-range-us '{given.stretch_range_us}' is not two numbers LOW,HIGH")
+            raise UsageError(f"stretch-range-us '{asked['stretch_range_us']}' is not two numbers LOW,HIGH")
         changes |= {"stretch_us": low_high, "stretch_per_core_us": ()}
     scenario = msgspec.structs.replace(scenario, **changes)
-    if given.stretch_us is None:
+    if "stretch_us" not in asked:
         return scenario
-    per_core_us = _parse_us(given.stretch_us, "stretch-us")
+    per_core_us = _parse_us(asked["stretch_us"], "stretch-us")
     if len(per_core_us) == 1:
         per_core_us *= scenario.topology.total_cores
     return msgspec.structs.replace(scenario, stretch_per_core_us=per_core_us)

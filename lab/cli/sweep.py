@@ -2,9 +2,9 @@
 """The command that tries every place of a late load where an NMI can enter."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -26,14 +26,13 @@ from lab.cli.app import (
 from lab.cli.choice import build_bases, take_own
 from lab.cli.present import clean, make_table
 from lab.cli.progress import open_progress
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 from lab.evidence.folder import claim_output, refuse_output
 from lab.kernelimage.source_lines import find_source_lines
 from lab.mechanisms.table import find_mechanism
 from lab.model.boot import Granularity
-from lab.model.phase import Phase, Role
 from lab.model.scenario import Siblings
-from lab.model.sweep import SweepAsk
+from lab.model.sweep import SWEPT_PHASES, SWEPT_ROLES, SweepAsk
 from lab.model.topology import Topology
 from lab.sweep.journal import JOURNAL_VERSION, Begun, Journal, Tried, read_begun
 from lab.sweep.result import Swept
@@ -45,18 +44,32 @@ UNKNOWN_LINE = "unknown: no debug information"
 #: How many points a person is shown; the journal has all.
 SHOWN_POINTS = 40
 
+T = TypeVar("T")
+
+_PHASES = {each.value: each for each in SWEPT_PHASES}
+_ROLES = {each.value: each for each in SWEPT_ROLES}
+
 RoleOption = Annotated[
-    list[Role] | None,
-    typer.Option("--role", help="whom NMIs are sent to, may be given again (default: primary and sibling)"),
+    list[str] | None,
+    typer.Option(
+        "--role",
+        metavar="|".join(_ROLES),
+        autocompletion=lambda: list(_ROLES),
+        help="whom NMIs are sent to, may be given again (default: primary and sibling)",
+    ),
 ]
+
+
+def _make_phase_option(name: str, which: str) -> Any:
+    return typer.Option(name, metavar="|".join(_PHASES), autocompletion=lambda: list(_PHASES), help=which)
 
 
 def sweep(
     out_folder: Annotated[Path, typer.Option("--out", help="folder for journal and evidence, new or empty")],
     mechanism: MechanismOption = None,
     role: RoleOption = None,
-    first: Annotated[Phase | None, typer.Option("--from", help="the first phase (default: armed)")] = None,
-    last: Annotated[Phase | None, typer.Option("--to", help="the last phase (default: release)")] = None,
+    first: Annotated[str | None, _make_phase_option("--from", "the first phase (default: armed)")] = None,
+    last: Annotated[str | None, _make_phase_option("--to", "the last phase (default: release)")] = None,
     topology: Annotated[str | None, typer.Option(help="SOCKETSxCORESxTHREADS (default: 1x1x2)")] = None,
     core: Annotated[int | None, typer.Option(help="whose threads (default: 0)")] = None,
     siblings: Annotated[Siblings | None, typer.Option(help="where siblings are at the load (default: online)")] = None,
@@ -73,9 +86,9 @@ def sweep(
     """Send an NMI at every place of a load: exit 0 all tried and clean, 1 something broke, 3 not all could be tried."""
     given = {
         "mechanism": mechanism,
-        "roles": tuple(dict.fromkeys(role)) if role else None,
-        "first": first,
-        "last": last,
+        "roles": tuple(dict.fromkeys(_find("role", each, _ROLES) for each in role)) if role else None,
+        "first": None if first is None else _find("from", first, _PHASES),
+        "last": None if last is None else _find("to", last, _PHASES),
         "topology": Topology.parse(topology) if topology is not None else None,
         "core": core,
         "siblings": siblings,
@@ -203,6 +216,17 @@ def _make_ask(asked: dict[str, object]) -> SweepAsk:
     if "mechanism" not in asked:
         raise UsageError("a mechanism is needed: give --mechanism NAME")
     return msgspec.structs.replace(SweepAsk(mechanism=str(asked["mechanism"])), **asked)
+
+
+def _find(option: str, text: str, known: Mapping[str, T]) -> T:
+    """Return what an option names of what can be swept.
+
+    :raise UsageError: it is none of these
+    """
+    if text not in known:
+        near = tell_nearest(text, known)
+        raise UsageError(f"{option} is {text}: allowed is {', '.join(known)}{near}")
+    return known[text]
 
 
 def _find_resumed(folder: Path, asked: dict[str, object]) -> SweepAsk:

@@ -7,58 +7,28 @@ from typing import Any
 
 import msgspec
 
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 from lab.mechanisms.table import MECHANISMS, STOCK_MECHANISMS
-from lab.model.boot import Granularity
-from lab.model.hold import ANY_BLOCK, LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
-from lab.model.phase import Phase, Role
-from lab.model.placed import Placed, Target
-from lab.model.scenario import MAX_NMIS, MAX_STRETCH_US, Aim, Parking, Scenario, Siblings
+from lab.model.axes import AXES, PLACED, PLACED_KEYS
+from lab.model.placed import Placed
+from lab.model.scenario import Scenario
 from lab.model.topology import Topology
 
 #: More than any scenario needs; a file of another kind is not read to its end.
 MAX_FILE_BYTES = 64 * 1024
 
-_STRETCH = f"whole numbers of microseconds from 0 to {MAX_STRETCH_US}"
-
-
-def _names(values: type[Aim | Siblings | Parking | Phase | Role | Target | Granularity]) -> str:
-    return "one of " + ", ".join(f'"{each.value}"' for each in values)
-
-
-#: What each key of a placed NMI may be.
-PLACED_KEYS: Mapping[str, str] = {
-    "at": f"a landmark ({', '.join(LANDMARKS)}), {ANY_BLOCK}, function+0x.. or 0x..",
-    "role": _names(Role),
-    "core": "the number of a core",
-    "phase": _names(Phase),
-    "arrival": f"a whole number from 1 to {MAX_ARRIVAL}",
-    "nmi": _names(Target),
-    "bound_us": f"a whole number of microseconds from 1 to {MAX_HELD_US}, of all together",
-    "until": "the number of another placed NMI, counted from 0",
-    "early": "true or false",
-}
-
-
 #: What each key may be, in words for whoever wrote it wrong.
 ALLOWED: Mapping[str, str] = {
     "summary": "one line that says what the scenario is for",
     "mechanism": "one of " + ", ".join(f'"{each.name}"' for each in MECHANISMS),
-    "topology": 'SOCKETSxCORESxTHREADS, such as "1x2x2"',
-    "aim": _names(Aim),
-    "nmis": f"a whole number from 0 to {MAX_NMIS}",
-    "stretch_us": f"a range of two {_STRETCH}, such as [10000, 50000]",
-    "stretch_per_core_us": f"one number for each core: {_STRETCH}",
-    "far_apart": "true or false",
-    "siblings": _names(Siblings),
-    "fsgsbase": "true or false",
-    "parking": _names(Parking),
-    "min_revision": "true or false",
-    "phase": _names(Phase),
-    "role": _names(Role),
-    "granularity": _names(Granularity),
-    "placed": f"tables with the keys {', '.join(PLACED_KEYS)}",
+    **{axis.key: axis.allowed for axis in AXES},
 }
+#: The names that a key's value may have.
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "mechanism": tuple(each.name for each in MECHANISMS),
+    **{axis.key: axis.names for axis in AXES},
+}
+_PLACED: Mapping[str, tuple[str, tuple[str, ...]]] = {each.key: (each.allowed, each.names) for each in PLACED}
 
 
 class NamedScenario(msgspec.Struct, frozen=True):
@@ -129,7 +99,8 @@ def load_toml(text: str, what: str) -> dict[str, Any]:
 def _check_keys(table: Mapping[str, Any], required: tuple[str, ...], file: str) -> None:
     for key in table:
         if key not in ALLOWED:
-            raise UsageError(f"scenario '{file}': key {_show(key)} is unknown: there are {', '.join(ALLOWED)}")
+            near = tell_nearest(key, ALLOWED)
+            raise UsageError(f"scenario '{file}': key {_show(key)} is unknown: there are {', '.join(ALLOWED)}{near}")
     for key in required:
         if key not in table:
             raise UsageError(f"scenario '{file}': key '{key}' is missing: {ALLOWED[key]}")
@@ -154,37 +125,11 @@ def to_words(scenario: Scenario) -> tuple[str, ...]:
     plain = Scenario(mechanism=scenario.mechanism)
     if scenario.far_apart:
         scenario = msgspec.structs.replace(scenario, stretch_us=plain.stretch_us)
-    low_us, high_us = scenario.stretch_us
-    words: dict[str, tuple[str, ...]] = {
-        "nmis": ("--nmis", str(scenario.nmis)),
-        "aim": ("--aim", scenario.aim.value),
-        "stretch_us": ("--stretch-range-us", f"{low_us},{high_us}"),
-        "stretch_per_core_us": ("--stretch-us", ",".join(map(str, scenario.stretch_per_core_us))),
-        "far_apart": ("--far-apart",),
-        "siblings": ("--siblings", scenario.siblings.value),
-        "fsgsbase": ("--no-fsgsbase",),
-        "parking": ("--parking", scenario.parking.value),
-        "min_revision": ("--min-revision",),
-        "phase": ("--phase", scenario.phase.value if scenario.phase else ""),
-        "role": ("--role", scenario.role.value if scenario.role else ""),
-        "granularity": ("--granularity", scenario.granularity.value),
-        "placed": tuple(word for each in scenario.placed for word in ("--place", _to_word(each))),
-    }
-    changed = [option for name, option in words.items() if getattr(scenario, name) != getattr(plain, name)]
+    changed = [axis for axis in AXES if getattr(scenario, axis.key) != getattr(plain, axis.key)]
     return (
         *("--mechanism", scenario.mechanism, "--topology", str(scenario.topology)),
-        *(word for option in changed for word in option),
+        *(word for axis in changed if axis.key != "topology" for word in axis.write(getattr(scenario, axis.key))),
     )
-
-
-def _to_word(placed: Placed) -> str:
-    plain = Placed(at=placed.at, role=placed.role)
-    fields = {
-        name: getattr(placed, name)
-        for name in Placed.__struct_fields__
-        if name in ("at", "role") or getattr(placed, name) != getattr(plain, name)
-    }
-    return ",".join(f"{name}={getattr(value, 'value', value)}" for name, value in fields.items())
 
 
 def _read_field(file: str, key: str, value: object, mechanisms: Collection[str]) -> Any:
@@ -200,7 +145,8 @@ def _read_field(file: str, key: str, value: object, mechanisms: Collection[str])
     except (msgspec.ValidationError, OverflowError):
         found = None
     if found is None or (key == "mechanism" and found not in mechanisms):
-        raise UsageError(f"scenario '{file}': key '{key}' is {_show(value)}: allowed is {ALLOWED[key]}")
+        near = tell_nearest(value, _NAMES[key])
+        raise UsageError(f"scenario '{file}': key '{key}' is {_show(value)}: allowed is {ALLOWED[key]}{near}")
     return found
 
 
@@ -220,16 +166,19 @@ def read_placed(value: object, what: str) -> Placed:
         raise UsageError(f"{what} is {_show(value)}: allowed is a table with the keys {', '.join(PLACED_KEYS)}")
     for key in value:
         if key not in PLACED_KEYS:
-            raise UsageError(f"{what}: key {_show(key)} is unknown: there are {', '.join(PLACED_KEYS)}")
+            near = tell_nearest(key, PLACED_KEYS)
+            raise UsageError(f"{what}: key {_show(key)} is unknown: there are {', '.join(PLACED_KEYS)}{near}")
     for key in ("at", "role"):
         if key not in value:
-            raise UsageError(f"{what}: key '{key}' is missing: {PLACED_KEYS[key]}")
+            raise UsageError(f"{what}: key '{key}' is missing: {_PLACED[key][0]}")
     types = {field.name: field.type for field in msgspec.structs.fields(Placed)}
     for key, each in value.items():
         try:
             msgspec.msgpack.encode(msgspec.convert(each, types[key], strict=True))
         except (msgspec.ValidationError, OverflowError):
-            raise UsageError(f"{what}: key '{key}' is {_show(each)}: allowed is {PLACED_KEYS[key]}") from None
+            allowed, names = _PLACED[key]
+            near = tell_nearest(each, names)
+            raise UsageError(f"{what}: key '{key}' is {_show(each)}: allowed is {allowed}{near}") from None
     return msgspec.convert(value, Placed)
 
 
