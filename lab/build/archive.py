@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from lab.build.cache import Progress, hold_lock, make_folder
-from lab.errors import DeadlineError, HostError, ProcessError, UsageError
+from lab.errors import DeadlineError, HostError, ProcessError, UsageError, tell_nearest
 from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
@@ -132,7 +132,8 @@ def check_release(table: Table, name: str) -> None:
     :raise UsageError: it is not; the text lists those there are
     """
     if name not in table.release:
-        raise UsageError(f"release '{name}' is unknown: there are {', '.join(table.release)}")
+        near = tell_nearest(name, table.release)
+        raise UsageError(f"release '{name}' is unknown: there are {', '.join(table.release)}{near}")
 
 
 class Archive:

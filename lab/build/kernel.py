@@ -16,7 +16,7 @@ from lab.build.compiler import COMPILER, ENVIRONMENT, read_versions
 from lab.build.kconfig import find_lost, find_unknown, parse_config
 from lab.build.kernel_source import find_source
 from lab.build.tree import Tree, open_tree
-from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError
+from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError, tell_nearest
 from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES, find_cache
@@ -124,8 +124,8 @@ def find_recipe(base: str, progress: Progress) -> Recipe:
         return find_recipe(UNPATCHED[base], progress).unpatched
     folder = IMAGES / "kernels" / base
     if not (folder / "series").is_file():
-        known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/series")))
-        raise UsageError(f"kernel '{base}' is unknown: there are {known}")
+        known = sorted(path.parent.name for path in folder.parent.glob("*/series"))
+        raise UsageError(f"kernel '{base}' is unknown: there are {', '.join(known)}{tell_nearest(base, known)}")
     return Recipe(folder, find_source(base, progress), ANY_CONFIG)
 
 

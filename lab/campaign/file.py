@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Limits, Part
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 from lab.guest.dump import MAX_DUMP_MIB
 from lab.host.files import read_text
 from lab.mechanisms.table import find_mechanism
@@ -99,7 +99,9 @@ def _to_table(limits: Limits) -> dict[str, Any]:
 def _check_keys(table: Mapping[str, Any], known: Mapping[str, str], what: str, needed: tuple[str, ...] = ()) -> None:
     for key in table:
         if key not in known:
-            raise UsageError(f"{what}: key {_show(key)} is unknown: there are {', '.join(known)}")
+            raise UsageError(
+                f"{what}: key {_show(key)} is unknown: there are {', '.join(known)}{tell_nearest(key, known)}"
+            )
     for key in needed:
         if key not in table:
             raise UsageError(f"{what}: key '{key}' is missing: {known[key]}")

@@ -21,7 +21,7 @@ from lab.build.cache import Progress
 from lab.build.images import build_images
 from lab.build.mutants import build_mutant, read_mutants
 from lab.campaign.blinded import LAB_MUTANTS, STALE_VMLINUX, find_preparation, on_control, read_stale
-from lab.errors import BuildError, UsageError
+from lab.errors import BuildError, UsageError, tell_nearest
 from lab.expected.mutant import Mutant, Subject
 from lab.kernelimage.vmlinux import read_kernel
 from lab.mechanisms.base import find_base
@@ -95,7 +95,9 @@ def choose_mutants(names: list[str]) -> tuple[Mutant, ...]:
     known = {mutant.name: mutant for mutant in list_mutants()}
     for name in names:
         if name not in known:
-            raise UsageError(f"mutant '{name}' is unknown: there are {', '.join(known)}")
+            # There are more than an error's line shows.
+            hint = tell_nearest(name, known) or f": there are {', '.join(known)}"
+            raise UsageError(f"mutant '{name}' is unknown{hint}")
     return tuple(known[name] for name in dict.fromkeys(names)) or tuple(known.values())
 
 

@@ -14,7 +14,7 @@ from lab.build.qemu import find_qemu
 from lab.build.qemu_release import build_qemu
 from lab.cli.app import LAB_FAULT, JsonOption, QemuOption, out, print_json, print_text
 from lab.cli.progress import open_progress
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 from lab.mechanisms.base import BASES, find_base
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def build(
         "all": lambda tell: _build_all(base, qemu, tell),
     }
     if what not in recipes:
-        raise UsageError(f"'{what}' cannot be built: there are {', '.join(recipes)}, qemu")
+        known = (*recipes, "qemu")
+        raise UsageError(f"'{what}' cannot be built: there are {', '.join(known)}{tell_nearest(what, known)}")
     find_base(base)
     with open_progress() as progress:
         parts = recipes[what](progress.tell)

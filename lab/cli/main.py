@@ -2,6 +2,7 @@
 """The way in: arguments to a command, errors to one sentence and an exit status."""
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typer.core import TyperGroup
 from lab import __version__
 from lab.cli.app import INTERRUPTED, LAB_FAULT, USAGE, Interrupted, complain
 from lab.cli.deferred import Deferred, LightGroup, clear_flags
-from lab.errors import HostError, LabError, UsageError
+from lab.errors import HostError, LabError, UsageError, tell_nearest
 from lab.host.paths import is_utf8, show_bytes
 
 #: In the order in which they are listed: where each is, and the first line of its help.
@@ -63,6 +64,9 @@ COMMANDS: Final = {
 }
 #: The program's name, by which a shell's completion calls it.
 NAME: Final = "lab"
+#: How typer refuses a value of an option that takes one of several.
+_ONE_OF: Final = re.compile(r"'(?P<given>[^']*)' is not one of (?P<known>.*)")
+_QUOTED: Final = re.compile(r"'([^']*)'")
 
 
 def _tell_version(asked: bool) -> None:
@@ -123,6 +127,14 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _tell_usage(said: str) -> str:
+    """Return what typer says is wrong, with the value that was meant where a named one is near."""
+    said = said.replace("Value error, ", "")
+    found = _ONE_OF.search(said)
+    near = tell_nearest(found["given"], _QUOTED.findall(found["known"])) if found else ""
+    return f"{said.rstrip('.')}{near}" if near else said
+
+
 def _run_command() -> int:
     """Run the command that was asked for, and return the status to exit with."""
     try:
@@ -137,7 +149,7 @@ def _run_command() -> int:
     except LabError as error:
         code = complain(str(error), LAB_FAULT)
     except typer.TyperException as error:
-        code = complain(error.format_message().replace("Value error, ", ""), USAGE)
+        code = complain(_tell_usage(error.format_message()), USAGE)
     except Interrupted as interrupt:
         code = complain(f"interrupted: {interrupt}", INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):

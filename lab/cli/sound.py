@@ -14,7 +14,7 @@ from lab.cli import present
 from lab.cli.app import Interrupted, JsonOption, OutOption, QemuOption, check_seed, complain, out, print_json
 from lab.cli.choice import build_bases
 from lab.cli.progress import open_progress
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 from lab.evidence.folder import claim_output
 from lab.expected.cells import Cell, Held, parse_cells
 from lab.host.files import read_text, write_whole
@@ -84,8 +84,9 @@ def _choose_cells(held: Held, only: str | None) -> tuple[Cell, ...]:
     cells = [cell for cell in parse_cells(read_text(SOUND, MAX_LIST_BYTES, "list of cells"), name) if cell.held is held]
     chosen = tuple(cell for cell in cells if only in (None, cell.mechanism))
     if not chosen:
-        known = ", ".join(dict.fromkeys(cell.mechanism for cell in cells))
-        raise UsageError(f"only is '{only}': '{held.value}' in {name} has cells of {known}")
+        known = dict.fromkeys(cell.mechanism for cell in cells)
+        near = tell_nearest(only, known)
+        raise UsageError(f"only is '{only}': '{held.value}' in {name} has cells of {', '.join(known)}{near}")
     return chosen
 
 

@@ -6,7 +6,7 @@ import errno
 
 import msgspec
 
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 
 #: What the lab writes to a kernel's log right before a load that the kernel may begin without a word.
 LOAD_MARK = "microcode-nmi-lab: a load begins"
@@ -111,5 +111,6 @@ def find_base(name: str) -> Base:
     try:
         return _BY_NAME[name]
     except KeyError:
-        known = ", ".join(base.name for base in BASES)
-        raise UsageError(f"kernel '{name}' is unknown: there are {known}") from None
+        known = [base.name for base in BASES]
+        near = tell_nearest(name, known)
+        raise UsageError(f"kernel '{name}' is unknown: there are {', '.join(known)}{near}") from None

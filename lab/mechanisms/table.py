@@ -3,7 +3,7 @@
 
 import msgspec
 
-from lab.errors import UsageError
+from lab.errors import UsageError, tell_nearest
 from lab.mechanisms.code_places import Call, Copied, CopiedStretch, Copies, Exits, Locked, Path, Return, Turn
 from lab.mechanisms.mechanism import RENDEZVOUS, Expectation, Landmarks, Mechanism, Threads
 
@@ -286,8 +286,9 @@ def find_mechanism(name: str) -> Mechanism:
     try:
         return _BY_NAME[name]
     except KeyError:
-        known = ", ".join(mechanism.name for mechanism in MECHANISMS)
-        raise UsageError(f"mechanism '{name}' is unknown: there are {known}") from None
+        known = [mechanism.name for mechanism in MECHANISMS]
+        near = tell_nearest(name, known)
+        raise UsageError(f"mechanism '{name}' is unknown: there are {', '.join(known)}{near}") from None
 
 
 def mechanisms_of(base: str) -> tuple[Mechanism, ...]:
