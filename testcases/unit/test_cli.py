@@ -14,6 +14,7 @@ import pytest
 from evidence_builder import Load
 from report_samples import write_sample_run
 
+from lab import __version__
 from lab.campaign.run_store import read_run
 from lab.evidence.folder import read_evidence, write_evidence
 from lab.host.paths import ROOT
@@ -318,6 +319,25 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"cache folder '{blocked}" in done.stderr
     assert "set XDG_CACHE_HOME" in done.stderr
+
+
+def test_it_says_its_version() -> None:
+    assert run_lab("--version").stdout == f"lab {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("lab m", {"minimise", "mutants", "mechanisms"}),
+        ("lab campaign re", {"resume"}),
+        ("lab trial --si", {"--siblings"}),
+        ("lab trial --phase w", {"window"}),
+        ("lab sweep --to ", {"gather", "armed", "window", "closing", "release"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(words: str, offered: set[str]) -> None:
+    asked = {"_LAB_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert set(run_lab(**asked).stdout.split()) == offered
 
 
 def test_no_arguments_show_the_help() -> None:
