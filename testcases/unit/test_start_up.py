@@ -98,6 +98,14 @@ def test_a_value_that_is_refused_loads_nothing_that_runs_a_guest(words: str, tmp
     assert len(is_of(modules, {"lab"})) <= MAX_OWN
 
 
+def test_the_plugin_that_every_suite_loads_brings_nothing_that_runs_a_guest() -> None:
+    command = (sys.executable, "-c", "import sys, lab.pytest_plugin.plugin\nprint(*sys.modules)")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    modules = set(done.stdout.split())
+    assert "lab.pytest_plugin.plugin" in modules
+    assert is_of(modules, HEAVY) == set()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
     deferred = app.commands[name]
