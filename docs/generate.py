@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Write what docs/ takes from the lab itself: the command line, the tables of sound cells, the picture of a kept trial.
+"""Write what docs/ takes from the lab itself: command line, scenarios, tables of sound cells, a picture.
 
 Run it from the checkout: ``.venv/bin/python docs/generate.py``. ``--picture FOLDER`` draws the trial in FOLDER as well.
 Tests hold the pages equal to what this writes.
@@ -19,10 +19,12 @@ from lab.cli import main as run_lab
 from lab.expected.cells import parse_cells
 from lab.expected.sound_page import replace_tables
 from lab.host.paths import SOUND
+from lab.model.axes_page import format_page as format_scenario_page
 from lab.report.picture import draw_picture
 
 DOCS = Path(__file__).resolve().parent
 COMMAND_LINE = DOCS / "reference" / "command-line.md"
+SCENARIO = DOCS / "reference" / "scenario.md"
 SOUND_PAGE = DOCS / "sound.md"
 PICTURE = DOCS / "pictures" / "stop-machine-fail.svg"
 
@@ -101,6 +103,7 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ["COLUMNS"] = COLUMNS
     COMMAND_LINE.write_text(format_command_line())
+    SCENARIO.write_text(format_scenario_page())
     SOUND_PAGE.write_text(replace_tables(SOUND_PAGE.read_text(), parse_cells(SOUND.read_text(), SOUND.name)))
     if asked.picture:
         PICTURE.write_text(draw_picture(asked.picture))

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The page of a scenario's keys and options, docs/reference/scenario.md, as the table of axes has them.
 
-``python -m lab.model.axes_page docs/reference/scenario.md`` writes it; a test holds the two equal.
+docs/generate.py writes it; a test holds the two equal.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -17,8 +15,7 @@ from lab.model.scenario import Scenario
 from lab.model.scenario_file import ALLOWED
 
 _HEAD: Final = """\
-<!-- Written by lab.model.axes_page from the table of axes in lab/model/axes.py. Change that table, then run
-     `python -m lab.model.axes_page docs/reference/scenario.md`. -->
+<!-- Written by docs/generate.py from the table of axes. Change lab/model/axes.py, then run `make docs`. -->
 
 # Scenario
 
@@ -78,11 +75,3 @@ def _find_default(axis: Axis) -> str:
 def _format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
-
-
-def _main() -> None:
-    Path(sys.argv[1]).write_text(format_page())
-
-
-if __name__ == "__main__":
-    _main()

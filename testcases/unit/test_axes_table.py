@@ -16,7 +16,7 @@ from lab.model.scenario_file import parse_scenario
 
 def test_the_page_is_what_the_table_says() -> None:
     page = ROOT / "docs/reference/scenario.md"
-    assert page.read_text() == format_page(), "run python -m lab.model.axes_page docs/reference/scenario.md"
+    assert page.read_text() == format_page(), "run docs/generate.py, or make docs"
 
 
 def test_every_field_of_a_scenario_is_an_axis_and_every_field_of_a_placed_nmi_a_key() -> None:
