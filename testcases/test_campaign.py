@@ -134,7 +134,7 @@ def read_spec(folder: Path) -> CampaignSpec:
 
 
 def find_workers(left: Leftovers) -> list[psutil.Process]:
-    return left.find_processes("multiprocessing.spawn")
+    return left.find_processes("lab.campaign.worker")
 
 
 def find_guests(left: Leftovers) -> list[psutil.Process]:

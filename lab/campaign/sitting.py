@@ -4,6 +4,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from lab.campaign.definition import CampaignSpec
 from lab.campaign.executor import Executor, InlineExecutor
 from lab.campaign.image_transfer import ImageSource, open_images
 from lab.campaign.loop import STOP, Campaign, Result, Standing
+from lab.campaign.processes import ProcessExecutor
 from lab.campaign.shared_evidence import check_root, claim_root, clear_incoming, find_root
 from lab.campaign.store import CampaignStore
 from lab.errors import LabError, UsageError
@@ -24,12 +26,16 @@ from lab.host.run_dir import sweep
 #: Runs trials in the campaign's own process.
 INLINE: Final = 0
 
+#: Opens what runs trials elsewhere, which may have to be sent images.
+Join = Callable[[ImageSource], AbstractContextManager[Executor]]
+
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
     """Where trials run.
 
     :param workers: processes on this host, INLINE for this one, None for as many as its CPUs have guests for
-    :param scheduler: a Dask scheduler's address instead, empty for none
+    :param scheduler: the address of another host's scheduler instead, empty for none
+    :param join: opens that scheduler; the command line gives it, so that no campaign depends on what it needs
     :param evidence_dir: a path that all hosts share, to which workers write evidence, as
         :func:`lab.campaign.shared_evidence.check_evidence_dir` returns it; empty for the campaign's own folder, or,
         of one that is resumed, for where it was; the same path again is leave to make its folder there
@@ -37,6 +43,7 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: int | None = None
     scheduler: str = ""
+    join: Join | None = None
     evidence_dir: str = ""
 
     def count(self, spec: CampaignSpec) -> int:
@@ -204,17 +211,14 @@ def _open_executor(
     campaign: Campaign, spec: CampaignSpec, images: Mapping[str, ImageSet], where: Where, watch: Watch
 ) -> Iterator[Executor]:
     with contextlib.ExitStack() as stack:
-        source: ImageSource = stack.enter_context(open_images(images))
-        if where.workers == INLINE and not where.scheduler:
+        if where.workers == INLINE and where.join is None:
             yield stack.enter_context(InlineExecutor(watch.say, campaign.is_ending))
             return
-        # It takes a second to import, which no other command should wait for.
-        from lab.cluster import dask_pool
-
-        if where.scheduler:
+        source = stack.enter_context(open_images(images))
+        if where.join is not None:
             watch.say(f"joining scheduler {where.scheduler}")
-            yield stack.enter_context(dask_pool.join_scheduler(where.scheduler, source))
+            yield stack.enter_context(where.join(source))
             return
         count = where.count(spec)
         watch.say(f"starting {count} workers")
-        yield stack.enter_context(dask_pool.start_workers(count, max(os.cpu_count() or 1, 1), source))
+        yield stack.enter_context(ProcessExecutor(count, source))

@@ -2,6 +2,7 @@
 """``lab campaign``: start, watch, stop, go on with, list and join campaigns, and run one of their trials alone."""
 
 import contextlib
+import functools
 import re
 import secrets
 import shlex
@@ -24,6 +25,7 @@ from lab.campaign.merge import merge_campaigns
 from lab.campaign.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
 from lab.campaign.shared_evidence import check_evidence_dir
 from lab.campaign.sitting import (
+    Join,
     Watch,
     Where,
     claim_campaign_output,
@@ -257,7 +259,23 @@ def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None
     if scheduler and _ADDRESS.fullmatch(scheduler) is None:
         raise UsageError(f"--scheduler '{scheduler}' is no address: allowed is one such as tls://HOST:PORT")
     shared = "" if evidence_dir is None else check_evidence_dir(evidence_dir)
-    return Where(workers=workers, scheduler=scheduler, evidence_dir=shared)
+    join = _find_join(scheduler) if scheduler else None
+    return Where(workers=workers, scheduler=scheduler, join=join, evidence_dir=shared)
+
+
+def _find_join(address: str) -> Join:
+    """Return what joins a scheduler: the one place where Dask is needed, and imported.
+
+    :raise UsageError: it is not installed
+    """
+    try:
+        from lab.cluster.dask_pool import join_scheduler
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--scheduler needs the extra 'cluster', and the module {error.name} is not installed: install"
+            " 'microcode-nmi-lab[cluster]'"
+        ) from error
+    return functools.partial(join_scheduler, address)
 
 
 def _watch(view: View, asked: Callable[[], bool]) -> Watch:
