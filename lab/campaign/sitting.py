@@ -2,6 +2,7 @@
 """One sitting of a campaign, from taking its folder to leaving it with nothing of ours running."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from lab.campaign.executor import Executor, InlineExecutor
 from lab.campaign.image_transfer import ImageSource, open_images
 from lab.campaign.loop import STOP, Campaign, Result, Standing
 from lab.campaign.processes import ProcessExecutor
-from lab.campaign.shared_evidence import check_root, claim_root, clear_incoming, find_root
+from lab.campaign.shared_evidence import INCOMING, OWNER, check_root, claim_root, clear_incoming, find_root
 from lab.campaign.store import CampaignStore
 from lab.errors import LabError, UsageError
 from lab.evidence.folder import claim_output, refuse_output
@@ -26,6 +27,8 @@ from lab.host.run_dir import sweep
 #: Runs trials in the campaign's own process.
 INLINE: Final = 0
 
+#: Makes a campaign's images, by base.
+Build = Callable[[CampaignSpec], Mapping[str, ImageSet]]
 #: Opens what runs trials elsewhere, which may have to be sent images.
 Join = Callable[[ImageSource], AbstractContextManager[Executor]]
 
@@ -85,28 +88,44 @@ def claim_campaign_output(path: Path) -> Path:
     return claim_output(path, check)
 
 
-def start_campaign(
-    folder: Path, spec: CampaignSpec, images: Mapping[str, ImageSet], where: Where, watch: Watch
-) -> Result:
+def start_campaign(folder: Path, spec: CampaignSpec, build: Build, where: Where, watch: Watch) -> Result:
     """Begin a campaign in an empty folder, and run it.
 
-    :param images: by base, of all that its scenarios need
+    The campaign is stored before its images are built, so that one that is killed meanwhile can be resumed.
+
+    :param build: makes its images
     :raise UsageError: another campaign runs there, or where it is to run is not fit
+    :raise LabError: its images cannot be made; the folder is left as it was
     :raise HostError: the host failed; what has been stored stays
     """
-    with lock_campaign(folder), open_writer(folder) as connection:
+    with lock_campaign(folder), contextlib.ExitStack() as undo, open_writer(folder) as connection:
+        undo.push(functools.partial(_forget_unbuilt, folder))
         store = CampaignStore(connection, folder)
-        store.create(spec, images, where.evidence_dir)
+        store.create(spec, {}, where.evidence_dir)
         uid, spec = store.find()
         if store.evidence != folder:
+            undo.push(functools.partial(_forget_unbuilt, store.evidence))
             claim_root(store.evidence, uid, folder)
+        images = build(spec)
+        undo.pop_all()
+        store.check_images(images, other_qemu=False)
         return _sit(store, uid, spec, images, where, watch)
+
+
+def _forget_unbuilt(folder: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Leave nothing in the folder of a campaign whose images cannot be made; an interrupt leaves it to be resumed."""
+    if kind is None or not issubclass(kind, LabError):
+        return
+    for path in (*folder.glob(f"{NAME}*"), folder / OWNER):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / INCOMING).rmdir()
 
 
 def resume_campaign(
     folder: Path,
     limits: Callable[[CampaignSpec], CampaignSpec],
-    build: Callable[[CampaignSpec], Mapping[str, ImageSet]],
+    build: Build,
     where: Where,
     watch: Watch,
     *,

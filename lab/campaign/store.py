@@ -89,15 +89,7 @@ class CampaignStore:
                 ),
             )
             self._campaign = _row_id(cursor)
-            self._connection.executemany(
-                "INSERT INTO images (campaign, base, file, sha256) VALUES (?, ?, ?, ?)",
-                [
-                    (self._campaign, base, file, getattr(each, f"{file}_sha256"))
-                    for base, each in images.items()
-                    for file in _FILES
-                ],
-            )
-            self._put_qemu(images)
+            self._put_images(images)
 
     def find(self) -> tuple[str, CampaignSpec]:
         """Find the campaign of the store, and return its uid and what it is about.
@@ -114,6 +106,17 @@ class CampaignStore:
         self.evidence = find_root(rows[0][3], rows[0][1], self.folder)
         return rows[0][1], read_spec(rows[0][2], self._path)
 
+    def _put_images(self, images: Mapping[str, ImageSet]) -> None:
+        self._connection.executemany(
+            "INSERT INTO images (campaign, base, file, sha256) VALUES (?, ?, ?, ?)",
+            [
+                (self._campaign, base, file, getattr(each, f"{file}_sha256"))
+                for base, each in images.items()
+                for file in _FILES
+            ],
+        )
+        self._put_qemu(images)
+
     def _put_qemu(self, images: Mapping[str, ImageSet]) -> None:
         self._connection.executemany(
             "INSERT OR REPLACE INTO images (campaign, base, file, sha256) VALUES (?, ?, 'qemu', ?)",
@@ -123,6 +126,8 @@ class CampaignStore:
     def check_images(self, images: Mapping[str, ImageSet], *, other_qemu: bool) -> None:
         """Refuse to go on with another kernel than the campaign began with, or with another QEMU that nobody asked for.
 
+        The first images of a campaign are kept: it was stored before they were built.
+
         :param other_qemu: the user asked for this QEMU, whichever it was before
         :raise UsageError: one is another
         :raise HostError: no space, or not writable
@@ -130,6 +135,10 @@ class CampaignStore:
         query = "SELECT base, sha256 FROM images WHERE campaign = ? AND file = 'kernel'"
         with explain(self._path):
             begun = dict(self._connection.execute(query, (self._campaign,)))
+        if not begun:
+            with transaction(self._connection, self._path):
+                self._put_images(images)
+            return
         for base, each in images.items():
             if begun.get(base) != each.kernel_sha256:
                 raise UsageError(

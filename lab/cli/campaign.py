@@ -51,8 +51,10 @@ from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.evidence.folder import claim_trial_output
 from lab.model.duration import read_seconds
+from lab.model.qemu import Qemu
 from lab.report.campaign_page import write_campaign_report
 from lab.report.page import PAGE
+from lab.trial.given import GivenKernel
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 
@@ -115,10 +117,12 @@ def start(
     where = _choose_where(workers, scheduler, evidence_dir)
     on = find_qemu(qemu)
     with open_view() as view, _stoppable() as asked:
-        images, _ = build_bases([part.scenario for part in spec.parts], view.say, own, on)
-        check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
         folder = claim_campaign_output(out)
-        result = run_sitting(folder, lambda: start_campaign(folder, spec, images, where, _watch(view, asked)))
+
+        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
+            return _build(spec, view.say, own, on)
+
+        result = run_sitting(folder, lambda: start_campaign(folder, spec, build, where, _watch(view, asked)))
     _tell_end(folder, result, as_json)
 
 
@@ -143,8 +147,7 @@ def resume(
     with open_view() as view, _stoppable() as asked:
 
         def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
-            on = find_same_qemu(read_campaign_qemu(folder), qemu)
-            return build_bases([part.scenario for part in spec.parts], view.say, own, on)[0]
+            return _build(spec, view.say, own, find_same_qemu(read_campaign_qemu(folder), qemu))
 
         result = run_sitting(
             folder,
@@ -251,6 +254,12 @@ def _limit(
         spec.limits, hours=hours, trials=trials, until_failure=until_failure, dump_memory_mib=dump_memory
     )
     return msgspec.structs.replace(spec, limits=limits)
+
+
+def _build(spec: CampaignSpec, say: Callable[[str], None], own: GivenKernel | None, on: Qemu) -> Mapping[str, ImageSet]:
+    images, _ = build_bases([part.scenario for part in spec.parts], say, own, on)
+    check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
+    return images
 
 
 def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None) -> Where:
