@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from lab.build.images import ImageSet
-from lab.campaign.run_store import RECORDS, read_run
+from lab.campaign.database import NAME, open_reader
+from lab.campaign.runs import read_run
 from lab.cli.axes import read_scenario
 from lab.evidence.folder import read_evidence
 from lab.host.deadline import Deadline
@@ -118,8 +119,10 @@ class Started:
 
     def _is_running(self) -> bool:
         assert self.process.poll() is None, self.process.communicate()
-        with contextlib.suppress(FileNotFoundError):
-            return (self.out / RECORDS).read_bytes().count(b"\n") >= 2
+        if not (self.out / NAME).is_file():
+            return False
+        with contextlib.suppress(Exception), open_reader(self.out) as connection:
+            return int(connection.execute("SELECT count(*) FROM trials").fetchone()[0]) >= 2
         return False
 
     def list_left(self) -> list[str]:
@@ -216,12 +219,11 @@ def test_a_guest_that_never_boots_ends_a_run_early(tmp_path: Path, open_folder: 
     done = run_lab("run", "--trials", "9", "--out", str(out), "--qemu", str(qemu))
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("lab: no guest was there for 3 trials in a row, so the run was stopped after 3 of 27: ")
+    assert last.startswith("lab: the run was stopped, since no guest of any of its machines boots: trial 3: ")
     run = read_run(out)
     assert [record.outcome for record in run.records] == [Outcome.ERROR] * 3
-    assert str(out / run.records[-1].evidence) in last
     assert "no such machine" in " ".join(read_evidence(out / run.records[-1].evidence).console_tail)
-    assert (run.info.finished, run.info.exit_status) == (True, 1)
+    assert not run.info.finished
     assert f"report: {out / 'index.html'}" in done.stdout
 
 

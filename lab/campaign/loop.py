@@ -73,6 +73,7 @@ class Campaign:
     """One sitting of a campaign. The caller holds its lock and has begun the sitting.
 
     :param uid: the campaign's own
+    :param ended: told of each trial that has been stored
     :param asked_to_stop: whether whoever started it wants it to end after the running trials
     """
 
@@ -85,6 +86,7 @@ class Campaign:
         images: Mapping[str, ImageSet],
         asked_to_stop: Callable[[], bool] = lambda: False,
         tell: Callable[[Standing], None] = lambda _: None,
+        ended: Callable[[TrialRecord], None] = lambda _: None,
     ) -> None:
         self._uid = uid
         self._spec = spec
@@ -92,6 +94,7 @@ class Campaign:
         self._images = images
         self._asked_to_stop = asked_to_stop
         self._tell = tell
+        self._ended = ended
         self._retention = Retention(store, spec.limits.evidence_mib)
         self._planned = spec.limits.trials
         self._left: Iterator[int] = store.numbers_left(MAX_TRIAL if self._planned is None else self._planned)
@@ -103,6 +106,7 @@ class Campaign:
         self._coverage = Counter(store.count_coverage())
         self._buckets = Counter(store.count_buckets())
         self._newest_failure = ""
+        self._last_unbooted = ""
         self._exhausted = False
         self._ran_before_s = store.ran_s
         self._began = time.monotonic()
@@ -168,7 +172,7 @@ class Campaign:
             return "it was interrupted"
         hopeless = {part.scenario.boot for part in self._spec.parts} - set(self._find_possible())
         if len(hopeless) == len({part.scenario.boot for part in self._spec.parts}):
-            return "no guest of any of its machines boots"
+            return f"no guest of any of its machines boots{self._last_unbooted}"
         return ""
 
     def _find_possible(self) -> list[Boot]:
@@ -219,6 +223,8 @@ class Campaign:
             return
         boot = chosen.part.scenario.boot
         self._failed_boots[boot] = 0 if ended.booted else self._failed_boots[boot] + 1
+        if not ended.booted:
+            self._last_unbooted = f": trial {ended.number}: {ended.record.reason}"
         self._failures += ended.record.outcome is Outcome.FAIL
         self._guests[ended.worker] = ended.guests
         self._guests.move_to_end(ended.worker)
@@ -229,6 +235,7 @@ class Campaign:
         if not self._retention.keep(done, self.ran_s):
             return
         self._done_here += 1
+        self._ended(done.record)
         outcome = done.record.outcome
         self._outcomes.setdefault(done.part, Counter())[outcome.value] += 1
         self._coverage.update(done.record.coverage)

@@ -7,36 +7,22 @@ at worst, its last line.
 
 import fcntl
 import os
-import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Final
 
 import msgspec
 
+from lab.campaign.run_folder import RECORDS, RUN, check_replaceable, remove_run
 from lab.errors import EvidenceError, HostError, LabError, UsageError
-from lab.evidence.folder import RUN_MARKER, claim_output, holds_only_evidence, is_marked, refuse_output
+from lab.evidence.folder import RUN_MARKER
 from lab.expected.expect import QUIET, Expected
 from lab.host.files import append_whole, write_whole
 from lab.mechanisms.mechanism import Expectation
 from lab.model.evidence import Images
 from lab.model.scenario import Scenario
 from lab.model.verdict import TrialRecord
-
-RUN = "run.json"
-RECORDS = "records.jsonl"
-TRIALS: Final = "trials"
-#: Which lab.report.page writes.
-PAGE: Final = "index.html"
-
-_FILES = frozenset((RUN_MARKER, RUN, RECORDS, PAGE))
-_TRIAL = re.compile(r"[0-9]{5,}(-[a-z0-9-]+)?", re.ASCII)
-#: What a lab that was killed leaves of something it was writing or removing: a dot, its name, and what tempfile adds.
-_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.ASCII)
 
 #: What is left to describe a run besides its records: no run of ours comes near it.
 MAX_RUN_BYTES = 1024 * 1024
@@ -129,9 +115,9 @@ class RunStore:
         try:
             fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._replace:
-                _check_replaceable(self.folder)
+                check_replaceable(self.folder)
                 sink.truncate(0)
-                _remove_run(self.folder)
+                remove_run(self.folder, RECORDS)
             elif os.fstat(sink.fileno()).st_size:
                 raise UsageError(f"another run has been written to '{self.folder}': name another folder")
             write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
@@ -175,69 +161,6 @@ class RunStore:
 
     def _cannot_write(self, error: OSError) -> HostError:
         return HostError(f"run folder '{self.folder}' could not be written: {error.strerror or error}")
-
-
-def claim_run_output(path: Path, replace: bool) -> Path:
-    """Return the folder a user wants a run in: new or empty, or that of an earlier run which is to be replaced.
-
-    Nothing is removed yet: :class:`RunStore` does, once no other process writes there.
-
-    :raise UsageError: as :func:`lab.evidence.folder.claim_output`
-    :raise HostError: as :func:`lab.evidence.folder.claim_output`
-    """
-
-    def check(folder: Path) -> None:
-        if not is_marked(folder):
-            raise refuse_output(folder)
-        if not replace:
-            raise UsageError(
-                f"output folder '{folder}' holds a run: name an empty or new one, or replace that run with --replace"
-            )
-        _check_replaceable(folder)
-
-    return claim_output(path, check)
-
-
-def _check_replaceable(folder: Path) -> None:
-    for entry in sorted(folder.iterdir()):
-        half = _HALF.fullmatch(entry.name)
-        name = half[1] if half else entry.name
-        if name == TRIALS and _is_folder(entry):
-            foreign = None if half else _find_foreign_trial(entry)
-        else:
-            foreign = None if name in _FILES and entry.is_file() and not entry.is_symlink() else entry
-        if foreign is not None:
-            raise UsageError(
-                f"run folder '{folder}' holds '{foreign.relative_to(folder)}', which the lab did not leave: move it"
-                " away, or name another folder (nothing was removed)"
-            )
-
-
-def _find_foreign_trial(trials: Path) -> Path | None:
-    for entry in sorted(trials.iterdir()):
-        half = _HALF.fullmatch(entry.name)
-        known = _TRIAL.fullmatch(half[1] if half else entry.name) is not None and _is_folder(entry)
-        if not known or not (half or holds_only_evidence(entry)):
-            return entry
-    return None
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _remove_run(folder: Path) -> None:
-    """Remove what a run left, but for its marker and the file of records, by which it is locked."""
-    for entry in folder.iterdir():
-        if entry.name == TRIALS:
-            # Given away in one step, since a lab killed on the way would leave folders that are no evidence any more.
-            attic = Path(tempfile.mkdtemp(prefix=f".{TRIALS}.", dir=folder))
-            shutil.rmtree(entry.rename(attic / TRIALS))
-            attic.rmdir()
-        elif entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name not in (RUN_MARKER, RECORDS):
-            entry.unlink()
 
 
 def read_run(folder: Path) -> Run:

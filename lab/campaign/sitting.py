@@ -15,6 +15,7 @@ from lab.build.images import ImageSet
 from lab.campaign.database import NAME, is_running, lock_campaign, open_writer
 from lab.campaign.definition import CampaignSpec
 from lab.campaign.executor import Executor, InlineExecutor
+from lab.campaign.facts import gather_facts
 from lab.campaign.image_transfer import ImageSource, open_images
 from lab.campaign.loop import STOP, Campaign, Result, Standing
 from lab.campaign.processes import ProcessExecutor
@@ -23,6 +24,7 @@ from lab.campaign.store import CampaignStore
 from lab.errors import LabError, UsageError
 from lab.evidence.folder import claim_output, refuse_output
 from lab.host.run_dir import sweep
+from lab.model.verdict import TrialRecord
 
 #: Runs trials in the campaign's own process.
 INLINE: Final = 0
@@ -63,11 +65,13 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     :param asked_to_stop: whether it is to end after its running trials
     :param tell: told how far it is, twice a second
     :param say: told, in a few words, what is being waited for
+    :param ended: told of each trial that has been stored
     """
 
     asked_to_stop: Callable[[], bool] = lambda: False
     tell: Callable[[Standing], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
+    ended: Callable[[TrialRecord], None] = lambda _: None
 
 
 def claim_campaign_output(path: Path) -> Path:
@@ -88,28 +92,39 @@ def claim_campaign_output(path: Path) -> Path:
     return claim_output(path, check)
 
 
-def start_campaign(folder: Path, spec: CampaignSpec, build: Build, where: Where, watch: Watch) -> Result:
+def start_campaign(
+    folder: Path,
+    spec: CampaignSpec,
+    build: Build,
+    where: Where,
+    watch: Watch,
+    *,
+    clear: Callable[[Path], None] = lambda _: None,
+) -> Result:
     """Begin a campaign in an empty folder, and run it.
 
     The campaign is stored before its images are built, so that one that is killed meanwhile can be resumed.
 
     :param build: makes its images
+    :param clear: makes room in the folder once nobody else can begin a campaign there
     :raise UsageError: another campaign runs there, or where it is to run is not fit
     :raise LabError: its images cannot be made; the folder is left as it was
     :raise HostError: the host failed; what has been stored stays
     """
-    with lock_campaign(folder), contextlib.ExitStack() as undo, open_writer(folder) as connection:
-        undo.push(functools.partial(_forget_unbuilt, folder))
-        store = CampaignStore(connection, folder)
-        store.create(spec, {}, where.evidence_dir)
-        uid, spec = store.find()
-        if store.evidence != folder:
-            undo.push(functools.partial(_forget_unbuilt, store.evidence))
-            claim_root(store.evidence, uid, folder)
-        images = build(spec)
-        undo.pop_all()
-        store.check_images(images, other_qemu=False)
-        return _sit(store, uid, spec, images, where, watch)
+    with lock_campaign(folder):
+        clear(folder)
+        with contextlib.ExitStack() as undo, open_writer(folder) as connection:
+            undo.push(functools.partial(_forget_unbuilt, folder))
+            store = CampaignStore(connection, folder)
+            store.create(spec, {}, where.evidence_dir)
+            uid, spec = store.find()
+            if store.evidence != folder:
+                undo.push(functools.partial(_forget_unbuilt, store.evidence))
+                claim_root(store.evidence, uid, folder)
+            images = build(spec)
+            undo.pop_all()
+            store.check_images(images, other_qemu=False)
+            return _sit(store, uid, spec, images, where, watch)
 
 
 def _forget_unbuilt(folder: Path, kind: type[BaseException] | None, *_: object) -> None:
@@ -205,8 +220,10 @@ def _sit(
         images=images,
         asked_to_stop=watch.asked_to_stop,
         tell=watch.tell,
+        ended=watch.ended,
     )
-    store.begin_sitting(where.count(spec), where.scheduler, ", ".join({each.qemu.identity for each in images.values()}))
+    qemus = ", ".join({each.qemu.identity for each in images.values()})
+    store.begin_sitting(where.count(spec), where.scheduler, qemus, gather_facts(images))
     try:
         with _open_executor(campaign, spec, images, where, watch) as executor:
             result = campaign.run(executor)

@@ -17,6 +17,7 @@ from lab.build.images import ImageSet
 from lab.build.qemu import OPTION
 from lab.campaign.database import NAME, explain, transaction
 from lab.campaign.definition import CampaignSpec
+from lab.campaign.facts import Facts
 from lab.campaign.job import TrialDone
 from lab.campaign.shared_evidence import find_root
 from lab.campaign.sums import add_places, sum_buckets, sum_coverage, sum_outcomes
@@ -171,10 +172,11 @@ class CampaignStore:
                 "UPDATE campaigns SET spec = ? WHERE id = ?", (msgspec.json.encode(spec).decode(), self._campaign)
             )
 
-    def begin_sitting(self, workers: int, scheduler: str, qemu: str = "") -> None:
+    def begin_sitting(self, workers: int, scheduler: str, qemu: str = "", facts: Facts | None = None) -> None:
         """Note that the campaign runs, from now on and here.
 
         :param qemu: what its guests run on, for a person
+        :param facts: what else it runs on
         :raise HostError: no space, or not writable
         """
         cores = os.cpu_count() or 0
@@ -182,7 +184,7 @@ class CampaignStore:
             self._connection.execute("UPDATE campaigns SET state = 'running', why = '' WHERE id = ?", (self._campaign,))
             cursor = self._connection.execute(
                 "INSERT INTO sittings (campaign, began, host, cores, vcpu_budget, workers, scheduler, lab_version,"
-                " qemu) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " qemu, about) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     self._campaign,
                     now(),
@@ -193,6 +195,7 @@ class CampaignStore:
                     scheduler,
                     __version__,
                     qemu,
+                    msgspec.json.encode(facts).decode() if facts is not None else "",
                 ),
             )
             self._sitting = _row_id(cursor)
@@ -349,6 +352,8 @@ class CampaignStore:
             "bucket": record.bucket,
             "fractions": msgspec.json.encode(record.fractions).decode(),
             "shots": msgspec.json.encode(record.shots).decode(),
+            "wait_region": msgspec.json.encode(record.wait_region).decode(),
+            "first_load": record.first_load,
         }
         # The names are ours; every value is a parameter.
         columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)

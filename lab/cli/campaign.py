@@ -18,11 +18,12 @@ import typer
 from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu, find_same_qemu
 from lab.campaign.database import NAME, is_running
-from lab.campaign.definition import CampaignSpec, check_kernels, choose_trial
+from lab.campaign.definition import CampaignSpec, Order, check_kernels, choose_trial
 from lab.campaign.file import change_limits, read_campaign
 from lab.campaign.loop import Result
 from lab.campaign.merge import merge_campaigns
 from lab.campaign.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
+from lab.campaign.runs import is_run
 from lab.campaign.shared_evidence import check_evidence_dir
 from lab.campaign.sitting import (
     Join,
@@ -47,12 +48,12 @@ from lab.cli.app import (
 )
 from lab.cli.campaign_view import View, make_list_table, make_summary_view, open_view
 from lab.cli.choice import build_bases, take_own
+from lab.cli.ending import tell_run, write_page
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.evidence.folder import claim_trial_output
 from lab.model.duration import read_seconds
 from lab.model.qemu import Qemu
-from lab.report.campaign_page import write_campaign_report
 from lab.report.page import PAGE
 from lab.trial.given import GivenKernel
 from lab.trial.pool import WarmGuests
@@ -249,6 +250,10 @@ def trial(
 def _limit(
     spec: CampaignSpec, time: str | None, trials: int | None, until_failure: int | None, dump_memory: int | None
 ) -> CampaignSpec:
+    if spec.order is Order.TURNS and trials not in (None, spec.limits.trials):
+        raise UsageError(
+            f"trials is {trials}: 'lab {spec.front.value}' was asked for {spec.limits.trials}; leave it out"
+        )
     hours = None if time is None else read_seconds("--for", time) / _S_PER_HOUR
     limits = change_limits(
         spec.limits, hours=hours, trials=trials, until_failure=until_failure, dump_memory_mib=dump_memory
@@ -335,19 +340,22 @@ def run_sitting(folder: Path, sit: Callable[[], Result]) -> Result:
 def _write_page(folder: Path) -> None:
     """Write a campaign's page; that it cannot be written takes nothing from the campaign."""
     try:
-        write_campaign_report(folder)
+        write_page(folder)
     except (LabError, OSError) as error:
         sys.stderr.write(f"lab: the campaign's page was not written: {error}\n")
 
 
 def _tell_end(folder: Path, result: Result, as_json: bool) -> None:
-    summaries = _show(folder, as_json)
-    if not as_json and (folder / PAGE).is_file():
-        out().print(f"report: {folder / PAGE}")
+    if is_run(folder):
+        status = tell_run(folder, folder / PAGE, as_json)
+    else:
+        status = 0 if all(each.met for each in _show(folder, as_json)) else 1
+        if not as_json and (folder / PAGE).is_file():
+            out().print(f"report: {folder / PAGE}")
     if not result.finished:
         again = f"lab campaign resume {shlex.quote(str(folder))}"
         sys.stderr.write(f"lab: the campaign ended since {result.why}; go on with it by: {again}\n")
-    raise typer.Exit(0 if all(each.met for each in summaries) else 1)
+    raise typer.Exit(status)
 
 
 def _show(folder: Path, as_json: bool) -> tuple[Summary, ...]:

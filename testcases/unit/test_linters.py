@@ -37,7 +37,10 @@ TOP = {"cli"}
 ROOMS |= {module: set(ROOMS) | TOP for module in TOP}
 #: Beyond its rooms, a report may import what reads the store and evidence folders, and nothing that runs trials.
 READERS = {
+    "lab.campaign.database",
+    "lab.campaign.run_folder",
     "lab.campaign.run_store",
+    "lab.campaign.runs",
     "lab.campaign.details",
     "lab.campaign.reader",
     "lab.campaign.sums",

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import make_info, make_record, write_sample_run
 
-from lab.campaign import run_store as store_module
-from lab.campaign.run_store import RunStore, claim_run_output, read_run
+from lab.campaign import run_folder
+from lab.campaign.run_folder import claim_run_output
+from lab.campaign.run_store import RunStore, read_run
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.expected.expect import Expected
 from lab.expected.tally import run_met, weigh_mechanism, weigh_run
@@ -166,7 +167,7 @@ def test_a_run_that_is_going_on_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_the_page_has_one_name() -> None:
-    assert store_module.PAGE == page.PAGE
+    assert run_folder.PAGE == page.PAGE
 
 
 #: Stores two records, then one for which the disk has room but for its last bytes, then two more.
