@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from lab.errors import UsageError
+from lab.expected.cells import Cell
 from lab.model.placed import Placed
 from lab.model.plan import Plan, derive_seed, draw_plan
 from lab.model.scenario import Scenario
@@ -34,6 +35,7 @@ class Front(enum.Enum):
 
     CAMPAIGN = "campaign"
     RUN = "run"
+    SOUND = "sound"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +70,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     :param kernel_sha256: the kernel that they are places of, empty where there are none
     :param trials: of a campaign in turns: how many there are of this scenario
     :param block: of a campaign in turns: a scenario takes turns with those of its own block
+    :param stream: of a campaign in turns: tells this scenario's seeds from those of others, empty for its name
+    :param until_caught: no further trial begins once one has broken what the scenario is a control of
     """
 
     name: str
@@ -78,6 +82,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     kernel_sha256: str = ""
     trials: int = 0
     block: int = 0
+    stream: str = ""
+    until_caught: bool = False
 
     @property
     def whole(self) -> Scenario:
@@ -98,6 +104,7 @@ class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
     :param parts: of a campaign in turns, those of a block stand together
     :param keeps_guests: a guest whose trial FAILs serves the next one, too, unless it has ended
     :param command: the words of the command line, where they say more than a campaign file
+    :param cells: of ``lab sound``: what each part is a cell of, in the page's order, by the part's name
     """
 
     summary: str
@@ -108,6 +115,7 @@ class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
     keeps_guests: bool = False
     front: Front = Front.CAMPAIGN
     command: tuple[str, ...] = ()
+    cells: dict[str, Cell] = {}
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +141,7 @@ def choose_trial(spec: CampaignSpec, number: int) -> Chosen:
         raise UsageError(f"trial {number}: this campaign has trials 1 to {last}")
     if spec.order is Order.TURNS:
         part, index = _find_turn(spec.parts, number)
-        seed = derive_seed(spec.seed, part.name, index)
+        seed = derive_seed(spec.seed, part.stream or part.name, index)
         return Chosen(number=number, part=part, plan=draw_plan(part.scenario, seed))
     part = _draw_part(spec, number)
     if part.points:

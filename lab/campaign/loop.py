@@ -18,6 +18,8 @@ from lab.campaign.job import Attempt, Broken, Job, TrialDone, Unstarted
 from lab.campaign.retention import Retention
 from lab.campaign.store import CampaignStore, now
 from lab.campaign.sums import is_failure
+from lab.expected.expect import expect
+from lab.expected.tally import is_caught
 from lab.model.boot import Boot
 from lab.model.verdict import Durations, NmiCount, Outcome, TrialRecord
 
@@ -108,6 +110,8 @@ class Campaign:
         self._newest_failure = ""
         self._last_unbooted = ""
         self._exhausted = False
+        self._caught = {part.name for part in spec.parts if part.until_caught and store.has_caught(part)}
+        self._spared = 0
         self._ran_before_s = store.ran_s
         self._began = time.monotonic()
         self._done_here = 0
@@ -141,7 +145,8 @@ class Campaign:
             self._running.clear()
         all_done = self._exhausted and not why
         if all_done:
-            why = f"all {self._planned} trials are done"
+            spared = f", but for {self._spared} of scenarios that were caught before" if self._spared else ""
+            why = f"all {self._planned} trials are done{spared}"
         return Result(finished=all_done or self._is_over(), why=why)
 
     @property
@@ -185,6 +190,9 @@ class Campaign:
             self._exhausted = True
             return
         chosen = choose_trial(self._spec, number)
+        if chosen.part.name in self._caught:
+            self._spared += 1
+            return
         boot = chosen.part.scenario.boot
         if self._failed_boots[boot] >= MAX_FAILED_BOOTS:
             reason = f"no guest booted {MAX_FAILED_BOOTS} times in a row ({boot}), so it was not tried again"
@@ -225,6 +233,8 @@ class Campaign:
         self._failed_boots[boot] = 0 if ended.booted else self._failed_boots[boot] + 1
         if not ended.booted:
             self._last_unbooted = f": trial {ended.number}: {ended.record.reason}"
+        if chosen.part.until_caught and is_caught(expect(chosen.part.scenario), ended.record):
+            self._caught.add(chosen.part.name)
         self._failures += ended.record.outcome is Outcome.FAIL
         self._guests[ended.worker] = ended.guests
         self._guests.move_to_end(ended.worker)

@@ -18,6 +18,7 @@ from lab.campaign.sums import (
     BucketStanding,
     Landed,
     add_places,
+    count_caught,
     sum_buckets,
     sum_coverage,
     sum_outcomes,
@@ -311,13 +312,7 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outco
         key,
     ).fetchone()
     expected = expect(part.whole)
-    query = (
-        "SELECT count(*) FROM trials AS t WHERE campaign = ? AND part = ? AND outcome = 'FAIL' AND EXISTS"
-        " (SELECT 1 FROM invariants AS i WHERE i.campaign = t.campaign AND i.number = t.number"
-        " AND finding = 'broken' AND name IN (SELECT value FROM json_each(?)))"
-    )
-    names = msgspec.json.encode(expected.caught_by).decode()
-    caught = int(connection.execute(query, (*key, names)).fetchone()[0])
+    caught = count_caught(connection, campaign, part.name, expected)
     counts = OutcomeCounts(
         passed=outcomes.get("PASS", 0),
         failed=outcomes.get("FAIL", 0),

@@ -60,13 +60,21 @@ def is_run(folder: Path) -> bool:
 
     :raise EvidenceError: its store is damaged, or of another lab
     """
+    return find_front(folder) is Front.RUN
+
+
+def find_front(folder: Path) -> Front:
+    """Return which command a folder is of: one that an older lab left without a store, ``lab run``.
+
+    :raise EvidenceError: its store is damaged, or of another lab
+    """
     if not (folder / NAME).exists():
-        return True
+        return Front.RUN
     try:
-        return read_campaign_spec(folder)[1].front is Front.RUN
+        return read_campaign_spec(folder)[1].front
     except UsageError:
         # It holds none, or several.
-        return False
+        return Front.CAMPAIGN
 
 
 def read_run(folder: Path) -> Run:

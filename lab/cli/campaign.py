@@ -17,13 +17,13 @@ import typer
 
 from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu, find_same_qemu
-from lab.campaign.database import NAME, is_running
-from lab.campaign.definition import CampaignSpec, Order, check_kernels, choose_trial
+from lab.campaign.database import NAME
+from lab.campaign.definition import CampaignSpec, Front, Order, check_kernels, choose_trial
 from lab.campaign.file import change_limits, read_campaign
 from lab.campaign.loop import Result
 from lab.campaign.merge import merge_campaigns
 from lab.campaign.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
-from lab.campaign.runs import is_run
+from lab.campaign.runs import find_front
 from lab.campaign.shared_evidence import check_evidence_dir
 from lab.campaign.sitting import (
     Join,
@@ -48,7 +48,7 @@ from lab.cli.app import (
 )
 from lab.cli.campaign_view import View, make_list_table, make_summary_view, open_view
 from lab.cli.choice import build_bases, take_own
-from lab.cli.ending import tell_run, write_page
+from lab.cli.ending import run_sitting, tell_run, tell_soundness
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.evidence.folder import claim_trial_output
@@ -262,7 +262,8 @@ def _limit(
 
 
 def _build(spec: CampaignSpec, say: Callable[[str], None], own: GivenKernel | None, on: Qemu) -> Mapping[str, ImageSet]:
-    images, _ = build_bases([part.scenario for part in spec.parts], say, own, on)
+    needed = [part.scenario for part in spec.parts if part.trials or spec.order is Order.DRAWN]
+    images, _ = build_bases(needed, say, own, on)
     check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
     return images
 
@@ -315,39 +316,12 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_sitting(folder: Path, sit: Callable[[], Result]) -> Result:
-    """Hold a sitting, and write the campaign's page however it ends, as far as that goes.
-
-    :raise Interrupted: it was ended at once
-    """
-    try:
-        result = sit()
-        _write_page(folder)
-        return result
-    except LabError:
-        # Unless it is another lab's, which runs it.
-        if (folder / NAME).is_file() and not is_running(folder):
-            _write_page(folder)
-        raise
-    except KeyboardInterrupt:
-        _write_page(folder)
-        raise Interrupted(
-            f"no guest is left; all trials that had ended are kept in '{folder}'"
-            f" (lab campaign resume {shlex.quote(str(folder))})"
-        ) from None
-
-
-def _write_page(folder: Path) -> None:
-    """Write a campaign's page; that it cannot be written takes nothing from the campaign."""
-    try:
-        write_page(folder)
-    except (LabError, OSError) as error:
-        sys.stderr.write(f"lab: the campaign's page was not written: {error}\n")
-
-
 def _tell_end(folder: Path, result: Result, as_json: bool) -> None:
-    if is_run(folder):
+    front = find_front(folder)
+    if front is Front.RUN:
         status = tell_run(folder, folder / PAGE, as_json)
+    elif front is Front.SOUND:
+        status = tell_soundness(folder, as_json)
     else:
         status = 0 if all(each.met for each in _show(folder, as_json)) else 1
         if not as_json and (folder / PAGE).is_file():

@@ -285,7 +285,6 @@ def describe_soundness(ran: Soundness) -> dict[str, object]:
                 "passes_needed": one.needed,
                 "caught": one.caught,
                 "invalid": dict(one.invalid),
-                "folder": one.folder,
             }
             for one in ran.results
         ],
