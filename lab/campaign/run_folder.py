@@ -43,7 +43,7 @@ def claim_run_output(path: Path, replace: bool) -> Path:
             raise UsageError(
                 f"output folder '{folder}' holds a run: name an empty or new one, or replace that run with --replace"
             )
-        check_replaceable(folder)
+        _check_replaceable(folder)
 
     return claim_output(path, check)
 
@@ -58,15 +58,15 @@ def clear_run(folder: Path, replace: bool) -> None:
         # The marker comes first, so that a run killed at once still leaves a folder known as ours.
         (folder / RUN_MARKER).touch()
         if replace:
-            check_replaceable(folder)
-            remove_run(folder)
+            _check_replaceable(folder)
+            _remove_run(folder)
         elif any(entry.name != RUN_MARKER for entry in folder.iterdir()):
             raise UsageError(f"another run has been written to '{folder}': name another folder")
     except OSError as error:
         raise HostError(f"run folder '{folder}' could not be written: {error.strerror or error}") from error
 
 
-def check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Path) -> None:
     """Refuse a folder in which something is that no run left.
 
     :raise UsageError: it names what that is
@@ -85,11 +85,8 @@ def check_replaceable(folder: Path) -> None:
             )
 
 
-def remove_run(folder: Path, keep: str = RUN_MARKER) -> None:
-    """Remove what a run left, but for its marker.
-
-    :param keep: one more file to be left
-    """
+def _remove_run(folder: Path) -> None:
+    """Remove what a run left, but for its marker."""
     for entry in folder.iterdir():
         if entry.name == TRIALS:
             # Given away in one step, since a lab killed on the way would leave folders that are no evidence any more.
@@ -98,7 +95,7 @@ def remove_run(folder: Path, keep: str = RUN_MARKER) -> None:
             attic.rmdir()
         elif entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name not in (RUN_MARKER, keep):
+        elif entry.name != RUN_MARKER:
             entry.unlink()
 
 

@@ -6,13 +6,12 @@ from typing import Final
 
 import msgspec
 
-from lab.campaign import run_store
 from lab.campaign.database import NAME, open_reader
 from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part
 from lab.campaign.facts import Facts
 from lab.campaign.file import MAX_EVIDENCE_MIB
+from lab.campaign.old_runs import MechanismAsked, Run, RunInfo, read_old_run
 from lab.campaign.reader import read_campaign_spec, read_records
-from lab.campaign.run_store import MechanismAsked, Run, RunInfo
 from lab.errors import EvidenceError, UsageError
 from lab.expected.expect import expect
 from lab.expected.tally import run_met, weigh_run
@@ -83,7 +82,7 @@ def read_run(folder: Path) -> Run:
     :raise EvidenceError: the folder holds no run, or a damaged one
     """
     if not (folder / NAME).exists():
-        return run_store.read_run(folder)
+        return read_old_run(folder)
     _, spec = read_campaign_spec(folder)
     records = tuple(
         msgspec.structs.replace(record, evidence=f"{record.evidence}/{ATTEMPT}") if record.evidence else record

@@ -10,8 +10,8 @@ import msgspec
 
 from lab import __version__
 from lab.campaign.database import NAME
+from lab.campaign.old_runs import MechanismAsked, Run
 from lab.campaign.run_folder import RECORDS
-from lab.campaign.run_store import MechanismAsked, Run
 from lab.campaign.runs import read_run
 from lab.errors import EvidenceError
 from lab.expected.tally import MechanismResult, Tally, run_met, weigh_run

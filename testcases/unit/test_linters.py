@@ -39,7 +39,7 @@ ROOMS |= {module: set(ROOMS) | TOP for module in TOP}
 READERS = {
     "lab.campaign.database",
     "lab.campaign.run_folder",
-    "lab.campaign.run_store",
+    "lab.campaign.old_runs",
     "lab.campaign.runs",
     "lab.campaign.details",
     "lab.campaign.reader",

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a run leaves: ``run.json`` says what was asked for, ``records.jsonl`` holds one trial a line.
+"""What a run is for its page, and how it is read from the files that an older lab left of it.
 
-Records are only ever appended, each synced before the next trial begins: a run that was killed keeps all of them but,
-at worst, its last line.
+``run.json`` says what was asked for, ``records.jsonl`` holds one trial a line. Records were only ever appended: a run
+that was killed has all of them but, at worst, its last line.
 """
 
-import fcntl
-import os
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
-from lab.campaign.run_folder import RECORDS, RUN, check_replaceable, remove_run
-from lab.errors import EvidenceError, HostError, LabError, UsageError
-from lab.evidence.folder import RUN_MARKER
+from lab.campaign.run_folder import RECORDS, RUN
+from lab.errors import EvidenceError
 from lab.expected.expect import QUIET, Expected
-from lab.host.files import append_whole, write_whole
 from lab.mechanisms.mechanism import Expectation
 from lab.model.evidence import Images
 from lab.model.scenario import Scenario
@@ -86,85 +80,8 @@ class Run:
     torn: int
 
 
-class RunStore:
-    """Writes one run into a folder. A context manager: only one process may write a folder at a time.
-
-    :param replace: remove what an earlier run left there
-    """
-
-    def __init__(self, folder: Path, info: RunInfo, replace: bool = False) -> None:
-        self.folder = folder
-        self._info = info
-        self._replace = replace
-        self._sink: FileIO | None = None
-
-    def __enter__(self) -> "RunStore":
-        """Take the folder and begin with no records.
-
-        :raise UsageError: another process writes a run there, or a run is there and is not to be replaced
-        :raise HostError: no space, or not writable
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # The marker comes first, so that a run killed at once still leaves a folder known as ours.
-            (self.folder / RUN_MARKER).touch()
-            # Without a buffer, which would still hold the rest of a record after a write that failed.
-            sink = open(self.folder / RECORDS, "ab", buffering=0)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        try:
-            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._replace:
-                check_replaceable(self.folder)
-                sink.truncate(0)
-                remove_run(self.folder, RECORDS)
-            elif os.fstat(sink.fileno()).st_size:
-                raise UsageError(f"another run has been written to '{self.folder}': name another folder")
-            write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
-        except BlockingIOError:
-            sink.close()
-            raise UsageError(f"another run is writing to '{self.folder}': name another folder") from None
-        except OSError as error:
-            sink.close()
-            raise self._cannot_write(error) from error
-        except LabError:
-            sink.close()
-            raise
-        self._sink = sink
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._sink is not None:
-            self._sink.close()
-            self._sink = None
-
-    def append(self, record: TrialRecord) -> None:
-        """Add a record, and return once the disk has it.
-
-        :raise HostError: no space, or not writable; the records before it stay whole
-        """
-        assert self._sink is not None, "a store is written inside its with block"
-        try:
-            append_whole(self._sink, msgspec.json.encode(record) + b"\n")
-        except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def finish(self, exit_status: int) -> None:
-        """Note that the run came to its own end.
-
-        :raise HostError: no space, or not writable
-        """
-        self._info = msgspec.structs.replace(self._info, finished=True, exit_status=exit_status)
-        write_whole(self.folder / RUN, msgspec.json.format(msgspec.json.encode(self._info)))
-
-    def _cannot_write(self, error: OSError) -> HostError:
-        return HostError(f"run folder '{self.folder}' could not be written: {error.strerror or error}")
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run, also one that is still being written.
+def read_old_run(folder: Path) -> Run:
+    """Read a run that an older lab wrote.
 
     :raise EvidenceError: the folder holds no run, or a damaged one
     """
