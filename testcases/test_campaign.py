@@ -134,7 +134,7 @@ def read_spec(folder: Path) -> CampaignSpec:
 
 
 def find_workers(left: Leftovers) -> list[psutil.Process]:
-    return left.find_processes("multiprocessing.spawn")
+    return left.find_processes("lab.campaign.worker")
 
 
 def find_guests(left: Leftovers) -> list[psutil.Process]:
@@ -372,7 +372,7 @@ def test_a_kernel_that_never_boots_costs_its_own_trials_alone(tmp_path: Path, im
     begun = time.monotonic()
     (tmp_path / "out").mkdir()
     result = start_campaign(
-        tmp_path / "out", spec, {"linux-6.1": images, "linux-6.12": broken}, Where(workers=INLINE), Watch()
+        tmp_path / "out", spec, lambda _: {"linux-6.1": images, "linux-6.12": broken}, Where(workers=INLINE), Watch()
     )
     assert result == Result(finished=True, why="all 12 trials are done")
     took_s = time.monotonic() - begun

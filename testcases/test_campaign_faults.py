@@ -220,7 +220,7 @@ def test_a_kernel_that_never_boots_is_an_error_with_its_last_words_and_others_go
     planned = [choose_trial(spec, number).part.name for number in range(1, 11)]
     assert planned.count("upstream") > MAX_FAILED_BOOTS
     images_of = {"linux-6.1": images, "linux-6.12": spoil(find_images("linux-6.12"), tmp_path)}
-    result = start_campaign(folder, spec, images_of, Where(workers=INLINE), Watch())
+    result = start_campaign(folder, spec, lambda _: images_of, Where(workers=INLINE), Watch())
     assert result == Result(finished=True, why="all 10 trials are done")
     check_store(folder, list(range(1, 11)))
     records = {record.trial: record for record in read_records(folder)}

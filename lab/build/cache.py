@@ -7,7 +7,6 @@ build.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from lab.errors import HostError
 from lab.host.deadline import Deadline
 from lab.host.files import hash_file, write_whole
+from lab.host.lock import try_lock
 from lab.host.paths import find_cache
 
 Progress = Callable[[str], None]
@@ -152,24 +152,16 @@ def hold_lock(path: Path, kind: str, progress: Progress) -> Iterator[int]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        if not _try_lock(descriptor):
+        if not try_lock(descriptor):
             progress(f"{kind}: waiting for another build of the same")
             deadline = Deadline.after(MAX_WAIT_S)
-            while not _try_lock(descriptor):  # flock(2) has no timeout
+            while not try_lock(descriptor):  # flock(2) has no timeout
                 if deadline.expired:
                     raise HostError(f"another build of the same {kind} has held '{path}' for two hours")
                 time.sleep(_POLL_S)
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _build_entry(temporary: Path, entry: Path, build: Callable[[Path], None]) -> None:
@@ -206,6 +198,6 @@ def _sweep(folder: Path, key: str) -> None:
 def _is_held(path: Path) -> bool:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        return not _try_lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)

@@ -2,7 +2,6 @@
 """The SQLite file of a campaign: how it is opened for its one writer and for readers, and locked."""
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import time
@@ -13,6 +12,7 @@ from typing import Final
 from lab.campaign.schema import VERSION, migrate, read_version
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.host.deadline import Deadline
+from lab.host.lock import try_lock
 
 NAME: Final = "campaign.sqlite"
 #: A reader holds no lock that a writer waits for; a checkpoint by another one takes moments.
@@ -31,7 +31,7 @@ def lock_campaign(folder: Path) -> Iterator[None]:
     """
     with _open_folder(folder) as descriptor:
         deadline = Deadline.after(LOOK_S)
-        while not _take_lock(descriptor, fcntl.LOCK_EX):
+        while not try_lock(descriptor):
             if deadline.expired:
                 raise UsageError(f"another lab runs a campaign in '{folder}': name another folder, or stop that one")
             time.sleep(_POLL_S)
@@ -44,7 +44,7 @@ def is_running(folder: Path) -> bool:
     :raise HostError: the folder cannot be opened
     """
     with _open_folder(folder) as descriptor:
-        return not _take_lock(descriptor, fcntl.LOCK_SH)
+        return not try_lock(descriptor, shared=True)
 
 
 @contextlib.contextmanager
@@ -163,14 +163,6 @@ def _open_folder(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _take_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _defend(connection: sqlite3.Connection) -> None:

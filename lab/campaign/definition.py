@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a campaign is about, and what each of its trials is: a function of the campaign and the trial's number alone."""
 
+import bisect
+import enum
+import itertools
 import random
 from collections.abc import Mapping
 from typing import Final
@@ -8,6 +11,7 @@ from typing import Final
 import msgspec
 
 from lab.errors import UsageError
+from lab.expected.cells import Cell
 from lab.model.placed import Placed
 from lab.model.plan import Plan, derive_seed, draw_plan
 from lab.model.scenario import Scenario
@@ -15,6 +19,23 @@ from lab.model.scenario import Scenario
 #: Of one number: 2**31 trials of a tenth of a second take seven years.
 MAX_TRIAL: Final = 2**31
 DEFAULT_RETRIES: Final = 2
+
+
+class Order(enum.Enum):
+    """In which order a campaign's trials come."""
+
+    #: Each trial is of a scenario drawn by its weight.
+    DRAWN = "drawn"
+    #: The scenarios of a block take turns, each until its own number of trials; the blocks come one after the other.
+    TURNS = "turns"
+
+
+class Front(enum.Enum):
+    """Which command a campaign is of: how it is told in the end."""
+
+    CAMPAIGN = "campaign"
+    RUN = "run"
+    SOUND = "sound"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +68,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     :param retries: in place of the campaign's own, None for that
     :param points: of a sweep: what ``placed`` may be, of which each trial draws one; empty leaves the scenario as it is
     :param kernel_sha256: the kernel that they are places of, empty where there are none
+    :param trials: of a campaign in turns: how many there are of this scenario
+    :param block: of a campaign in turns: a scenario takes turns with those of its own block
+    :param stream: of a campaign in turns: tells this scenario's seeds from those of others, empty for its name
+    :param until_caught: no further trial begins once one has broken what the scenario is a control of
     """
 
     name: str
@@ -55,6 +80,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     retries: int | None = None
     points: tuple[tuple[Placed, ...], ...] = ()
     kernel_sha256: str = ""
+    trials: int = 0
+    block: int = 0
+    stream: str = ""
+    until_caught: bool = False
 
     @property
     def whole(self) -> Scenario:
@@ -72,12 +101,21 @@ class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign as it was asked for, with nothing left to be read from elsewhere.
 
     :param seed: all that is drawn follows from it
+    :param parts: of a campaign in turns, those of a block stand together
+    :param keeps_guests: a guest whose trial FAILs serves the next one, too, unless it has ended
+    :param command: the words of the command line, where they say more than a campaign file
+    :param cells: of ``lab sound``: what each part is a cell of, in the page's order, by the part's name
     """
 
     summary: str
     seed: int
     parts: tuple[Part, ...]
     limits: Limits
+    order: Order = Order.DRAWN
+    keeps_guests: bool = False
+    front: Front = Front.CAMPAIGN
+    command: tuple[str, ...] = ()
+    cells: dict[str, Cell] = {}
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +139,10 @@ def choose_trial(spec: CampaignSpec, number: int) -> Chosen:
     last = MAX_TRIAL if spec.limits.trials is None else spec.limits.trials
     if not 1 <= number <= last:
         raise UsageError(f"trial {number}: this campaign has trials 1 to {last}")
+    if spec.order is Order.TURNS:
+        part, index = _find_turn(spec.parts, number)
+        seed = derive_seed(spec.seed, part.stream or part.name, index)
+        return Chosen(number=number, part=part, plan=draw_plan(part.scenario, seed))
     part = _draw_part(spec, number)
     if part.points:
         part = msgspec.structs.replace(part, scenario=_draw_point(spec, part, number), points=())
@@ -132,9 +174,29 @@ def check_kernels(spec: CampaignSpec, kernels: Mapping[str, str]) -> None:
 
 def narrow(spec: CampaignSpec, number: int) -> CampaignSpec:
     """Return what a worker has to know for one trial: without the points of scenarios that the trial is none of."""
+    if spec.order is Order.TURNS:
+        return spec
     chosen = _draw_part(spec, number)
     parts = (part if part.name == chosen.name else msgspec.structs.replace(part, points=()) for part in spec.parts)
     return msgspec.structs.replace(spec, parts=tuple(parts))
+
+
+def _find_turn(parts: tuple[Part, ...], number: int) -> tuple[Part, int]:
+    """Return whose turn a trial is, and which of its scenario's trials it is, from 0."""
+    left = number - 1
+    for _, group in itertools.groupby(parts, key=lambda part: part.block):
+        block = tuple(group)
+        if left >= sum(part.trials for part in block):
+            left -= sum(part.trials for part in block)
+            continue
+
+        def count_before(index: int, block: tuple[Part, ...] = block) -> int:
+            return sum(min(part.trials, index) for part in block)
+
+        index = bisect.bisect_right(range(max(part.trials for part in block)), left, key=count_before) - 1
+        turn = left - count_before(index)
+        return [part for part in block if part.trials > index][turn], index
+    raise UsageError(f"trial {number}: this campaign has {number - 1 - left} trials")
 
 
 def _draw_point(spec: CampaignSpec, part: Part, number: int) -> Scenario:

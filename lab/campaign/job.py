@@ -19,7 +19,7 @@ _LEVEL: Final = 1
 MAX_ARCHIVE_BYTES: Final = 512 * 1024 * 1024
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One trial to run.
 
     :param campaign: the campaign's uid, by which workers tell guests of one from those of another
@@ -49,7 +49,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     archive: bytes = b""
 
 
-class TrialDone(msgspec.Struct, frozen=True, kw_only=True):
+class TrialDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One trial that has ended.
 
     :param record: of the first attempt; its evidence is for the store to name
@@ -88,7 +88,7 @@ class TrialDone(msgspec.Struct, frozen=True, kw_only=True):
         return sum(each.outcome is Outcome.FAIL for each in self.attempts)
 
 
-class Missing(msgspec.Struct, frozen=True, kw_only=True):
+class Missing(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """In place of a trial: the worker's host lacks files.
 
     :param worker: that can be sent them
@@ -102,7 +102,7 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
     digests: tuple[str, ...]
 
 
-class Broken(msgspec.Struct, frozen=True, kw_only=True):
+class Broken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """In place of a trial: it cannot be run, or whatever ran it died again and again.
 
     :param reason: one sentence
@@ -112,7 +112,7 @@ class Broken(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Unstarted(msgspec.Struct, frozen=True, kw_only=True):
+class Unstarted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """In place of a trial: it still waited for the host's vCPUs, and was withdrawn."""
 
     number: int

@@ -18,6 +18,8 @@ from lab.campaign.job import Attempt, Broken, Job, TrialDone, Unstarted
 from lab.campaign.retention import Retention
 from lab.campaign.store import CampaignStore, now
 from lab.campaign.sums import is_failure
+from lab.expected.expect import expect
+from lab.expected.tally import is_caught
 from lab.model.boot import Boot
 from lab.model.verdict import Durations, NmiCount, Outcome, TrialRecord
 
@@ -73,6 +75,7 @@ class Campaign:
     """One sitting of a campaign. The caller holds its lock and has begun the sitting.
 
     :param uid: the campaign's own
+    :param ended: told of each trial that has been stored
     :param asked_to_stop: whether whoever started it wants it to end after the running trials
     """
 
@@ -85,6 +88,7 @@ class Campaign:
         images: Mapping[str, ImageSet],
         asked_to_stop: Callable[[], bool] = lambda: False,
         tell: Callable[[Standing], None] = lambda _: None,
+        ended: Callable[[TrialRecord], None] = lambda _: None,
     ) -> None:
         self._uid = uid
         self._spec = spec
@@ -92,6 +96,7 @@ class Campaign:
         self._images = images
         self._asked_to_stop = asked_to_stop
         self._tell = tell
+        self._ended = ended
         self._retention = Retention(store, spec.limits.evidence_mib)
         self._planned = spec.limits.trials
         self._left: Iterator[int] = store.numbers_left(MAX_TRIAL if self._planned is None else self._planned)
@@ -103,7 +108,10 @@ class Campaign:
         self._coverage = Counter(store.count_coverage())
         self._buckets = Counter(store.count_buckets())
         self._newest_failure = ""
+        self._last_unbooted = ""
         self._exhausted = False
+        self._caught = {part.name for part in spec.parts if part.until_caught and store.has_caught(part)}
+        self._spared = 0
         self._ran_before_s = store.ran_s
         self._began = time.monotonic()
         self._done_here = 0
@@ -137,7 +145,8 @@ class Campaign:
             self._running.clear()
         all_done = self._exhausted and not why
         if all_done:
-            why = f"all {self._planned} trials are done"
+            spared = f", but for {self._spared} of scenarios that were caught before" if self._spared else ""
+            why = f"all {self._planned} trials are done{spared}"
         return Result(finished=all_done or self._is_over(), why=why)
 
     @property
@@ -168,7 +177,7 @@ class Campaign:
             return "it was interrupted"
         hopeless = {part.scenario.boot for part in self._spec.parts} - set(self._find_possible())
         if len(hopeless) == len({part.scenario.boot for part in self._spec.parts}):
-            return "no guest of any of its machines boots"
+            return f"no guest of any of its machines boots{self._last_unbooted}"
         return ""
 
     def _find_possible(self) -> list[Boot]:
@@ -181,6 +190,9 @@ class Campaign:
             self._exhausted = True
             return
         chosen = choose_trial(self._spec, number)
+        if chosen.part.name in self._caught:
+            self._spared += 1
+            return
         boot = chosen.part.scenario.boot
         if self._failed_boots[boot] >= MAX_FAILED_BOOTS:
             reason = f"no guest booted {MAX_FAILED_BOOTS} times in a row ({boot}), so it was not tried again"
@@ -219,6 +231,10 @@ class Campaign:
             return
         boot = chosen.part.scenario.boot
         self._failed_boots[boot] = 0 if ended.booted else self._failed_boots[boot] + 1
+        if not ended.booted:
+            self._last_unbooted = f": trial {ended.number}: {ended.record.reason}"
+        if chosen.part.until_caught and is_caught(expect(chosen.part.scenario), ended.record):
+            self._caught.add(chosen.part.name)
         self._failures += ended.record.outcome is Outcome.FAIL
         self._guests[ended.worker] = ended.guests
         self._guests.move_to_end(ended.worker)
@@ -229,6 +245,7 @@ class Campaign:
         if not self._retention.keep(done, self.ran_s):
             return
         self._done_here += 1
+        self._ended(done.record)
         outcome = done.record.outcome
         self._outcomes.setdefault(done.part, Counter())[outcome.value] += 1
         self._coverage.update(done.record.coverage)

@@ -18,6 +18,7 @@ from lab.campaign.sums import (
     BucketStanding,
     Landed,
     add_places,
+    count_caught,
     sum_buckets,
     sum_coverage,
     sum_outcomes,
@@ -193,7 +194,7 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
     columns = (
         "campaign, number, mechanism, topology, seed, outcome, reason, nmis_sent, nmis_handled, nmis_entries,"
         " nmis_proven, durations, windows_judged, windows_unseen, kernel_sha256, kernel_match, evidence,"
-        " bucket, fractions, shots, nmis_siblings, nmis_masked"
+        " bucket, fractions, shots, wait_region, first_load, nmis_siblings, nmis_masked"
     )
     with open_reader(folder) as connection:
         # The names are ours.
@@ -205,7 +206,7 @@ def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> Tri
     campaign, number, *rest = row
     key = (campaign, number)
     (mechanism, topology, seed, outcome, reason, sent, handled, entries, proven) = rest[:9]
-    (durations, judged, unseen, kernel, match, evidence, bucket, fractions, shots, *reached) = rest[9:]
+    (durations, judged, unseen, kernel, match, evidence, bucket, fractions, shots, region, first, *reached) = rest[9:]
     on_siblings, masked = (value if isinstance(value, int) else None for value in reached)
     invariants = connection.execute("SELECT name, finding FROM invariants WHERE campaign = ? AND number = ?", key)
     coverage = connection.execute("SELECT place, nmis FROM coverage WHERE campaign = ? AND number = ?", key)
@@ -234,6 +235,8 @@ def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> Tri
                 "bucket": bucket,
                 "fractions": msgspec.json.decode(str(fractions)),
                 "shots": msgspec.json.decode(str(shots)),
+                "wait_region": msgspec.json.decode(str(region)),
+                "first_load": bool(first),
             },
             TrialRecord,
         )
@@ -309,13 +312,7 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outco
         key,
     ).fetchone()
     expected = expect(part.whole)
-    query = (
-        "SELECT count(*) FROM trials AS t WHERE campaign = ? AND part = ? AND outcome = 'FAIL' AND EXISTS"
-        " (SELECT 1 FROM invariants AS i WHERE i.campaign = t.campaign AND i.number = t.number"
-        " AND finding = 'broken' AND name IN (SELECT value FROM json_each(?)))"
-    )
-    names = msgspec.json.encode(expected.caught_by).decode()
-    caught = int(connection.execute(query, (*key, names)).fetchone()[0])
+    caught = count_caught(connection, campaign, part.name, expected)
     counts = OutcomeCounts(
         passed=outcomes.get("PASS", 0),
         failed=outcomes.get("FAIL", 0),

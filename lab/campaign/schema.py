@@ -124,6 +124,12 @@ _REACHED_AND_SHOTS: Final = (
     "ALTER TABLE trials ADD COLUMN nmis_masked INTEGER",
     "ALTER TABLE trials ADD COLUMN shots TEXT NOT NULL DEFAULT '{}'",
 )
+#: What a sitting ran on, as JSON of lab.campaign.facts.Facts, and what else a record says of a trial.
+_FACTS: Final = (
+    "ALTER TABLE sittings ADD COLUMN about TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE trials ADD COLUMN wait_region TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE trials ADD COLUMN first_load INTEGER NOT NULL DEFAULT 0",
+)
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     _FIRST,
     _HOST_AND_BUCKET,
@@ -131,6 +137,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     _EVIDENCE_DIR,
     _QEMU,
     _REACHED_AND_SHOTS,
+    _FACTS,
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -2,8 +2,10 @@
 """One sitting of a campaign, from taking its folder to leaving it with nothing of ours running."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -13,23 +15,32 @@ from lab.build.images import ImageSet
 from lab.campaign.database import NAME, is_running, lock_campaign, open_writer
 from lab.campaign.definition import CampaignSpec
 from lab.campaign.executor import Executor, InlineExecutor
+from lab.campaign.facts import gather_facts
 from lab.campaign.image_transfer import ImageSource, open_images
 from lab.campaign.loop import STOP, Campaign, Result, Standing
-from lab.campaign.shared_evidence import check_root, claim_root, clear_incoming, find_root
+from lab.campaign.processes import ProcessExecutor
+from lab.campaign.shared_evidence import INCOMING, OWNER, check_root, claim_root, clear_incoming, find_root
 from lab.campaign.store import CampaignStore
 from lab.errors import LabError, UsageError
 from lab.evidence.folder import claim_output, refuse_output
 from lab.host.run_dir import sweep
+from lab.model.verdict import TrialRecord
 
 #: Runs trials in the campaign's own process.
 INLINE: Final = 0
+
+#: Makes a campaign's images, by base.
+Build = Callable[[CampaignSpec], Mapping[str, ImageSet]]
+#: Opens what runs trials elsewhere, which may have to be sent images.
+Join = Callable[[ImageSource], AbstractContextManager[Executor]]
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
     """Where trials run.
 
     :param workers: processes on this host, INLINE for this one, None for as many as its CPUs have guests for
-    :param scheduler: a Dask scheduler's address instead, empty for none
+    :param scheduler: the address of another host's scheduler instead, empty for none
+    :param join: opens that scheduler; the command line gives it, so that no campaign depends on what it needs
     :param evidence_dir: a path that all hosts share, to which workers write evidence, as
         :func:`lab.campaign.shared_evidence.check_evidence_dir` returns it; empty for the campaign's own folder, or,
         of one that is resumed, for where it was; the same path again is leave to make its folder there
@@ -37,6 +48,7 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: int | None = None
     scheduler: str = ""
+    join: Join | None = None
     evidence_dir: str = ""
 
     def count(self, spec: CampaignSpec) -> int:
@@ -53,11 +65,13 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     :param asked_to_stop: whether it is to end after its running trials
     :param tell: told how far it is, twice a second
     :param say: told, in a few words, what is being waited for
+    :param ended: told of each trial that has been stored
     """
 
     asked_to_stop: Callable[[], bool] = lambda: False
     tell: Callable[[Standing], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
+    ended: Callable[[TrialRecord], None] = lambda _: None
 
 
 def claim_campaign_output(path: Path) -> Path:
@@ -79,27 +93,54 @@ def claim_campaign_output(path: Path) -> Path:
 
 
 def start_campaign(
-    folder: Path, spec: CampaignSpec, images: Mapping[str, ImageSet], where: Where, watch: Watch
+    folder: Path,
+    spec: CampaignSpec,
+    build: Build,
+    where: Where,
+    watch: Watch,
+    *,
+    clear: Callable[[Path], None] = lambda _: None,
 ) -> Result:
     """Begin a campaign in an empty folder, and run it.
 
-    :param images: by base, of all that its scenarios need
+    The campaign is stored before its images are built, so that one that is killed meanwhile can be resumed.
+
+    :param build: makes its images
+    :param clear: makes room in the folder once nobody else can begin a campaign there
     :raise UsageError: another campaign runs there, or where it is to run is not fit
+    :raise LabError: its images cannot be made; the folder is left as it was
     :raise HostError: the host failed; what has been stored stays
     """
-    with lock_campaign(folder), open_writer(folder) as connection:
-        store = CampaignStore(connection, folder)
-        store.create(spec, images, where.evidence_dir)
-        uid, spec = store.find()
-        if store.evidence != folder:
-            claim_root(store.evidence, uid, folder)
-        return _sit(store, uid, spec, images, where, watch)
+    with lock_campaign(folder):
+        clear(folder)
+        with contextlib.ExitStack() as undo, open_writer(folder) as connection:
+            undo.push(functools.partial(_forget_unbuilt, folder))
+            store = CampaignStore(connection, folder)
+            store.create(spec, {}, where.evidence_dir)
+            uid, spec = store.find()
+            if store.evidence != folder:
+                undo.push(functools.partial(_forget_unbuilt, store.evidence))
+                claim_root(store.evidence, uid, folder)
+            images = build(spec)
+            undo.pop_all()
+            store.check_images(images, other_qemu=False)
+            return _sit(store, uid, spec, images, where, watch)
+
+
+def _forget_unbuilt(folder: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Leave nothing in the folder of a campaign whose images cannot be made; an interrupt leaves it to be resumed."""
+    if kind is None or not issubclass(kind, LabError):
+        return
+    for path in (*folder.glob(f"{NAME}*"), folder / OWNER):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / INCOMING).rmdir()
 
 
 def resume_campaign(
     folder: Path,
     limits: Callable[[CampaignSpec], CampaignSpec],
-    build: Callable[[CampaignSpec], Mapping[str, ImageSet]],
+    build: Build,
     where: Where,
     watch: Watch,
     *,
@@ -179,8 +220,10 @@ def _sit(
         images=images,
         asked_to_stop=watch.asked_to_stop,
         tell=watch.tell,
+        ended=watch.ended,
     )
-    store.begin_sitting(where.count(spec), where.scheduler, ", ".join({each.qemu.identity for each in images.values()}))
+    qemus = ", ".join({each.qemu.identity for each in images.values()})
+    store.begin_sitting(where.count(spec), where.scheduler, qemus, gather_facts(images))
     try:
         with _open_executor(campaign, spec, images, where, watch) as executor:
             result = campaign.run(executor)
@@ -204,17 +247,14 @@ def _open_executor(
     campaign: Campaign, spec: CampaignSpec, images: Mapping[str, ImageSet], where: Where, watch: Watch
 ) -> Iterator[Executor]:
     with contextlib.ExitStack() as stack:
-        source: ImageSource = stack.enter_context(open_images(images))
-        if where.workers == INLINE and not where.scheduler:
+        if where.workers == INLINE and where.join is None:
             yield stack.enter_context(InlineExecutor(watch.say, campaign.is_ending))
             return
-        # It takes a second to import, which no other command should wait for.
-        from lab.cluster import dask_pool
-
-        if where.scheduler:
+        source = stack.enter_context(open_images(images))
+        if where.join is not None:
             watch.say(f"joining scheduler {where.scheduler}")
-            yield stack.enter_context(dask_pool.join_scheduler(where.scheduler, source))
+            yield stack.enter_context(where.join(source))
             return
         count = where.count(spec)
         watch.say(f"starting {count} workers")
-        yield stack.enter_context(dask_pool.start_workers(count, max(os.cpu_count() or 1, 1), source))
+        yield stack.enter_context(ProcessExecutor(count, source))

@@ -1,34 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether cells held to be sound are never accused, and those known to fail are caught: many trials over docs/sound.md.
 
-Cells of one machine take turns on its warm guest, and machines come one after the other. Each cell leaves a run of its
-own below CELLS, page included; evidence is kept of what did not pass.
+They are one campaign, of which each cell is a scenario; evidence is kept of what did not pass.
 """
 
-import contextlib
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.campaign.run_store import RunStore
-from lab.campaign.runner import MAX_FAILED_BOOTS, NOT_MET, describe_run, name_trial
+from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part, choose_trial
+from lab.campaign.file import MAX_EVIDENCE_MIB
+from lab.campaign.reader import read_campaign_spec, read_records, summarise
+from lab.campaign.runs import NOT_MET
 from lab.expected.cells import Cell, Held
 from lab.expected.expect import expect
-from lab.expected.tally import OutcomeCounts, count_outcomes
-from lab.model.boot import Boot
-from lab.model.evidence import Images
-from lab.model.plan import derive_seed, draw_plan
+from lab.expected.tally import OutcomeCounts, count_outcomes, is_caught
 from lab.model.verdict import Finding, Outcome, TrialRecord
-from lab.trial.pool import WarmGuests
-from lab.trial.record import keep_unless_passed
 
-#: Below the output folder: one run for each cell.
-CELLS: Final = "cells"
 #: Where a host core is there for every vCPU, so many INVALID trials in a hundred, or more, need an explanation.
 MAX_INVALID_PERCENT: Final = 2
 #: Of a sound cell's trials so many in a hundred must PASS, and one at least. Where vCPUs outnumber the host's cores,
@@ -46,14 +39,12 @@ class CellResult:
     :param caught: trials that FAILed with one of the invariants broken that its scenario is expected to break
     :param by_defect: trials that FAILed by the cell's rare defect, and by nothing else
     :param invalid: why trials were INVALID, with ``#`` for what differs from trial to trial, the most frequent first
-    :param folder: of its run, empty when none of its trials was run
     """
 
     cell: Cell
     outcomes: OutcomeCounts
     caught: int
     invalid: tuple[tuple[str, int], ...]
-    folder: str
     by_defect: int = 0
 
     @property
@@ -140,92 +131,79 @@ def share_out(trials: int, cells: tuple[Cell, ...]) -> dict[Cell, int]:
     return {cell: trials // len(cells) + (index < trials % len(cells)) for index, cell in enumerate(cells)}
 
 
-def run_cells(
-    guests: WarmGuests,
-    folder: Path,
-    asked: Mapping[Cell, int],
-    seed: int,
-    images: Mapping[str, Images],
-    command: tuple[str, ...],
-    progress: Callable[[TrialRecord], None],
-) -> Soundness:
-    """Run so many trials of each cell; of one that is known to fail, no more once it is caught.
+def make_sound_spec(command: tuple[str, ...], asked: Mapping[Cell, int], seed: int) -> CampaignSpec:
+    """Return so many trials of each cell as a campaign; of one that is known to fail, no more once it is caught.
 
-    The run is stopped when there was no guest several times in a row, since there will be none for the rest.
+    Cells of one machine take turns on its warm guest, and machines come one after the other.
 
-    :param folder: a new or empty one
-    :param seed: of the whole run; each trial's seed follows from it, its cell and its index
-    :param images: by base, as they were booted
-    :raise HostError: the host failed; what has been stored stays
+    :param command: the words of the command line
+    :param seed: of the whole campaign; each trial's seed follows from it, its cell and its index
     """
-    records: dict[Cell, list[TrialRecord]] = {cell: [] for cell in asked}
-    places = {cell: folder / CELLS / f"{number:03}-{cell.mechanism}" for number, cell in enumerate(asked, 1)}
-    stopped = ""
-    for boot, cells in _by_machine(asked).items():
-        with contextlib.ExitStack() as stack:
-            stores = {}
-            for cell in cells:
-                info = describe_run(command, (cell.scenario,), asked[cell], seed, (images[boot.base],))
-                stores[cell] = stack.enter_context(RunStore(places[cell], info))
-            for index, cell in _take_turns(cells, asked):
-                if _is_done(cell, records[cell]):
-                    continue
-                record = _run_trial(guests, places[cell], cell, seed, index)
-                stores[cell].append(record)
-                records[cell].append(record)
-                progress(record)
-                if guests.failed_boots >= MAX_FAILED_BOOTS:
-                    stopped = (
-                        f"no guest was there for {guests.failed_boots} trials in a row, so the run was stopped after"
-                        f" {sum(map(len, records.values()))} of {sum(asked.values())}: {record.reason}"
-                    )
-                    break
-            for cell in cells:
-                stores[cell].finish(0 if weigh_cell(cell, records[cell]).met else NOT_MET)
-        # The next machine's guest needs its place.
-        guests.find(boot).retire()
-        if stopped:
-            break
-    results = tuple(
-        weigh_cell(cell, records[cell], str(places[cell].relative_to(folder)) if records[cell] else "")
-        for cell in asked
+    names = {cell: f"{number:03}-{cell.mechanism}" for number, cell in enumerate(asked, 1)}
+    blocks = {boot: block for block, boot in enumerate(dict.fromkeys(cell.scenario.boot for cell in asked))}
+    parts = [
+        Part(
+            name=names[cell],
+            scenario=cell.scenario,
+            trials=trials,
+            block=blocks[cell.scenario.boot],
+            stream=name_cell(cell),
+            until_caught=cell.held is Held.FAILING,
+        )
+        for cell, trials in asked.items()
+    ]
+    return CampaignSpec(
+        summary=f"whether cells of docs/sound.md are as they are held to be: {len(parts)} cells",
+        seed=seed,
+        parts=tuple(sorted(parts, key=lambda part: part.block)),
+        limits=Limits(
+            trials=sum(asked.values()),
+            evidence_mib=MAX_EVIDENCE_MIB,
+            keep_passes_one_in=0,
+            trials_per_guest=MAX_TRIAL,
+            retries=0,
+        ),
+        order=Order.TURNS,
+        keeps_guests=True,
+        front=Front.SOUND,
+        command=command,
+        cells={names[cell]: cell for cell in asked},
     )
-    return Soundness(results=results, host_cores=os.cpu_count() or 1, stopped=stopped)
 
 
-def weigh_cell(cell: Cell, records: Iterable[TrialRecord], folder: str = "") -> CellResult:
+def read_soundness(folder: Path) -> Soundness:
+    """Return what came of all cells, also while their trials run.
+
+    :raise UsageError: the folder holds no campaign
+    :raise EvidenceError: the store is damaged, or of another lab
+    """
+    (summary,) = summarise(folder)
+    _, spec = read_campaign_spec(folder)
+    records: dict[str, list[TrialRecord]] = {name: [] for name in spec.cells}
+    for record in read_records(folder):
+        records[choose_trial(spec, record.trial).part.name].append(record)
+    stopped = ""
+    if summary.state != "finished":
+        why = summary.why or f"it is {summary.state}"
+        stopped = f"not all trials were run ({summary.done} of {summary.planned}), since {why}"
+    return Soundness(
+        results=tuple(weigh_cell(cell, records[name]) for name, cell in spec.cells.items()),
+        host_cores=os.cpu_count() or 1,
+        stopped=stopped,
+    )
+
+
+def weigh_cell(cell: Cell, records: Iterable[TrialRecord]) -> CellResult:
     """Hold one cell's records against what it is held to be."""
     records = tuple(records)
     reasons = Counter(_PARTICULAR.sub("#", record.reason) for record in records if record.outcome is Outcome.INVALID)
     return CellResult(
         cell=cell,
         outcomes=count_outcomes(records),
-        caught=sum(_is_caught(cell, record) for record in records),
+        caught=sum(is_caught(expect(cell.scenario), record) for record in records),
         invalid=tuple(reasons.most_common()),
-        folder=folder,
         by_defect=sum(_shows_defect(cell, record) for record in records),
     )
-
-
-def _by_machine(asked: Mapping[Cell, int]) -> dict[Boot, list[Cell]]:
-    machines: dict[Boot, list[Cell]] = {}
-    for cell, count in asked.items():
-        if count:
-            machines.setdefault(cell.scenario.boot, []).append(cell)
-    return machines
-
-
-def _take_turns(cells: list[Cell], asked: Mapping[Cell, int]) -> Iterator[tuple[int, Cell]]:
-    """Yield each cell as often as was asked, with the index of its trial: whatever the host does falls on all alike."""
-    for index in range(max(asked[cell] for cell in cells)):
-        yield from ((index, cell) for cell in cells if index < asked[cell])
-
-
-def _run_trial(guests: WarmGuests, folder: Path, cell: Cell, seed: int, index: int) -> TrialRecord:
-    plan = draw_plan(cell.scenario, derive_seed(seed, name_cell(cell), index))
-    name = name_trial(index + 1, cell.mechanism)
-    kept = guests.run_trial(cell.scenario, plan)
-    return keep_unless_passed(folder / name, kept, index + 1, name)
 
 
 def _shows_defect(cell: Cell, record: TrialRecord) -> bool:
@@ -234,15 +212,6 @@ def _shows_defect(cell: Cell, record: TrialRecord) -> bool:
         return False
     broken = {name for name, finding in record.invariants.items() if finding is Finding.BROKEN}
     return bool(broken) and broken <= set(cell.defect.breaks)
-
-
-def _is_caught(cell: Cell, record: TrialRecord) -> bool:
-    caught_by = expect(cell.scenario).caught_by
-    return record.outcome is Outcome.FAIL and any(record.invariants.get(one) is Finding.BROKEN for one in caught_by)
-
-
-def _is_done(cell: Cell, records: list[TrialRecord]) -> bool:
-    return cell.held is Held.FAILING and any(_is_caught(cell, record) for record in records)
 
 
 def _explain(result: CellResult) -> str:

@@ -295,7 +295,9 @@ class Station:
             guest_trial=served.trials if booted else 0,
             archive=keep.put(kept, verdict),
         )
-        if spoils(kept.evidence, verdict) or served.trials >= job.spec.limits.trials_per_guest:
+        keeps = job.spec.keeps_guests and kept.evidence.ending is Ending.COMPLETE
+        spoilt = not keeps and spoils(kept.evidence, verdict)
+        if spoilt or served.trials >= job.spec.limits.trials_per_guest:
             served.retire()
         return attempt, kept.evidence, make_record(chosen.number, kept.evidence, verdict, "")
 

@@ -16,11 +16,13 @@ from lab import __version__
 from lab.build.images import ImageSet
 from lab.build.qemu import OPTION
 from lab.campaign.database import NAME, explain, transaction
-from lab.campaign.definition import CampaignSpec
+from lab.campaign.definition import CampaignSpec, Part
+from lab.campaign.facts import Facts
 from lab.campaign.job import TrialDone
 from lab.campaign.shared_evidence import find_root
-from lab.campaign.sums import add_places, sum_buckets, sum_coverage, sum_outcomes
+from lab.campaign.sums import add_places, count_caught, sum_buckets, sum_coverage, sum_outcomes
 from lab.errors import EvidenceError, UsageError
+from lab.expected.expect import expect
 
 #: Files of a base whose hashes are kept.
 _FILES: Final = ("kernel", "vmlinux", "initramfs", "observer")
@@ -89,15 +91,7 @@ class CampaignStore:
                 ),
             )
             self._campaign = _row_id(cursor)
-            self._connection.executemany(
-                "INSERT INTO images (campaign, base, file, sha256) VALUES (?, ?, ?, ?)",
-                [
-                    (self._campaign, base, file, getattr(each, f"{file}_sha256"))
-                    for base, each in images.items()
-                    for file in _FILES
-                ],
-            )
-            self._put_qemu(images)
+            self._put_images(images)
 
     def find(self) -> tuple[str, CampaignSpec]:
         """Find the campaign of the store, and return its uid and what it is about.
@@ -114,6 +108,17 @@ class CampaignStore:
         self.evidence = find_root(rows[0][3], rows[0][1], self.folder)
         return rows[0][1], read_spec(rows[0][2], self._path)
 
+    def _put_images(self, images: Mapping[str, ImageSet]) -> None:
+        self._connection.executemany(
+            "INSERT INTO images (campaign, base, file, sha256) VALUES (?, ?, ?, ?)",
+            [
+                (self._campaign, base, file, getattr(each, f"{file}_sha256"))
+                for base, each in images.items()
+                for file in _FILES
+            ],
+        )
+        self._put_qemu(images)
+
     def _put_qemu(self, images: Mapping[str, ImageSet]) -> None:
         self._connection.executemany(
             "INSERT OR REPLACE INTO images (campaign, base, file, sha256) VALUES (?, ?, 'qemu', ?)",
@@ -123,6 +128,8 @@ class CampaignStore:
     def check_images(self, images: Mapping[str, ImageSet], *, other_qemu: bool) -> None:
         """Refuse to go on with another kernel than the campaign began with, or with another QEMU that nobody asked for.
 
+        The first images of a campaign are kept: it was stored before they were built.
+
         :param other_qemu: the user asked for this QEMU, whichever it was before
         :raise UsageError: one is another
         :raise HostError: no space, or not writable
@@ -130,6 +137,10 @@ class CampaignStore:
         query = "SELECT base, sha256 FROM images WHERE campaign = ? AND file = 'kernel'"
         with explain(self._path):
             begun = dict(self._connection.execute(query, (self._campaign,)))
+        if not begun:
+            with transaction(self._connection, self._path):
+                self._put_images(images)
+            return
         for base, each in images.items():
             if begun.get(base) != each.kernel_sha256:
                 raise UsageError(
@@ -162,10 +173,11 @@ class CampaignStore:
                 "UPDATE campaigns SET spec = ? WHERE id = ?", (msgspec.json.encode(spec).decode(), self._campaign)
             )
 
-    def begin_sitting(self, workers: int, scheduler: str, qemu: str = "") -> None:
+    def begin_sitting(self, workers: int, scheduler: str, qemu: str = "", facts: Facts | None = None) -> None:
         """Note that the campaign runs, from now on and here.
 
         :param qemu: what its guests run on, for a person
+        :param facts: what else it runs on
         :raise HostError: no space, or not writable
         """
         cores = os.cpu_count() or 0
@@ -173,7 +185,7 @@ class CampaignStore:
             self._connection.execute("UPDATE campaigns SET state = 'running', why = '' WHERE id = ?", (self._campaign,))
             cursor = self._connection.execute(
                 "INSERT INTO sittings (campaign, began, host, cores, vcpu_budget, workers, scheduler, lab_version,"
-                " qemu) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " qemu, about) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     self._campaign,
                     now(),
@@ -184,6 +196,7 @@ class CampaignStore:
                     scheduler,
                     __version__,
                     qemu,
+                    msgspec.json.encode(facts).decode() if facts is not None else "",
                 ),
             )
             self._sitting = _row_id(cursor)
@@ -230,6 +243,11 @@ class CampaignStore:
         there = "SELECT 1 FROM trials WHERE campaign = ? AND number = ?"
         with explain(self._path):
             return self._connection.execute(there, (self._campaign, number)).fetchone() is not None
+
+    def has_caught(self, part: Part) -> bool:
+        """Say whether a trial of a scenario has broken what it is a control of."""
+        with explain(self._path):
+            return count_caught(self._connection, self._campaign, part.name, expect(part.scenario)) > 0
 
     def count_failures(self) -> int:
         """Return how many trials have ended in FAIL."""
@@ -340,6 +358,8 @@ class CampaignStore:
             "bucket": record.bucket,
             "fractions": msgspec.json.encode(record.fractions).decode(),
             "shots": msgspec.json.encode(record.shots).decode(),
+            "wait_region": msgspec.json.encode(record.wait_region).decode(),
+            "first_load": record.first_load,
         }
         # The names are ours; every value is a parameter.
         columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from lab.expected.expect import Expected
 from lab.model.phase import Phase, Role
 from lab.model.verdict import ON_SIBLINGS
 
@@ -60,6 +61,17 @@ def sum_outcomes(connection: sqlite3.Connection, campaign: int) -> dict[str, dic
     for part, outcome, count in connection.execute(query, (campaign,)):
         counts.setdefault(part, {})[outcome] = count
     return counts
+
+
+def count_caught(connection: sqlite3.Connection, campaign: int, part: str, expected: Expected) -> int:
+    """Return how many trials of a scenario ended in FAIL with one of the invariants broken that it is a control of."""
+    query = (
+        "SELECT count(*) FROM trials AS t WHERE campaign = ? AND part = ? AND outcome = 'FAIL' AND EXISTS"
+        " (SELECT 1 FROM invariants AS i WHERE i.campaign = t.campaign AND i.number = t.number"
+        " AND finding = 'broken' AND name IN (SELECT value FROM json_each(?)))"
+    )
+    names = msgspec.json.encode(expected.caught_by).decode()
+    return int(connection.execute(query, (campaign, part, names)).fetchone()[0])
 
 
 def sum_findings(

@@ -2,6 +2,7 @@
 """``lab campaign``: start, watch, stop, go on with, list and join campaigns, and run one of their trials alone."""
 
 import contextlib
+import functools
 import re
 import secrets
 import shlex
@@ -16,14 +17,16 @@ import typer
 
 from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu, find_same_qemu
-from lab.campaign.database import NAME, is_running
-from lab.campaign.definition import CampaignSpec, check_kernels, choose_trial
+from lab.campaign.database import NAME
+from lab.campaign.definition import CampaignSpec, Front, Order, check_kernels, choose_trial
 from lab.campaign.file import change_limits, read_campaign
 from lab.campaign.loop import Result
 from lab.campaign.merge import merge_campaigns
 from lab.campaign.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
+from lab.campaign.runs import find_front
 from lab.campaign.shared_evidence import check_evidence_dir
 from lab.campaign.sitting import (
+    Join,
     Watch,
     Where,
     claim_campaign_output,
@@ -45,12 +48,14 @@ from lab.cli.app import (
 )
 from lab.cli.campaign_view import View, make_list_table, make_summary_view, open_view
 from lab.cli.choice import build_bases, take_own
+from lab.cli.ending import run_sitting, tell_run, tell_soundness
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.evidence.folder import claim_trial_output
 from lab.model.duration import read_seconds
-from lab.report.campaign_page import write_campaign_report
+from lab.model.qemu import Qemu
 from lab.report.page import PAGE
+from lab.trial.given import GivenKernel
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 
@@ -113,10 +118,12 @@ def start(
     where = _choose_where(workers, scheduler, evidence_dir)
     on = find_qemu(qemu)
     with open_view() as view, _stoppable() as asked:
-        images, _ = build_bases([part.scenario for part in spec.parts], view.say, own, on)
-        check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
         folder = claim_campaign_output(out)
-        result = run_sitting(folder, lambda: start_campaign(folder, spec, images, where, _watch(view, asked)))
+
+        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
+            return _build(spec, view.say, own, on)
+
+        result = run_sitting(folder, lambda: start_campaign(folder, spec, build, where, _watch(view, asked)))
     _tell_end(folder, result, as_json)
 
 
@@ -141,8 +148,7 @@ def resume(
     with open_view() as view, _stoppable() as asked:
 
         def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
-            on = find_same_qemu(read_campaign_qemu(folder), qemu)
-            return build_bases([part.scenario for part in spec.parts], view.say, own, on)[0]
+            return _build(spec, view.say, own, find_same_qemu(read_campaign_qemu(folder), qemu))
 
         result = run_sitting(
             folder,
@@ -244,11 +250,22 @@ def trial(
 def _limit(
     spec: CampaignSpec, time: str | None, trials: int | None, until_failure: int | None, dump_memory: int | None
 ) -> CampaignSpec:
+    if spec.order is Order.TURNS and trials not in (None, spec.limits.trials):
+        raise UsageError(
+            f"trials is {trials}: 'lab {spec.front.value}' was asked for {spec.limits.trials}; leave it out"
+        )
     hours = None if time is None else read_seconds("--for", time) / _S_PER_HOUR
     limits = change_limits(
         spec.limits, hours=hours, trials=trials, until_failure=until_failure, dump_memory_mib=dump_memory
     )
     return msgspec.structs.replace(spec, limits=limits)
+
+
+def _build(spec: CampaignSpec, say: Callable[[str], None], own: GivenKernel | None, on: Qemu) -> Mapping[str, ImageSet]:
+    needed = [part.scenario for part in spec.parts if part.trials or spec.order is Order.DRAWN]
+    images, _ = build_bases(needed, say, own, on)
+    check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
+    return images
 
 
 def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None) -> Where:
@@ -257,7 +274,23 @@ def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None
     if scheduler and _ADDRESS.fullmatch(scheduler) is None:
         raise UsageError(f"--scheduler '{scheduler}' is no address: allowed is one such as tls://HOST:PORT")
     shared = "" if evidence_dir is None else check_evidence_dir(evidence_dir)
-    return Where(workers=workers, scheduler=scheduler, evidence_dir=shared)
+    join = _find_join(scheduler) if scheduler else None
+    return Where(workers=workers, scheduler=scheduler, join=join, evidence_dir=shared)
+
+
+def _find_join(address: str) -> Join:
+    """Return what joins a scheduler: the one place where Dask is needed, and imported.
+
+    :raise UsageError: it is not installed
+    """
+    try:
+        from lab.cluster.dask_pool import join_scheduler
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--scheduler needs the extra 'cluster', and the module {error.name} is not installed: install"
+            " 'microcode-nmi-lab[cluster]'"
+        ) from error
+    return functools.partial(join_scheduler, address)
 
 
 def _watch(view: View, asked: Callable[[], bool]) -> Watch:
@@ -283,44 +316,20 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_sitting(folder: Path, sit: Callable[[], Result]) -> Result:
-    """Hold a sitting, and write the campaign's page however it ends, as far as that goes.
-
-    :raise Interrupted: it was ended at once
-    """
-    try:
-        result = sit()
-        _write_page(folder)
-        return result
-    except LabError:
-        # Unless it is another lab's, which runs it.
-        if (folder / NAME).is_file() and not is_running(folder):
-            _write_page(folder)
-        raise
-    except KeyboardInterrupt:
-        _write_page(folder)
-        raise Interrupted(
-            f"no guest is left; all trials that had ended are kept in '{folder}'"
-            f" (lab campaign resume {shlex.quote(str(folder))})"
-        ) from None
-
-
-def _write_page(folder: Path) -> None:
-    """Write a campaign's page; that it cannot be written takes nothing from the campaign."""
-    try:
-        write_campaign_report(folder)
-    except (LabError, OSError) as error:
-        sys.stderr.write(f"lab: the campaign's page was not written: {error}\n")
-
-
 def _tell_end(folder: Path, result: Result, as_json: bool) -> None:
-    summaries = _show(folder, as_json)
-    if not as_json and (folder / PAGE).is_file():
-        out().print(f"report: {folder / PAGE}")
+    front = find_front(folder)
+    if front is Front.RUN:
+        status = tell_run(folder, folder / PAGE, as_json)
+    elif front is Front.SOUND:
+        status = tell_soundness(folder, as_json)
+    else:
+        status = 0 if all(each.met for each in _show(folder, as_json)) else 1
+        if not as_json and (folder / PAGE).is_file():
+            out().print(f"report: {folder / PAGE}")
     if not result.finished:
         again = f"lab campaign resume {shlex.quote(str(folder))}"
         sys.stderr.write(f"lab: the campaign ended since {result.why}; go on with it by: {again}\n")
-    raise typer.Exit(0 if all(each.met for each in summaries) else 1)
+    raise typer.Exit(status)
 
 
 def _show(folder: Path, as_json: bool) -> tuple[Summary, ...]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from lab.build.doctor import Check, QemuFound
 from lab.build.own_kernel import OwnKernel
 from lab.campaign.bench import Figure
-from lab.campaign.run_store import Run
+from lab.campaign.old_runs import Run
 from lab.campaign.soundness import Soundness, add_up
 from lab.expected.tally import MechanismResult, OutcomeCounts, run_met
 from lab.model.verdict import NO_NMIS_ASKED, Finding, Outcome, TrialRecord, Verdict
@@ -286,7 +286,6 @@ def describe_soundness(ran: Soundness) -> dict[str, object]:
                 "caught": one.caught,
                 "failed_by_known_defect": one.by_defect,
                 "invalid": dict(one.invalid),
-                "folder": one.folder,
             }
             for one in ran.results
         ],

@@ -2,21 +2,24 @@
 """Commands about many trials: a run, its page, and what the lab costs."""
 
 import contextlib
+import functools
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lab.build.images import build_images
+from lab.build.images import ImageSet, build_images
 from lab.build.qemu import find_qemu
 from lab.campaign.bench import measure
-from lab.campaign.database import NAME
+from lab.campaign.database import NAME, is_running
+from lab.campaign.definition import CampaignSpec
 from lab.campaign.reader import summarise
-from lab.campaign.run_store import RunStore, claim_run_output, read_run
-from lab.campaign.runner import describe_run, run_trials
+from lab.campaign.run_folder import claim_run_output, clear_run
+from lab.campaign.runs import is_run, make_run_spec, read_run
+from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
 from lab.cli import present
 from lab.cli.app import (
     DumpOption,
@@ -34,15 +37,13 @@ from lab.cli.app import (
 from lab.cli.axes import Axes, takes_axes
 from lab.cli.campaign_view import make_summary_view
 from lab.cli.choice import build_bases, choose_scenarios, take_own
+from lab.cli.ending import tell_run
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
-from lab.expected.tally import MechanismResult, weigh_run
 from lab.mechanisms.table import FIRST_CAMPAIGN
-from lab.report.answer import answer
 from lab.report.campaign_page import write_campaign_report
 from lab.report.hosts_page import RECORDS, write_hosts_report
 from lab.report.page import write_report
-from lab.trial.pool import WarmGuests
 
 DEFAULT_TRIALS = 20
 
@@ -72,24 +73,26 @@ def run(
     scenarios, left_out = choose_scenarios(axes, mechanism or [], own)
     for name, why in left_out:
         sys.stderr.write(f"lab: leaving out {name}: {why}\n")
-    run_seed = check_seed(seed)
+    command = ("lab", *sys.argv[1:])
+    spec = make_run_spec(command, scenarios, trials, check_seed(seed), dump_memory)
     on = find_qemu(qemu)
     folder = claim_run_output(out, replace)
     with open_progress() as progress:
-        images, kernels = build_bases(scenarios, progress.tell, own, on)
-        progress.begin(trials * len(scenarios))
-        command = ("lab", *sys.argv[1:])
-        booted = tuple(each.describe() for each in images.values())
-        info = describe_run(command, scenarios, trials, run_seed, booted)
-        with RunStore(folder, info, replace) as store, _page_of_what_ends(folder):
-            with WarmGuests(images, kernels, progress.tell, dump_mib=dump_memory) as guests:
-                ran = run_trials(guests, store, scenarios, trials, run_seed, progress.advance)
-            store.finish(ran.exit_status)
-            page = write_report(folder)
-    _tell_run(folder, page, as_json)
-    if ran.stopped:
-        complain(ran.stopped, ran.exit_status)
-    raise typer.Exit(ran.exit_status)
+
+        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
+            images, _ = build_bases([part.scenario for part in spec.parts], progress.tell, own, on)
+            progress.begin(spec.limits.trials or 0)
+            return images
+
+        watch = Watch(say=progress.tell, ended=progress.advance)
+        with _page_of_what_ends(folder):
+            clear = functools.partial(clear_run, replace=replace)
+            result = start_campaign(folder, spec, build, Where(workers=INLINE), watch, clear=clear)
+        page = write_report(folder)
+    status = tell_run(folder, page, as_json)
+    if not result.finished:
+        complain(f"the run was stopped, since {result.why}", status)
+    raise typer.Exit(status)
 
 
 @contextlib.contextmanager
@@ -102,10 +105,14 @@ def _page_of_what_ends(folder: Path) -> Iterator[None]:
         with contextlib.suppress(LabError, OSError):
             write_report(folder)
             kept = f"{len(read_run(folder).records)} trials and their page are kept"
-        raise Interrupted(f"no guest is left; {kept} in '{folder}' (lab report {shlex.quote(str(folder))})") from None
+        where = shlex.quote(str(folder))
+        raise Interrupted(
+            f"no guest is left; {kept} in '{folder}' (lab campaign resume {where}, or lab report {where})"
+        ) from None
     except LabError:
-        with contextlib.suppress(LabError, OSError):
-            write_report(folder)
+        if (folder / NAME).is_file() and not is_running(folder):
+            with contextlib.suppress(LabError, OSError):
+                write_report(folder)
         raise
 
 
@@ -116,7 +123,7 @@ def report(
     """Write the page of a run, of a campaign or of a fresh host again."""
     if not folder.is_dir():
         raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
-    if (folder / NAME).exists():
+    if not _is_run(folder):
         _report_campaign(folder, as_json)
         return
     try:
@@ -126,7 +133,14 @@ def report(
         page = write_report(folder)
     except EvidenceError as error:
         raise UsageError(str(error)) from error
-    _tell_run(folder, page, as_json)
+    tell_run(folder, page, as_json)
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return is_run(folder)
+    except EvidenceError as error:
+        raise UsageError(str(error)) from error
 
 
 def _report_hosts(folder: Path, as_json: bool) -> None:
@@ -148,25 +162,6 @@ def _report_campaign(folder: Path, as_json: bool) -> None:
         return
     for each in summaries:
         out().print(make_summary_view(each))
-    out().print(f"report: {page}")
-
-
-def _tell_run(folder: Path, page: Path, as_json: bool) -> None:
-    stored = read_run(folder)
-    results: tuple[MechanismResult, ...] = weigh_run(
-        {each.name: each.expected for each in stored.info.mechanisms}, stored.records
-    )
-    if as_json:
-        print_json(present.describe_run(stored, results, page))
-        return
-    out().print(present.make_run_table(stored, results))
-    out().print(present.make_coverage_view(stored))
-    for result in results:
-        headline, sentence = answer(result)
-        out().print(f"{result.name}: {result.reason}\n  {headline}: {sentence}")
-    buckets = present.make_bucket_table(stored)
-    if buckets is not None:
-        out().print(buckets)
     out().print(f"report: {page}")
 
 

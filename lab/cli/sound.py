@@ -2,25 +2,26 @@
 """The command about docs/sound.md: whether the lab's own trials bear the list out."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-import msgspec
 import typer
 
+from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu
-from lab.campaign.soundness import CELLS, Soundness, run_cells, share_out
-from lab.cli import present
-from lab.cli.app import Interrupted, JsonOption, OutOption, QemuOption, check_seed, complain, out, print_json
+from lab.campaign.definition import CampaignSpec
+from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
+from lab.campaign.soundness import make_sound_spec, share_out
+from lab.cli.app import JsonOption, OutOption, QemuOption, check_seed
 from lab.cli.choice import build_bases
+from lab.cli.ending import run_sitting, tell_soundness
 from lab.cli.progress import open_progress
 from lab.errors import UsageError, tell_nearest
 from lab.evidence.folder import claim_output
 from lab.expected.cells import Cell, Held, parse_cells
-from lab.host.files import read_text, write_whole
+from lab.host.files import read_text
 from lab.host.paths import ROOT, SOUND
-from lab.report.page import write_report
-from lab.trial.pool import WarmGuests
 
 #: What the list is held to by.
 DEFAULT_TRIALS: Final = 2_000
@@ -28,8 +29,6 @@ DEFAULT_TRIALS: Final = 2_000
 DEFAULT_TRIES: Final = 8
 #: Of one reviewed list.
 MAX_LIST_BYTES: Final = 256 * 1024
-#: What is left of all, beside the runs of the cells.
-SUMMARY: Final = "sound.json"
 
 
 def sound(
@@ -55,28 +54,20 @@ def sound(
     if not failing and trials is not None and trials < len(cells):
         raise UsageError(f"trials is {trials}: allowed is {len(cells)} or more, one for each cell")
     asked = dict.fromkeys(cells, trials or DEFAULT_TRIES) if failing else share_out(trials or DEFAULT_TRIALS, cells)
-    run_seed = check_seed(seed)
+    spec = make_sound_spec(("lab", *sys.argv[1:]), asked, check_seed(seed))
     on = find_qemu(qemu)
     folder = claim_output(out, _refuse)
-    try:
-        with open_progress() as progress:
-            needed = [cell.scenario for cell in cells if asked[cell]]
-            images, kernels = build_bases(needed, progress.tell, None, on)
-            progress.begin(sum(asked.values()))
-            booted = {base: each.describe() for base, each in images.items()}
-            with WarmGuests(images, kernels, progress.tell) as guests:
-                command = ("lab", *sys.argv[1:])
-                ran = run_cells(guests, folder, asked, run_seed, booted, command, progress.advance)
-            for result in ran.results:
-                if result.folder:
-                    write_report(folder / result.folder)
-    except KeyboardInterrupt:
-        kept = folder / CELLS
-        raise Interrupted(f"no guest is left; the records of each cell are kept below '{kept}'") from None
-    summary = present.describe_soundness(ran)
-    write_whole(folder / SUMMARY, msgspec.json.format(msgspec.json.encode(summary)))
-    _tell(ran, summary, folder, as_json)
-    raise typer.Exit(ran.exit_status)
+    with open_progress() as progress:
+
+        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
+            needed = [part.scenario for part in spec.parts if part.trials]
+            images, _ = build_bases(needed, progress.tell, None, on)
+            progress.begin(spec.limits.trials or 0)
+            return images
+
+        watch = Watch(say=progress.tell, ended=progress.advance)
+        run_sitting(folder, lambda: start_campaign(folder, spec, build, Where(workers=INLINE), watch))
+    raise typer.Exit(tell_soundness(folder, as_json))
 
 
 def _choose_cells(held: Held, only: str | None) -> tuple[Cell, ...]:
@@ -92,13 +83,3 @@ def _choose_cells(held: Held, only: str | None) -> tuple[Cell, ...]:
 
 def _refuse(folder: Path) -> None:
     raise UsageError(f"output folder '{folder}' is not empty: name an empty or new one")
-
-
-def _tell(ran: Soundness, summary: dict[str, object], folder: Path, as_json: bool) -> None:
-    if as_json:
-        print_json(summary)
-    else:
-        out().print(present.make_soundness_table(ran))
-        out().print(f"records: {folder / CELLS}")
-    for problem in ran.problems:
-        complain(problem, ran.exit_status)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The campaign's executor: Dask workers, of a cluster on this host or of whatever scheduler its user runs.
+"""The executor of a campaign on many hosts: Dask workers of whatever scheduler its user runs.
 
 A worker is one process with one thread, and declares a resource ``vcpus``: how many vCPUs its host has for guests. A
 trial asks for as many as its guest has, so that no host is given one that it cannot run; which of a host's workers run
@@ -7,8 +7,6 @@ beside each other is left to the host's own budget (lab.host.admission), which a
 """
 
 import contextlib
-import logging
-import os
 import queue
 import secrets
 import threading
@@ -19,7 +17,7 @@ from typing import Any, Final, cast
 
 import dask
 import msgspec
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future
 
 from lab import __version__
 from lab.campaign.definition import choose_trial
@@ -28,15 +26,12 @@ from lab.campaign.image_transfer import ImageSource, receive_images
 from lab.campaign.job import Broken, Job, Missing, TrialDone, Unstarted
 from lab.cluster import dask_worker
 from lab.cluster.dask_worker import StationPlugin
-from lab.cluster.steady import make_security, steady_dask
+from lab.cluster.steady import steady_dask
 from lab.errors import HostError, LabError, UsageError
 from lab.host.deadline import Deadline
-from lab.host.run_dir import make_run_dir
 
 RESOURCE: Final = "vcpus"
 CONNECT_S: Final = 30.0
-#: A local worker imports the lab, and a crowded host is slow at it.
-START_S: Final = 120.0
 #: A trial that was aborted has lost its guest, and collects what there is.
 ABORT_S: Final = 20.0
 #: How often a trial whose worker died is tried elsewhere before that counts as the trial's own doing.
@@ -47,19 +42,6 @@ FRESH_S: Final = 1.0
 SEND_S: Final = 900.0
 #: A host that did not get its images so often in a row, as when workers die of them, never will.
 MAX_SENDS: Final = 3
-
-#: A trial that nobody heard of for so long, from a worker that does not answer, is run elsewhere.
-_CONFIG: Final = {
-    "distributed.scheduler.allowed-failures": MAX_DEATHS - 1,
-    "distributed.scheduler.worker-ttl": "120 s",
-    "distributed.admin.tick.limit": "60 s",
-    # Over a night its accounts of itself would be most of what is in memory.
-    "distributed.admin.low-level-log-length": 100,
-    "distributed.worker.profile.enabled": False,
-    # Each part serves pages about itself, to whoever can reach its port.
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-}
 
 #: Dask warns its user of tasks that carry files; those of one kernel have some 24 MiB.
 _LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1 GiB"}
@@ -83,7 +65,7 @@ class _Sending(msgspec.Struct):
 
 
 class DaskExecutor:
-    """Runs trials on the workers of a scheduler. Made by :func:`start_workers` or :func:`join_scheduler`."""
+    """Runs trials on the workers of a scheduler. Made by :func:`join_scheduler`."""
 
     def __init__(self, client: Client, source: ImageSource) -> None:
         self._client = client
@@ -304,47 +286,6 @@ class DaskExecutor:
 
 
 @contextlib.contextmanager
-def start_workers(count: int, vcpus: int, source: ImageSource) -> Iterator[DaskExecutor]:
-    """Start workers on this host, and end them and their guests on leaving.
-
-    They talk over TLS with a certificate of this run: what listens on a loopback port of a scheduler runs whatever it
-    is sent, and any user of the host can reach it.
-
-    :param vcpus: of the host, for guests
-    :raise HostError: they did not start
-    """
-    steady_dask()
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(make_run_dir())
-        stack.enter_context(dask.config.set({**_CONFIG, "temporary-directory": os.fspath(folder)}))
-        try:
-            cluster = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                protocol="tls://",
-                security=make_security(),
-                resources={RESOURCE: vcpus},
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                memory_limit=None,
-                local_directory=os.fspath(folder),
-                silence_logs=logging.CRITICAL,
-            )
-            stack.callback(_close, cluster)
-            client = Client(cluster, set_as_default=False, timeout=START_S)
-            stack.callback(_close, client)
-            client.wait_for_workers(count, timeout=START_S)
-            client.register_plugin(StationPlugin(own=True))
-        except (OSError, TimeoutError, RuntimeError) as error:
-            raise HostError(f"{count} workers could not be started: {error}") from error
-        executor = DaskExecutor(client, source)
-        stack.callback(executor.abort)
-        yield executor
-
-
-@contextlib.contextmanager
 def join_scheduler(address: str, source: ImageSource) -> Iterator[DaskExecutor]:
     """Use the workers of a scheduler that runs already, and leave them without guests.
 
@@ -362,7 +303,7 @@ def join_scheduler(address: str, source: ImageSource) -> Iterator[DaskExecutor]:
             raise UsageError(f"scheduler '{address}' cannot be used: {error or 'it has no worker'}") from error
         executor = DaskExecutor(client, source)
         _check_workers(address, client, executor.find_workers())
-        client.register_plugin(StationPlugin(own=False))
+        client.register_plugin(StationPlugin())
         stack.callback(executor.end_guests)
         yield executor
 
@@ -384,7 +325,7 @@ def _check_workers(address: str, client: Client, workers: Workers) -> None:
             raise UsageError(f"worker {name} of scheduler '{address}' has lab {version}: this one is {__version__}")
 
 
-def _close(closing: Client | LocalCluster) -> None:
+def _close(closing: Client) -> None:
     # What does not close in time is killed by its nanny; nothing that goes wrong here may hide why we are leaving.
     with contextlib.suppress(Exception):
         closing.close(timeout=ABORT_S)

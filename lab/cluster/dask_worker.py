@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What runs inside a Dask worker: one station for each worker process, which ends its guests when nobody needs them."""
 
-import signal
 import threading
 from typing import Any, Final, cast
 
@@ -19,15 +18,11 @@ IDLE_S: Final = 30.0
 
 
 class StationPlugin(WorkerPlugin):  # type: ignore[misc]  # of a library without types
-    """Keeps a worker's station, which is made in the worker itself.
-
-    :param own: the worker is a child of the campaign's, and its terminal's Ctrl-C is for the campaign alone
-    """
+    """Keeps a worker's station, which is made in the worker itself."""
 
     name = PLUGIN
 
-    def __init__(self, *, own: bool) -> None:
-        self._own = own
+    def __init__(self) -> None:
         self._station: Station | None = None
         self._ended: threading.Event | None = None
 
@@ -39,8 +34,6 @@ class StationPlugin(WorkerPlugin):  # type: ignore[misc]  # of a library without
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002
         """Make the station; Dask calls it in each worker, also in those that come later."""
-        if self._own and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         steady_dask()
         self._station = Station()
         self._ended = threading.Event()

@@ -42,7 +42,7 @@ MANIFEST = "manifest.json"
 VERDICT = "verdict.json"
 CONSOLE = "console.log"
 DMESG = "dmesg.txt"
-#: Marks a folder as that of a run; :class:`lab.campaign.run_store.RunStore` leaves it.
+#: Marks a folder as that of a run; :func:`lab.campaign.run_folder.clear_run` leaves it.
 RUN_MARKER = ".mclab-run"
 
 _SCENARIO, _PLAN, _IMAGES, _OBSERVER = "scenario.json", "plan.json", "images.json", "oracle.json"

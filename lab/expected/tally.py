@@ -97,14 +97,16 @@ class MechanismResult:
     struck: Struck = Struck()
 
 
+def is_caught(expected: Expected, record: TrialRecord) -> bool:
+    """Say whether a trial FAILed with one of the invariants broken that its scenario is a control of."""
+    broken = any(record.invariants.get(one) is Finding.BROKEN for one in expected.caught_by)
+    return record.outcome is Outcome.FAIL and broken
+
+
 def weigh_mechanism(name: str, expected: Expected, records: Iterable[TrialRecord]) -> MechanismResult:
     """Hold one mechanism's records against its expectation; records of others are left out."""
     own = [record for record in records if record.mechanism == name]
-    caught = sum(
-        record.outcome is Outcome.FAIL
-        and any(record.invariants.get(one) is Finding.BROKEN for one in expected.caught_by)
-        for record in own
-    )
+    caught = sum(is_caught(expected, record) for record in own)
     counts = count_outcomes(own)
     met, reason = weigh_counts(expected, counts, caught)
     struck = [record for record in own if record.nmis_on_siblings]

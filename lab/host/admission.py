@@ -8,7 +8,6 @@ have half each cannot wait for each other, and small guests cannot overtake a la
 """
 
 import contextlib
-import fcntl
 import os
 import stat
 import time
@@ -18,6 +17,7 @@ from types import TracebackType
 
 from lab.errors import HostError, UsageError, Withdrawn
 from lab.host.deadline import Deadline
+from lab.host.lock import try_lock
 from lab.host.paths import NAME
 
 #: flock() can wait for a lock or give up at once, but not wait until a deadline: hence the asking again. Half of this
@@ -57,13 +57,13 @@ def admit(
         folder = held.enter_context(_open_folder(find_folder()))
         with contextlib.ExitStack() as gate:
             gate_fd = gate.enter_context(_open_lock(folder, _GATE))
-            while not _try_lock(gate_fd):
+            while not try_lock(gate_fd):
                 wait.pause()
             tokens = [held.enter_context(_open_lock(folder, f"vcpu-{index}")) for index in range(whole)]
             taken: set[int] = set()
             while True:
                 for token in tokens:
-                    if len(taken) < share and token not in taken and _try_lock(token):
+                    if len(taken) < share and token not in taken and try_lock(token):
                         taken.add(token)
                 if len(taken) == share:
                     break
@@ -163,14 +163,6 @@ def _open_lock(folder: int, name: str) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _Wait:

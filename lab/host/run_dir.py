@@ -6,7 +6,6 @@ as somebody holds the lock (flock) on the file in it, which the kernel takes bac
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from lab.errors import HostError
+from lab.host.lock import take_lock, try_lock
 
 #: Short, since a unix socket's path has room for 108 bytes only, which a test's own folder may take up alone.
 PARENT: Final = Path("/tmp")  # noqa: S108  each folder in it is made by mkdtemp, for this user alone
@@ -53,7 +53,7 @@ def _hold(path: Path) -> Iterator[None]:
     except OSError as error:
         raise HostError(f"'{path}' could not be made: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        take_lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -70,8 +70,8 @@ def sweep() -> None:
                 continue
             descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                if try_lock(descriptor):
+                    shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
 

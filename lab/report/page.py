@@ -9,7 +9,10 @@ from pathlib import Path
 import msgspec
 
 from lab import __version__
-from lab.campaign.run_store import RECORDS, MechanismAsked, Run, read_run
+from lab.campaign.database import NAME
+from lab.campaign.old_runs import MechanismAsked, Run
+from lab.campaign.run_folder import RECORDS
+from lab.campaign.runs import read_run
 from lab.errors import EvidenceError
 from lab.expected.tally import MechanismResult, Tally, run_met, weigh_run
 from lab.host.files import write_whole
@@ -104,7 +107,7 @@ def write_report(run_folder: Path) -> Path:
         passes=[trial for trial in listed if trial.record.outcome is Outcome.PASS],
         unlisted=len(run.records) - len(listed),
         never_required=NEVER_REQUIRED,
-        records_file=RECORDS,
+        records_file=NAME if (run_folder / NAME).exists() else RECORDS,
         report_version=__version__,
         coverage=tally_coverage(run.records),
         phases=list_columns(tally_coverage(run.records)),

@@ -6,7 +6,6 @@ goes on with exactly the points that have no line, and its last line, if it was 
 """
 
 import contextlib
-import fcntl
 import os
 from io import FileIO
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.evidence.folder import RUN_MARKER
 from lab.host.files import append_whole
+from lab.host.lock import try_lock
 from lab.model.phase import Phase, Role
 from lab.model.placed import Placed
 from lab.model.sweep import Block, Point, Rank, SweepAsk, Visit
@@ -179,11 +179,10 @@ class Journal:
                 (self.folder / RUN_MARKER).touch()
                 # Without a buffer, which would still hold the rest of a line after a write that failed.
                 sink = undo.enter_context(open(self.folder / JOURNAL, "ab", buffering=0))
-                fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not try_lock(sink.fileno()):
+                    raise UsageError(f"another sweep is writing to '{self.folder}': name another folder")
                 there, whole = read_lines(self.folder) if self._resume else ((), 0)
                 os.ftruncate(sink.fileno(), whole)
-            except BlockingIOError:
-                raise UsageError(f"another sweep is writing to '{self.folder}': name another folder") from None
             except OSError as error:
                 raise self._cannot_write(error) from error
             if there and there[0] != self._begun:

@@ -52,7 +52,7 @@ FEW_ARRIVALS: Final = 8
 ROUNDS: Final = 5
 #: How often a dry load may be no PASS.
 MAX_FAILED_DRY: Final = 6
-#: As in lab.campaign.runner.
+#: As in lab.campaign.loop.
 MAX_FAILED_BOOTS: Final = 3
 #: Where each NMI handler of the kernels begins.
 NMI_ENTRY: Final = "asm_exc_nmi+0x0"

@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 
 import msgspec
+from old_run import OldRun
 
-from lab.campaign.run_store import MechanismAsked, RunInfo, RunStore
+from lab.campaign.old_runs import MechanismAsked, RunInfo
 from lab.evidence.folder import write_evidence, write_verdict
 from lab.mechanisms.table import FIRST_CAMPAIGN, find_mechanism
 from lab.model.evidence import (
@@ -346,7 +347,7 @@ def make_info(**changes: object) -> RunInfo:
 def write_sample_run(folder: Path, trials: int = 20) -> Path:
     """A run in which both controls are caught and ``nmi-self`` is clean, with some evidence folders."""
     info = make_info(finished=False, exit_status=None)
-    with RunStore(folder, info) as store:
+    with OldRun(folder, info) as store:
         number = 0
         for mechanism in info.mechanisms:
             control = mechanism.expectation.value == "caught"

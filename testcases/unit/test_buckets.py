@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 import rich.console
+from old_run import OldRun
 from report_samples import make_evidence, make_info, make_record, make_verdict
 from test_report import HOSTILE, read_page, words
 
-from lab.campaign.run_store import RunStore, read_run
+from lab.campaign.runs import read_run
 from lab.cli.present import describe_trial, make_bucket_table, make_trial_view
 from lab.evidence.folder import write_evidence, write_verdict
 from lab.model.verdict import Outcome, TrialRecord, Verdict
@@ -30,7 +31,7 @@ def show(what: object) -> str:
 
 
 def write_run(folder: Path, *records: TrialRecord) -> Path:
-    with RunStore(folder, make_info()) as store:
+    with OldRun(folder, make_info()) as store:
         for record in records:
             store.append(record)
     return folder

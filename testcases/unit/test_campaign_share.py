@@ -293,7 +293,7 @@ def test_a_sitting_uses_the_path_and_leaves_it_clean(
     monkeypatch.setattr(sitting, "_open_executor", lambda *_: _Given(executor))
     images: dict[str, ImageSet] = {}
     where = Where(workers=1, evidence_dir=str(shared))
-    assert start_campaign(folder, spec, images, where, Watch()).finished
+    assert start_campaign(folder, spec, lambda _: images, where, Watch()).finished
     (root,) = shared.iterdir()
     assert names(root) == [INCOMING, OWNER, "trials"]
     assert (names(root / INCOMING), len(names(root / "trials"))) == ([], 3)

@@ -15,7 +15,7 @@ from evidence_builder import Load
 from report_samples import write_sample_run
 
 from lab import __version__
-from lab.campaign.run_store import read_run
+from lab.campaign.runs import read_run
 from lab.evidence.folder import read_evidence, write_evidence
 from lab.host.paths import ROOT
 from lab.judge import judge
@@ -216,19 +216,18 @@ def test_mechanisms_are_listed_and_the_command_is_shown() -> None:
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-import lab.build.images, lab.build.qemu, lab.kernelimage.vmlinux, lab.trial.pool
+import lab.campaign.station as station
+import lab.cli.choice as choice, lab.cli.runs as runs, lab.cli.trials as trials
+from lab.build.images import ImageSet
 from lab.cli import main
-from report_samples import IMAGES, make_evidence
+from lab.model.qemu import Qemu
+from report_samples import make_evidence
 from lab.trial.session import Kept
 step, number, count = sys.argv.pop(1), int(sys.argv.pop(1)), 0
 
-class Images:
-    vmlinux = None
-    def describe(self):
-        return IMAGES
-
 class Guest:
     failed_boots = 0
+    def retire(self): pass
     def __init__(self, *_, **__): pass
     def __enter__(self): return self
     def __exit__(self, *_): pass
@@ -242,11 +241,15 @@ class Guest:
 def build_images(tell, qemu, base):
     if step == "build":
         os.kill(os.getpid(), number)
-    return Images()
+    files = {name: Path("/") / name for name in ("kernel", "vmlinux", "initramfs", "observer")}
+    hashes = {f"{name}_sha256": "0" * 64 for name in files}
+    on = Qemu(path=Path("/qemu"), version="7.2.22", interface_min=1, interface_max=1, sha256="0" * 64)
+    return ImageSet(kernel_release="6.1", qemu=on, **files, **hashes)
 
-lab.build.qemu.find_qemu = lambda _: None
-lab.trial.pool.WarmGuests = Guest
-lab.build.images.build_images, lab.kernelimage.vmlinux.read_kernel = build_images, lambda _: None
+runs.find_qemu = trials.find_qemu = lambda _: None
+station.WarmGuest = trials.WarmGuests = Guest
+station.find_images, station.read_kernel = lambda images: images, lambda _: None
+choice.build_images, choice.read_kernel = build_images, lambda _: None
 main()
 """
 
@@ -272,9 +275,10 @@ def test_an_interrupt_says_what_is_kept(tmp_path: Path, number: signal.Signals) 
     out = tmp_path / "it's"
     done = interrupt("trial", number, "run", "--out", str(out))
     assert done.returncode == 130, done.stderr
-    sentence = f"lab: interrupted: no guest is left; 2 trials and their page are kept in '{out}' (lab report "
-    assert done.stderr.startswith(sentence)
-    assert shlex.split(done.stderr.strip().rpartition("(")[2].removesuffix(")")) == ["lab", "report", str(out)]
+    sentence = f"lab: interrupted: no guest is left; 2 trials and their page are kept in '{out}' (lab campaign resume "
+    assert sentence in done.stderr
+    words = shlex.split(done.stderr.strip().rpartition("(")[2].removesuffix(")"))
+    assert words[-3:] == ["lab", "report", str(out)]
     assert len(read_run(out).records) == 2
     assert (out / "index.html").exists()
     assert run_lab("report", str(out)).returncode == 0
@@ -287,10 +291,12 @@ def test_an_interrupted_trial_keeps_nothing_and_says_so(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_interrupt_before_the_first_trial_claims_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_before_the_first_trial_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
     done = interrupt("build", signal.SIGINT, "run", "--out", str(tmp_path / "out"))
     assert done.returncode == 130
-    assert done.stderr.strip() == "lab: interrupted"
+    assert "0 trials and their page are kept" in done.stderr
+    assert f"lab campaign resume {tmp_path / 'out'}" in done.stderr
+    assert read_run(tmp_path / "out").records == ()
 
 
 def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

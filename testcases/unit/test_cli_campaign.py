@@ -16,8 +16,8 @@ from lab.campaign.loop import Result, Standing
 from lab.campaign.reader import summarise
 from lab.campaign.store import Kept
 from lab.cli.app import Interrupted
-from lab.cli.campaign import run_sitting
 from lab.cli.campaign_view import draw_standing, make_summary_view, tell_standing
+from lab.cli.ending import run_sitting
 from lab.errors import HostError, UsageError
 from lab.host.paths import ROOT
 from lab.model.verdict import Finding, Outcome
@@ -259,7 +259,7 @@ def test_a_page_that_cannot_be_written_takes_nothing_from_a_campaign(
     def no_room(_: Path) -> Path:
         raise HostError("no space left")
 
-    monkeypatch.setattr("lab.cli.campaign.write_campaign_report", no_room)
+    monkeypatch.setattr("lab.cli.ending.write_campaign_report", no_room)
     ended = Result(finished=True, why="")
     assert run_sitting(kept, lambda: ended) is ended
     assert capsys.readouterr().err == "lab: the campaign's page was not written: no space left\n"

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from evidence_builder import Load
 from night_samples import make_done, make_spec, open_store
+from old_run import OldRun
 from report_samples import make_info, make_record
 
+from lab.campaign.old_runs import MechanismAsked
 from lab.campaign.reader import summarise
-from lab.campaign.run_store import MechanismAsked, RunStore
 from lab.campaign.store import Kept
 from lab.expected.tally import MechanismResult, OutcomeCounts, Struck, Tally
 from lab.mechanisms.mechanism import Expectation
@@ -273,7 +274,7 @@ def write_run(folder: Path, *records: TrialRecord) -> str:
         MechanismAsked(name=name, summary=name, expectation=Expectation.CLEAN)
         for name in dict.fromkeys(record.mechanism for record in records)
     )
-    with RunStore(folder, make_info(mechanisms=asked)) as store:
+    with OldRun(folder, make_info(mechanisms=asked)) as store:
         for record in records:
             store.append(record)
     return write_report(folder).read_text()

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from old_run import OldRun
 from report_samples import make_evidence, make_info, make_record, make_verdict, write_sample_run
 
-from lab.campaign.run_store import MechanismAsked, RunStore
+from lab.campaign.old_runs import MechanismAsked
 from lab.errors import EvidenceError
 from lab.evidence.folder import write_evidence, write_verdict
 from lab.mechanisms.mechanism import Expectation
@@ -82,7 +83,7 @@ def words(reader: Reader) -> str:
 
 
 def write_run(folder: Path, records: list[TrialRecord], **changes: object) -> Path:
-    with RunStore(folder, make_info(**changes)) as store:
+    with OldRun(folder, make_info(**changes)) as store:
         for record in records:
             store.append(record)
     return folder

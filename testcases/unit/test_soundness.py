@@ -1,32 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Trials over the cells of docs/sound.md: how they are shared out, what is kept, and what speaks against the list."""
 
+import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from evidence_builder import MS, WINDOW_AT_NS, Load
-from report_samples import IMAGES
+from night_samples import FakeExecutor, make_done
 
-from lab.build.kernel import DEFAULT_BASE
-from lab.campaign.run_store import read_run
-from lab.campaign.soundness import CELLS, CellResult, Soundness, run_cells, share_out, weigh_cell
+from lab.campaign.definition import CampaignSpec, Front, choose_trial
+from lab.campaign.image_transfer import ImageSource
+from lab.campaign.job import TrialDone, pack_evidence
+from lab.campaign.reader import read_records
+from lab.campaign.runs import find_front
+from lab.campaign.sitting import Watch, Where, resume_campaign, start_campaign
+from lab.campaign.soundness import (
+    CellResult,
+    Soundness,
+    make_sound_spec,
+    read_soundness,
+    share_out,
+    weigh_cell,
+)
 from lab.evidence.folder import read_evidence
 from lab.expected.cells import Cell, Defect, Held
 from lab.expected.tally import OutcomeCounts
 from lab.host.paths import ROOT
 from lab.judge import judge
-from lab.model.boot import Boot
 from lab.model.evidence import Ending, EventKind, Evidence
-from lab.model.plan import Plan
 from lab.model.scenario import Aim, Scenario
 from lab.model.topology import Topology
 from lab.model.verdict import Finding, Outcome, TrialRecord
-from lab.report.page import write_report
-from lab.trial.pool import WarmGuest, WarmGuests
+from lab.report.campaign_page import write_campaign_report
 from lab.trial.record import make_record
 from lab.trial.session import Kept
 
@@ -53,47 +62,41 @@ AIMED = Cell(
 )
 
 
-class Retiring(WarmGuest):
-    """No guest, but it tells when it is to go."""
-
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
-        self.failed_boots = 0
-
-    def retire(self) -> None:
-        self._tell()
+FAILING = msgspec.structs.replace(AIMED, scenario=Scenario(mechanism="park-hlt", nmis=7), axes="nmis = 7", line=10)
 
 
-class Guests(WarmGuests):
-    """Gives the same evidence for all trials of a scenario, or of any other, and says what it was asked."""
+class Guests:
+    """Ends all trials of a scenario with the same evidence, or of any other, and says what it was asked."""
 
     def __init__(self, evidence: dict[Scenario, list[Evidence]] | None = None, boots: bool = True) -> None:
         self._evidence = evidence or {}
         self._boots = boots
-        self._failed = 0
         self.told: list[str] = []
         self.seeds: list[int] = []
 
-    @property
-    def failed_boots(self) -> int:
-        return self._failed
-
-    def find(self, boot: Boot) -> WarmGuest:
-        return Retiring(lambda: self.told.append(f"retire {boot.topology}"))
-
-    def run_trial(self, scenario: Scenario, plan: Plan, keep_files: bool = False, *, cover: bool = False) -> Kept:
-        assert not keep_files
-        assert not cover
+    def end(self, spec: CampaignSpec, number: int) -> TrialDone:
+        chosen = choose_trial(spec, number)
+        scenario = chosen.part.scenario
         self.told.append(str(scenario.nmis))
-        self.seeds.append(plan.seed)
-        self._failed += not self._boots
+        self.seeds.append(chosen.plan.seed)
         left = self._evidence.get(scenario, [PASSES])
-        return Kept(left.pop(0) if len(left) > 1 else left[0], {})
+        evidence = left.pop(0) if len(left) > 1 else left[0]
+        verdict = judge(evidence)
+        archive = b"" if verdict.outcome is Outcome.PASS else pack_evidence(Kept(evidence, {}), verdict)
+        done = make_done(number, verdict.outcome, part=chosen.part.name, archive=archive, booted=self._boots)
+        return msgspec.structs.replace(done, record=make_record(number, evidence, verdict, ""))
 
 
 def run(folder: Path, guests: Guests, asked: dict[Cell, int], seed: int = 7) -> Soundness:
-    seen: list[TrialRecord] = []
-    return run_cells(guests, folder, asked, seed, {DEFAULT_BASE: IMAGES}, ("lab", "sound"), seen.append)
+    spec = make_sound_spec(("lab", "sound"), asked, seed)
+
+    @contextlib.contextmanager
+    def join(_: ImageSource) -> Iterator[FakeExecutor]:
+        yield FakeExecutor(lambda number: guests.end(spec, number), capacity=1)
+
+    folder.mkdir(exist_ok=True)
+    start_campaign(folder, spec, lambda _: {}, Where(join=join), Watch())
+    return read_soundness(folder)
 
 
 def outcomes(result: CellResult) -> tuple[int, int, int, int]:
@@ -125,7 +128,7 @@ def test_cells_of_one_machine_take_turns_and_machines_follow_each_other(tmp_path
     guests = Guests()
     ran = run(tmp_path, guests, {FIRST: 2, OTHER_MACHINE: 1, SECOND: 1})
 
-    assert guests.told == ["1", "2", "1", "retire 1x2x2", "4", "retire 1x1x2"]
+    assert guests.told == ["1", "2", "1", "4"]
     assert [outcomes(one) for one in ran.results] == [(2, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 0)]
     assert (ran.exit_status, ran.problems) == (0, ())
 
@@ -158,21 +161,16 @@ def test_each_cells_trials_have_seeds_of_their_own_that_repeat(tmp_path: Path) -
     assert not set(first.seeds) & set(other.seeds)
 
 
-def test_each_cell_leaves_a_run_and_evidence_of_what_did_not_pass(tmp_path: Path) -> None:
+def test_evidence_is_kept_of_what_did_not_pass(tmp_path: Path) -> None:
     guests = Guests({FIRST.scenario: [PASSES, FAILS, INVALIDS]})
-    ran = run(tmp_path, guests, {FIRST: 3, SECOND: 1})
-    folder = tmp_path / ran.results[0].folder
-    stored = read_run(folder)
+    run(tmp_path, guests, {FIRST: 3, SECOND: 1})
+    records = list(read_records(tmp_path))
 
-    assert [result.folder for result in ran.results] == [f"{CELLS}/001-nmi-self", f"{CELLS}/002-nmi-self"]
-    assert stored.info.scenario == FIRST.scenario
-    assert (stored.info.finished, stored.info.exit_status, stored.info.trials_asked) == (True, 1, 3)
-    assert [record.evidence != "" for record in stored.records] == [False, True, True]
-    assert [read_evidence(folder / record.evidence) for record in stored.records[1:]] == [FAILS, INVALIDS]
-    assert len(list((folder / "trials").iterdir())) == 2
-    assert read_run(tmp_path / ran.results[1].folder).info.exit_status == 0
-    assert not (tmp_path / ran.results[1].folder / "trials").exists()
-    assert write_report(folder).exists()
+    assert [record.evidence for record in records] == ["", "", "trials/00003-001-nmi-self", "trials/00004-001-nmi-self"]
+    assert [read_evidence(tmp_path / record.evidence / "attempt-1") for record in records[2:]] == [FAILS, INVALIDS]
+    assert len(list((tmp_path / "trials").iterdir())) == 2
+    assert find_front(tmp_path) is Front.SOUND
+    assert write_campaign_report(tmp_path).exists()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +210,6 @@ def soundness(*cells: tuple[Cell, int, int], host_cores: int = 2) -> Soundness:
             outcomes=OutcomeCounts(passed=passed, invalid=invalid),
             caught=0,
             invalid=(("why", invalid),),
-            folder="",
         )
         for each, passed, invalid in cells
     )
@@ -264,15 +261,40 @@ def test_a_cell_that_fails_with_something_else_is_not_caught(tmp_path: Path) -> 
     assert ran.problems == (f'park-hlt aim = "sibling" (line 9): {wanted}',)
 
 
+def test_a_cell_that_was_caught_is_not_tried_again_by_who_resumes(tmp_path: Path) -> None:
+    caught = Guests({AIMED.scenario: [FAILS], FAILING.scenario: [PASSES]})
+
+    def interrupt(spec: CampaignSpec, number: int) -> TrialDone:
+        if number == 4:
+            raise KeyboardInterrupt
+        return Guests.end(caught, spec, number)
+
+    asked = {AIMED: 8, FAILING: 8}
+    broken_off = Guests()
+    broken_off.end = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, broken_off, asked)
+    assert read_soundness(tmp_path).exit_status == 1
+    spec = make_sound_spec(("lab", "sound"), asked, 7)
+    later = Guests({FAILING.scenario: [FAILS]})
+
+    @contextlib.contextmanager
+    def join(_: ImageSource) -> Iterator[FakeExecutor]:
+        yield FakeExecutor(lambda number: later.end(spec, number), capacity=1)
+
+    assert resume_campaign(tmp_path, lambda spec: spec, lambda _: {}, Where(join=join), Watch()).finished
+    ran = read_soundness(tmp_path)
+    assert (outcomes(ran.results[0]), ran.results[1].caught, ran.exit_status) == ((0, 1, 0, 0), 1, 0)
+    assert len(later.seeds) == 1
+
+
 def test_without_guests_it_stops_and_is_not_met(tmp_path: Path) -> None:
     guests = Guests({FIRST.scenario: [ERRORS]}, boots=False)
-    ran = run(tmp_path, guests, {FIRST: 5, OTHER_MACHINE: 5})
+    ran = run(tmp_path, guests, {FIRST: 5, SECOND: 5})
 
-    assert outcomes(ran.results[0]) == (0, 0, 0, 3)
-    assert ran.results[1].folder == ""
+    assert outcomes(ran.results[0])[3] >= 1
     assert ran.exit_status == 1
-    assert ran.problems[0].startswith("no guest was there for 3 trials in a row, so the run was stopped after 3 of 10")
-    assert read_run(tmp_path / ran.results[0].folder).info.finished
+    assert ran.problems[0].startswith("not all trials were run (3 of 10), since no guest of any of its machines boots")
 
 
 @pytest.mark.parametrize(
@@ -301,4 +323,4 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, words: list[str]
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "out" / CELLS).exists()
+    assert not (tmp_path / "out" / "campaign.sqlite").exists()

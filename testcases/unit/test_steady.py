@@ -4,10 +4,6 @@
 import subprocess
 import sys
 
-from cryptography import x509
-
-from lab.cluster.steady import make_security
-
 #: Whether what measures intervals, in the campaign's process and in a worker's, asks the steady clock.
 PROGRAM = """
 import time
@@ -30,12 +26,3 @@ def ask(change: str) -> str:
 def test_all_of_dask_measures_by_the_steady_clock() -> None:
     assert ask("steady.steady_dask(); steady.steady_dask()") == "1 1 1 1 1"
     assert ask("") == "0 0 0 0 0"
-
-
-def test_certificates_are_valid_whatever_the_clock_says() -> None:
-    security = make_security()
-    certificate = x509.load_pem_x509_certificate(security.tls_ca_file.encode())
-    assert certificate.not_valid_before_utc.year == 1970
-    assert certificate.not_valid_after_utc.year == 9999
-    assert security.require_encryption
-    assert make_security().tls_worker_key != security.tls_worker_key

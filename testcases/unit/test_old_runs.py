@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs of older labs: what is read of them, how they are replaced; and what is expected of any run."""
+
 import os
-import signal
-import subprocess
-import sys
-from io import FileIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from old_run import OldRun
 from report_samples import make_info, make_record, write_sample_run
 
-from lab.campaign import run_store as store_module
-from lab.campaign.run_store import RunStore, claim_run_output, read_run
-from lab.errors import EvidenceError, HostError, UsageError
+from lab.campaign import run_folder
+from lab.campaign.run_folder import claim_run_output, clear_run
+from lab.campaign.runs import read_run
+from lab.errors import EvidenceError, UsageError
 from lab.expected.expect import Expected
 from lab.expected.tally import run_met, weigh_mechanism, weigh_run
-from lab.host.paths import ROOT
 from lab.mechanisms.mechanism import Expectation
 from lab.model.verdict import Finding, Outcome, TrialRecord
 from lab.report import page
@@ -35,7 +34,7 @@ def records(text: str) -> list[TrialRecord]:
 
 def test_a_run_comes_back(tmp_path: Path) -> None:
     given_records = records("PFIE")
-    with RunStore(tmp_path / "run", make_info(finished=False, exit_status=None)) as store:
+    with OldRun(tmp_path / "run", make_info(finished=False, exit_status=None)) as store:
         for record in given_records:
             store.append(record)
         assert read_run(tmp_path / "run").records == tuple(given_records)
@@ -47,7 +46,7 @@ def test_a_run_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_is_left_out_and_counted(tmp_path: Path) -> None:
-    with RunStore(tmp_path, make_info()) as store:
+    with OldRun(tmp_path, make_info()) as store:
         for record in records("PPP"):
             store.append(record)
     path = tmp_path / "records.jsonl"
@@ -63,7 +62,7 @@ def test_a_torn_last_line_is_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_bad_line_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
-    with RunStore(tmp_path, make_info()) as store:
+    with OldRun(tmp_path, make_info()) as store:
         for record in records("PP"):
             store.append(record)
     path = tmp_path / "records.jsonl"
@@ -73,20 +72,10 @@ def test_a_bad_line_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
 
 
 def test_a_record_of_a_mechanism_not_asked_for_is_foreign(tmp_path: Path) -> None:
-    with RunStore(tmp_path, make_info()) as store:
+    with OldRun(tmp_path, make_info()) as store:
         store.append(make_record(1, "hearsay", Outcome.PASS))
     with pytest.raises(EvidenceError, match="mechanism"):
         read_run(tmp_path)
-
-
-def test_a_second_writer_is_refused_and_harms_nothing(tmp_path: Path) -> None:
-    with RunStore(tmp_path, make_info()) as store:
-        store.append(records("P")[0])
-        with pytest.raises(UsageError, match="another run"), RunStore(tmp_path, make_info(trials_asked=1)):
-            pass
-        store.append(records("P")[0])
-    assert len(read_run(tmp_path).records) == 2
-    assert read_run(tmp_path).info == make_info()
 
 
 def list_tree(folder: Path) -> list[str]:
@@ -98,8 +87,8 @@ def test_a_run_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
     before = list_tree(tmp_path)
     with pytest.raises(UsageError, match=r"holds a run: .* --replace"):
         claim_run_output(tmp_path, replace=False)
-    with pytest.raises(UsageError, match="another run"), RunStore(tmp_path, make_info()):
-        pass
+    with pytest.raises(UsageError, match="another run"):
+        clear_run(tmp_path, replace=False)
     assert list_tree(tmp_path) == before
     assert len(read_run(tmp_path).records) == 6
 
@@ -112,10 +101,8 @@ def test_a_new_run_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     (tmp_path / "trials" / "00001" / ".verdict.json.abcd_123").touch()
     (tmp_path / ".trials.abcd_123" / "trials" / "half").mkdir(parents=True)
     assert claim_run_output(tmp_path, replace=True) == tmp_path
-    with RunStore(tmp_path, make_info(), replace=True) as store:
-        store.append(records("P")[0])
-    assert list_tree(tmp_path) == [".mclab-run", "records.jsonl", "run.json"]
-    assert len(read_run(tmp_path).records) == 1
+    clear_run(tmp_path, replace=True)
+    assert list_tree(tmp_path) == [".mclab-run"]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +117,8 @@ def test_a_run_with_something_of_the_users_in_it_is_not_replaced(tmp_path: Path,
     named = "trials/00001" if "00001" in foreign else foreign.removesuffix("/x")
     with pytest.raises(UsageError, match=f"'{named}', which the lab did not leave"):
         claim_run_output(tmp_path, replace=True)
-    with pytest.raises(UsageError, match="did not leave"), RunStore(tmp_path, make_info(), replace=True):
-        pass
+    with pytest.raises(UsageError, match="did not leave"):
+        clear_run(tmp_path, replace=True)
     assert list_tree(tmp_path) == before
     assert len(read_run(tmp_path).records) == 3
 
@@ -157,92 +144,13 @@ def test_a_run_goes_into_no_folder_of_another_kind(tmp_path: Path) -> None:
         assert claim_run_output(tmp_path / name, replace=True) == tmp_path / name
 
 
-def test_a_run_that_is_going_on_is_not_replaced(tmp_path: Path) -> None:
-    with RunStore(tmp_path, make_info()) as store:
-        store.append(records("P")[0])
-        with pytest.raises(UsageError, match="is writing"), RunStore(tmp_path, make_info(), replace=True):
-            pass
-    assert len(read_run(tmp_path).records) == 1
-
-
 def test_the_page_has_one_name() -> None:
-    assert store_module.PAGE == page.PAGE
-
-
-#: Stores two records, then one for which the disk has room but for its last bytes, then two more.
-FULL_DISK = """
-import os, resource, sys
-from pathlib import Path
-import msgspec
-from report_samples import make_info, make_record
-from lab.campaign.run_store import RunStore
-from lab.errors import HostError
-from lab.model.verdict import Outcome
-record = make_record(1, "stop-machine", Outcome.PASS)
-length = len(msgspec.json.encode(record)) + 1
-with RunStore(Path(sys.argv[1]), make_info(finished=False, exit_status=None)) as store:
-    for _ in range(2):
-        store.append(record)
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * length - 10, hard))
-    try:
-        store.append(record)
-    except HostError as error:
-        print(error)
-    if "go on" in sys.argv:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        store.append(record)
-"""
-
-
-@pytest.mark.parametrize(("words", "count"), [((), 2), (("go on",), 3)])
-def test_a_disk_that_fills_within_a_record_costs_that_record_alone(
-    tmp_path: Path, words: tuple[str, ...], count: int
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path), *words],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-    )
-    assert "File too large" in done.stdout, done.stderr
-    assert done.returncode == 0
-    run = read_run(tmp_path)
-    assert (len(run.records), run.torn) == (count, 0)
-
-
-def test_an_interrupt_within_a_record_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Half:
-        def __init__(self, sink: FileIO) -> None:
-            self.fileno, self.close = sink.fileno, sink.close
-
-        def write(self, data: bytes) -> int:
-            os.write(self.fileno(), data[:20])
-            raise KeyboardInterrupt
-
-    with RunStore(tmp_path, make_info()) as store:
-        store.append(records("P")[0])
-        assert store._sink is not None
-        monkeypatch.setattr(store, "_sink", Half(store._sink))
-        with pytest.raises(KeyboardInterrupt):
-            store.append(records("P")[0])
-    run = read_run(tmp_path)
-    assert (len(run.records), run.torn) == (1, 0)
-
-
-def test_a_full_disk_is_a_host_error() -> None:
-    store = RunStore(Path("/nowhere/run"), make_info())
-    store._sink = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
-    with pytest.raises(HostError, match="No space left"):
-        store.append(records("P")[0])
+    assert run_folder.PAGE == page.PAGE
 
 
 @pytest.mark.parametrize("name", ["run.json", "records.jsonl"])
 def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
-    with RunStore(tmp_path, make_info()):
+    with OldRun(tmp_path, make_info()):
         pass
     (tmp_path / name).unlink()
     with pytest.raises(EvidenceError, match=f"{name} is missing"):
@@ -251,7 +159,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 100_000, b" " * (1 << 21)])
 def test_a_damaged_run_is_an_evidence_error(tmp_path: Path, data: bytes) -> None:
-    with RunStore(tmp_path, make_info()):
+    with OldRun(tmp_path, make_info()):
         pass
     (tmp_path / "run.json").write_bytes(data)
     with pytest.raises(EvidenceError):
