@@ -216,8 +216,9 @@ def test_mechanisms_are_listed_and_the_command_is_shown() -> None:
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
+import lab.build.images, lab.kernelimage.vmlinux, lab.trial.pool
 import lab.campaign.station as station
-import lab.cli.choice as choice, lab.cli.runs as runs, lab.cli.trials as trials
+import lab.cli.runs as runs, lab.cli.trials as trials
 from lab.build.images import ImageSet
 from lab.cli import main
 from lab.model.qemu import Qemu
@@ -247,9 +248,9 @@ def build_images(tell, qemu, base):
     return ImageSet(kernel_release="6.1", qemu=on, **files, **hashes)
 
 runs.find_qemu = trials.find_qemu = lambda _: None
-station.WarmGuest = trials.WarmGuests = Guest
+station.WarmGuest = lab.trial.pool.WarmGuests = Guest
 station.find_images, station.read_kernel = lambda images: images, lambda _: None
-choice.build_images, choice.read_kernel = build_images, lambda _: None
+lab.build.images.build_images, lab.kernelimage.vmlinux.read_kernel = build_images, lambda _: None
 main()
 """
 
