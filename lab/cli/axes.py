@@ -14,6 +14,7 @@ from lab.errors import UsageError
 from lab.host.files import read_text
 from lab.host.paths import SCENARIOS
 from lab.model.boot import Granularity
+from lab.model.engine import Engine
 from lab.model.phase import Phase, Role
 from lab.model.placed import Placed
 from lab.model.scenario import Aim, Parking, Scenario, Siblings
@@ -64,6 +65,9 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True):
     role: Annotated[Role | None, typer.Option(help="with --phase: for this thread of each core (default: all)")] = None
     granularity: Annotated[
         Granularity | None, typer.Option(help="at which instructions NMIs can enter (default: block)")
+    ] = None
+    engine: Annotated[
+        Engine | None, typer.Option(help="what the CPU does with the update (default: takes; else from QEMU 11.0 on)")
     ] = None
     place: Annotated[
         list[str] | None,
@@ -132,6 +136,7 @@ def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
         "phase",
         "role",
         "granularity",
+        "engine",
     )
     for name in plain:
         if getattr(given, name) is not None:

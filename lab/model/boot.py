@@ -24,6 +24,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; without them it uses RDMSR and SWAPGS
     :param monitor: the CPU has MONITOR and MWAIT, in which the kernel then parks offline threads
     :param granularity: at which instructions NMIs can enter
+    :param outside: the observer answers for the engine also where the kernel has one of ours, which then stays off;
+        for a kernel that has none it does so wherever QEMU lets it
     """
 
     base: str
@@ -31,6 +33,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     fsgsbase: bool = True
     monitor: bool = False
     granularity: Granularity = Granularity.BLOCK
+    outside: bool = False
 
     @property
     def kernel_args(self) -> tuple[str, ...]:
@@ -45,5 +48,6 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             "" if self.fsgsbase else "nofsgsbase",
             "monitor" if self.monitor else "",
             "one instruction per block" if self.granularity is Granularity.INSTRUCTION else "",
+            "engine in the observer" if self.outside else "",
         )
         return " ".join(part for part in parts if part)

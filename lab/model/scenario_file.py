@@ -10,6 +10,7 @@ import msgspec
 from lab.errors import UsageError
 from lab.mechanisms.table import MECHANISMS, STOCK_MECHANISMS
 from lab.model.boot import Granularity
+from lab.model.engine import Engine
 from lab.model.hold import ANY_BLOCK, LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
 from lab.model.phase import Phase, Role
 from lab.model.placed import Placed, Target
@@ -22,7 +23,7 @@ MAX_FILE_BYTES = 64 * 1024
 _STRETCH = f"whole numbers of microseconds from 0 to {MAX_STRETCH_US}"
 
 
-def _names(values: type[Aim | Siblings | Parking | Phase | Role | Target | Granularity]) -> str:
+def _names(values: type[Aim | Siblings | Parking | Phase | Role | Target | Granularity | Engine]) -> str:
     return "one of " + ", ".join(f'"{each.value}"' for each in values)
 
 
@@ -57,6 +58,7 @@ ALLOWED: Mapping[str, str] = {
     "phase": _names(Phase),
     "role": _names(Role),
     "granularity": _names(Granularity),
+    "engine": _names(Engine),
     "placed": f"tables with the keys {', '.join(PLACED_KEYS)}",
 }
 
@@ -168,6 +170,7 @@ def to_words(scenario: Scenario) -> tuple[str, ...]:
         "phase": ("--phase", scenario.phase.value if scenario.phase else ""),
         "role": ("--role", scenario.role.value if scenario.role else ""),
         "granularity": ("--granularity", scenario.granularity.value),
+        "engine": ("--engine", scenario.engine.value),
         "placed": tuple(word for each in scenario.placed for word in ("--place", _to_word(each))),
     }
     changed = [option for name, option in words.items() if getattr(scenario, name) != getattr(plain, name)]
