@@ -106,7 +106,9 @@ class Facts:
 
     @property
     def has_engine(self) -> bool:
-        """Whether updates can take effect: the kernel has an engine of ours, or the observer answers for one."""
+        """Whether the CPU does what the scenario says: by an engine of ours, or by ignoring what it is to refuse."""
+        if self.evidence.scenario.engine is Engine.REFUSES:
+            return True
         return self.base.engine or self._sees(Sees.ENGINE)
 
     @property

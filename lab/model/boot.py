@@ -26,6 +26,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     :param granularity: at which instructions NMIs can enter
     :param outside: the observer answers for the engine also where the kernel has one of ours, which then stays off;
         for a kernel that has none it does so wherever QEMU lets it
+    :param refusing: updates are to be refused: an emulator without any engine, which ignores them, will do
     """
 
     base: str
@@ -34,6 +35,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     monitor: bool = False
     granularity: Granularity = Granularity.BLOCK
     outside: bool = False
+    refusing: bool = False
 
     @property
     def kernel_args(self) -> tuple[str, ...]:
@@ -48,6 +50,6 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             "" if self.fsgsbase else "nofsgsbase",
             "monitor" if self.monitor else "",
             "one instruction per block" if self.granularity is Granularity.INSTRUCTION else "",
-            "engine in the observer" if self.outside else "",
+            "refusing engine" if self.refusing else "engine in the observer" if self.outside else "",
         )
         return " ".join(part for part in parts if part)

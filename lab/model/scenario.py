@@ -126,6 +126,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             monitor=self.parking is Parking.MWAIT or mechanism.needs_monitor,
             granularity=self.granularity,
             outside=self.engine is not Engine.TAKES,
+            refusing=self.engine is Engine.REFUSES,
         )
 
     @property

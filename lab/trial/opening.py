@@ -71,7 +71,7 @@ def choose_engine(boot: Boot, qemu: Qemu) -> Processor | None:
 
     :raise UsageError: it would have to, and this QEMU does not let it
     """
-    if boot.outside and not qemu.can_be_engine:
+    if boot.outside and not boot.refusing and not qemu.can_be_engine:
         raise UsageError(
             f"the engine has to be in the observer, and QEMU {qemu.version} offers plugin interface {qemu.level}:"
             " interface 6 (QEMU 11.0) is the least; choose another with --qemu, or leave out --engine"
@@ -94,7 +94,7 @@ def _open_once(images: ImageSet, kernel: Kernel, boot: Boot, ring_records: int) 
         write_whole(landmarks, found.to_text().encode())
         handed = stack.enter_context(HandedFiles(choose_user(Accelerator.TCG)))
         engine = choose_engine(boot, images.qemu)
-        patched = find_base(boot.base).engine and engine is None
+        patched = find_base(boot.base).engine and not boot.outside
         spec = GuestSpec(
             qemu=images.qemu,
             topology=boot.topology,

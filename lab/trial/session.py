@@ -118,7 +118,7 @@ class Session:
         #: The newest that the observer's engine has given any core, 0 for none.
         self.core_revision = 0
         #: Whether updates take effect here, by the kernel or by the observer.
-        self.has_engine = self.base.engine or engine is not None
+        self.has_engine = (self.base.engine and not boot.outside) or engine is not None
         if engine is not None and (self._signature, self._platform) != (engine.signature, engine.platforms):
             raise GuestError(
                 f"the guest's CPU is {self._signature:#x} with platform mask {self._platform:#x}:"
