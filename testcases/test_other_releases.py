@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 LAB = (sys.executable, "-m", "lab.cli")
 #: Releases by what their QEMU shows the observer, of versions 4 and 7 of the interface.
 RELEASES = {
-    "trixie": {Sees.REGISTERS, Sees.INLINE},
-    "trixie-backports": {Sees.REGISTERS, Sees.INLINE, Sees.INTERRUPTS},
+    "trixie": {Sees.REGISTERS, Sees.INLINE, Sees.UPDATES},
+    "trixie-backports": {Sees.REGISTERS, Sees.INLINE, Sees.INTERRUPTS, Sees.UPDATES},
 }
 SMALL = ("--topology", "1x1x2")
 #: Three kernels, caught by three different ways of looking.

@@ -121,3 +121,10 @@ bool is_wrmsr(const uint8_t *bytes, size_t size)
 		return false;
 	return insn.at[1] == 0x30 || (insn.left == 3 && insn.at[1] == 0x01 && insn.at[2] == 0xc6);
 }
+
+bool is_rdmsr(const uint8_t *bytes, size_t size)
+{
+	struct insn insn = skip_prefixes(bytes, size);
+
+	return insn.left == 2 && insn.at[0] == 0x0f && insn.at[1] == 0x32;
+}

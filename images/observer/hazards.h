@@ -13,5 +13,6 @@ enum observer_hazard hazard_of(const uint8_t *bytes, size_t size);
 
 /* WRMSR or WRMSRNS, whose register's number is in ECX. */
 bool is_wrmsr(const uint8_t *bytes, size_t size);
+bool is_rdmsr(const uint8_t *bytes, size_t size);
 
 #endif /* HAZARDS_H */

@@ -4,6 +4,7 @@
 #define INSTALL_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "qemu_plugin_api.h"
 
@@ -12,6 +13,10 @@ struct options {
 	const char *shm;
 	int link;
 	unsigned int threads;
+	bool engine;
+	uint32_t signature;
+	uint32_t platforms;
+	uint32_t revision;
 };
 
 bool options_parse(int argc, char **argv, struct options *options);

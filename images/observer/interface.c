@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "engine.h"
 #include "state.h"
 
 PLUGIN_EXPORT int qemu_plugin_version = PLUGIN_API_VERSION;
@@ -94,54 +95,120 @@ size_t insn_bytes(const struct qemu_plugin_insn *insn, uint8_t bytes[MAX_INSN_BY
 #endif
 
 #if PLUGIN_API_VERSION < 2
-bool read_ecx(unsigned int vcpu, uint32_t *value)
+bool read_gpr(unsigned int vcpu, enum gpr gpr, uint32_t *value)
 {
 	(void)vcpu;
+	(void)gpr;
 	(void)value;
 	return false;
 }
 #else
+/* As the descriptors have them, in 64-bit and in 32-bit targets. */
+static const char *const names[GPRS][2] = {
+	[GPR_EAX] = {"rax", "eax"},
+	[GPR_ECX] = {"rcx", "ecx"},
+	[GPR_EDX] = {"rdx", "edx"},
+	[GPR_CS] = {"cs", "cs"},
+};
+
 /* Each is used by its vCPU's thread alone. */
 static struct {
-	struct qemu_plugin_register *rcx;
+	struct qemu_plugin_register *gprs[GPRS];
 	GByteArray *bytes;
 } __attribute__((aligned(64))) registers[OBSERVER_MAX_VCPUS];
 
 /* Newer versions have more behind what is declared of a descriptor. */
-static struct qemu_plugin_register *find_rcx(void)
+static void find_gprs(unsigned int vcpu)
 {
 	GArray *all = qemu_plugin_get_registers();
 	size_t step = g_array_get_element_size(all);
-	struct qemu_plugin_register *found = NULL;
 
 	for (unsigned int i = 0; i < all->len; i++) {
 		const qemu_plugin_reg_descriptor *each = (const void *)(all->data + i * step);
 
-		if (each->name && (!strcmp(each->name, "rcx") || !strcmp(each->name, "ecx")))
-			found = each->handle;
+		for (unsigned int gpr = 0; each->name && gpr < GPRS; gpr++)
+			if (!strcmp(each->name, names[gpr][0]) ||
+			    !strcmp(each->name, names[gpr][1]))
+				registers[vcpu].gprs[gpr] = each->handle;
 	}
 	g_array_free(all, 1);
-	return found;
 }
 
-bool read_ecx(unsigned int vcpu, uint32_t *value)
+static GByteArray *bytes_of(unsigned int vcpu)
 {
-	GByteArray *bytes = registers[vcpu].bytes;
-
-	if (!bytes) {
-		bytes = g_byte_array_new();
-		registers[vcpu].bytes = bytes;
-		registers[vcpu].rcx = find_rcx();
+	if (!registers[vcpu].bytes) {
+		registers[vcpu].bytes = g_byte_array_new();
+		find_gprs(vcpu);
 	}
-	g_byte_array_set_size(bytes, 0);
-	if (!registers[vcpu].rcx)
+	g_byte_array_set_size(registers[vcpu].bytes, 0);
+	return registers[vcpu].bytes;
+}
+
+bool read_gpr(unsigned int vcpu, enum gpr gpr, uint32_t *value)
+{
+	GByteArray *bytes = bytes_of(vcpu);
+
+	if (!registers[vcpu].gprs[gpr])
 		return false;
 	/* Up to version 5 the answer is a size, and negative where there is none. */
-	if (qemu_plugin_read_register(registers[vcpu].rcx, bytes) <= 0 ||
+	if (qemu_plugin_read_register(registers[vcpu].gprs[gpr], bytes) <= 0 ||
 	    bytes->len < sizeof(*value))
 		return false;
 	memcpy(value, bytes->data, sizeof(*value));
 	return true;
+}
+#endif
+
+#if PLUGIN_API_VERSION < 4
+const uint8_t *read_guest(unsigned int vcpu, uint64_t address, size_t size)
+{
+	(void)vcpu;
+	(void)address;
+	(void)size;
+	return NULL;
+}
+#else
+const uint8_t *read_guest(unsigned int vcpu, uint64_t address, size_t size)
+{
+	GByteArray *bytes = bytes_of(vcpu);
+
+	if (!qemu_plugin_read_memory_vaddr(address, bytes, size) || bytes->len < size)
+		return NULL;
+	return bytes->data;
+}
+#endif
+
+#if !CAN_BE_ENGINE
+bool write_gpr(unsigned int vcpu, enum gpr gpr, uint32_t value)
+{
+	(void)vcpu;
+	(void)gpr;
+	(void)value;
+	return false;
+}
+
+void go_on_at(uint64_t address)
+{
+	(void)address;
+}
+#else
+bool write_gpr(unsigned int vcpu, enum gpr gpr, uint32_t value)
+{
+	GByteArray *bytes = bytes_of(vcpu);
+
+	/* A register is as long as the vCPU's mode has it, and is written whole. */
+	if (!registers[vcpu].gprs[gpr] ||
+	    !qemu_plugin_read_register(registers[vcpu].gprs[gpr], bytes) ||
+	    bytes->len < sizeof(value))
+		return false;
+	memset(bytes->data, 0, bytes->len);
+	memcpy(bytes->data, &value, sizeof(value));
+	return qemu_plugin_write_register(registers[vcpu].gprs[gpr], bytes);
+}
+
+void go_on_at(uint64_t address)
+{
+	qemu_plugin_set_pc(address);
 }
 #endif
 
@@ -198,21 +265,28 @@ static void follow_interrupts(qemu_plugin_id_t id)
 	(void)id;
 }
 #else
+static void on_discontinuity(unsigned int vcpu, enum qemu_plugin_discon_type type, uint64_t from,
+			     uint64_t to)
+{
+	if (type == QEMU_PLUGIN_DISCON_INTERRUPT)
+		vcpu_interrupted(vcpu, from, to);
+	else
+		vcpu_excepted(vcpu, from);
+}
+
 #if PLUGIN_API_VERSION < 7
 static void on_interrupt(qemu_plugin_id_t id, unsigned int vcpu, enum qemu_plugin_discon_type type,
 			 uint64_t from, uint64_t to)
 {
 	(void)id;
-	(void)type;
-	vcpu_interrupted(vcpu, from, to);
+	on_discontinuity(vcpu, type, from, to);
 }
 #else
 static void on_interrupt(unsigned int vcpu, enum qemu_plugin_discon_type type, uint64_t from,
 			 uint64_t to, void *userdata)
 {
-	(void)type;
 	(void)userdata;
-	vcpu_interrupted(vcpu, from, to);
+	on_discontinuity(vcpu, type, from, to);
 }
 #endif
 
@@ -224,15 +298,19 @@ static bool has_interrupts(void)
 static void follow_interrupts(qemu_plugin_id_t id)
 {
 	if (has_interrupts())
-		qemu_plugin_register_vcpu_discon_cb(id, QEMU_PLUGIN_DISCON_INTERRUPT,
-						    on_interrupt FOR_ALL);
+		qemu_plugin_register_vcpu_discon_cb(
+			id,
+			QEMU_PLUGIN_DISCON_INTERRUPT |
+				(engine_is_on() ? QEMU_PLUGIN_DISCON_EXCEPTION : 0),
+			on_interrupt FOR_ALL);
 }
 #endif
 
 uint32_t interface_sees(void)
 {
 	return (PLUGIN_API_VERSION >= 2 ? SEES_REGISTERS : 0) | (INLINE_BLOCKS ? SEES_INLINE : 0) |
-	       (has_interrupts() ? SEES_INTERRUPTS : 0);
+	       (has_interrupts() ? SEES_INTERRUPTS : 0) |
+	       (PLUGIN_API_VERSION >= 4 ? SEES_UPDATES : 0) | (engine_is_on() ? SEES_ENGINE : 0);
 }
 
 bool interface_register(qemu_plugin_id_t id)

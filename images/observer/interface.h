@@ -37,9 +37,31 @@ size_t insn_bytes(const struct qemu_plugin_insn *insn, uint8_t bytes[MAX_INSN_BY
 /* Of a block that is being translated: store which it is, and call watched_block(). */
 void follow_block(struct qemu_plugin_tb *tb, uint64_t packed);
 
-/* Of a vCPU whose thread calls, in a callback that reads registers; false when it cannot be read.
+/* The registers that the observer looks at. */
+enum gpr {
+	GPR_EAX,
+	GPR_ECX,
+	GPR_EDX,
+	GPR_CS,
+	GPRS,
+};
+
+/*
+ * The low half of a register of a vCPU whose thread calls, in a callback that reads registers, or
+ * writes them; false when that cannot be done. What is written clears the high half, as the CPU's
+ * own 32-bit results do.
  */
-bool read_ecx(unsigned int vcpu, uint32_t *value);
+bool read_gpr(unsigned int vcpu, enum gpr gpr, uint32_t *value);
+bool write_gpr(unsigned int vcpu, enum gpr gpr, uint32_t value);
+
+/* Guest memory as that vCPU sees it, good until the next call for it; NULL when there is none. */
+const uint8_t *read_guest(unsigned int vcpu, uint64_t address, size_t size);
+
+/* Whether this version can write registers, and let a vCPU go on elsewhere. */
+#define CAN_BE_ENGINE (PLUGIN_API_VERSION >= 6)
+
+/* Have that vCPU go on there, from a callback that says that it does; does not return. */
+void go_on_at(uint64_t address);
 
 /* What QEMU calls, in the thread of the vCPU; observer.c has them. */
 void translate_block(struct qemu_plugin_tb *tb);
@@ -48,5 +70,7 @@ void vcpu_halts(unsigned int vcpu);
 void vcpu_resumes(unsigned int vcpu);
 /* It has taken an interrupt before the instruction at from, and goes on at to. */
 void vcpu_interrupted(unsigned int vcpu, uint64_t from, uint64_t to);
+/* It has taken an exception at that instruction; called with the engine on only. */
+void vcpu_excepted(unsigned int vcpu, uint64_t from);
 
 #endif /* INTERFACE_H */

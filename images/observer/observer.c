@@ -2,10 +2,12 @@
 /*
  * The observer: a TCG plugin that sees which code each vCPU executes while another thread of its
  * core is in WRMSR 0x79 (design, sections 2 and 5). It only looks, but for holding that one WRMSR
- * open as long as it is told to, and in stall mode the siblings meanwhile.
+ * open as long as it is told to, and in stall mode the siblings meanwhile; and where it is told to
+ * it answers for the engine that takes updates (engine.c).
  *
  * Callbacks run in the vCPUs' threads, all at the same time and without QEMU's big lock.
  */
+#include "engine.h"
 #include "gaps.h"
 #include "hazards.h"
 #include "install.h"
@@ -16,10 +18,7 @@
 #include "state.h"
 #include "window.h"
 
-/* IA32_BIOS_UPDT_TRIG (SDM 4, table 2-2). */
-#define MSR_UCODE_WRITE 0x79
-
-#define CB_READS_ECX (PLUGIN_API_VERSION >= 2 ? QEMU_PLUGIN_CB_R_REGS : QEMU_PLUGIN_CB_NO_REGS)
+#define CB_READS (PLUGIN_API_VERSION >= 2 ? QEMU_PLUGIN_CB_R_REGS : QEMU_PLUGIN_CB_NO_REGS)
 
 struct observer observer;
 
@@ -173,19 +172,43 @@ static void on_wrmsr(unsigned int vcpu, void *userdata)
 	bool marked;
 	uint32_t ecx;
 
-	if (!armed_trial())
+	if (!armed_trial() && !engine_is_on())
 		return;
 	marked = has_point(pc, POINT_WRMSR79);
-	if (!read_ecx(vcpu, &ecx)) {
+	if (!read_gpr(vcpu, GPR_ECX, &ecx)) {
 		if (!marked)
 			return;
 	} else if (ecx != MSR_UCODE_WRITE) {
-		if (marked)
+		if (marked && armed_trial())
 			count_one(&observer.header->status.points_wrong);
+		if (engine_is_on() && ecx == MSR_UCODE_REV)
+			engine_write_revision(vcpu);
 		return;
 	}
-	places_point(vcpu, OBSERVER_WINDOW_OPEN, pc);
-	window_open(vcpu, pc, mark_of((uint64_t)userdata));
+	if (armed_trial()) {
+		places_point(vcpu, OBSERVER_WINDOW_OPEN, pc);
+		window_open(vcpu, pc, mark_of((uint64_t)userdata));
+	}
+	/* Behind the time for which the window is held: as late as the instruction itself. */
+	if (interface_sees() & SEES_UPDATES)
+		engine_update(vcpu, pc);
+}
+
+static void on_cpuid(unsigned int vcpu, void *userdata)
+{
+	(void)userdata;
+	engine_cpuid(vcpu);
+}
+
+static void on_rdmsr_done(unsigned int vcpu, void *userdata)
+{
+	(void)userdata;
+	engine_answer(vcpu);
+}
+
+static void on_last_rdmsr(unsigned int vcpu, void *userdata)
+{
+	engine_read_instead(vcpu, (uint64_t)userdata);
 }
 
 void vcpu_halts(unsigned int vcpu)
@@ -227,13 +250,38 @@ void vcpu_interrupted(unsigned int vcpu, uint64_t from, uint64_t to)
 	ring_put(&event);
 }
 
+void vcpu_excepted(unsigned int vcpu, uint64_t from)
+{
+	engine_excepted(vcpu, from);
+}
+
 /* STI; what restores flags on the kernel's ways out of a rendezvous is one, too. */
 static bool enables_interrupts(const uint8_t *bytes, size_t size)
 {
 	return size == 1 && bytes[0] == 0xfb;
 }
 
-static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc)
+/*
+ * An RDMSR is answered for in front of the instruction that follows. One that ends its block has
+ * none that is known to follow it: it is executed here, and its vCPU sent on. Last of all that is
+ * asked for at it, for nothing behind that would be called.
+ */
+static void serve_engine(struct qemu_plugin_insn *insn, uint64_t pc, const uint8_t *bytes,
+			 size_t size, struct qemu_plugin_insn *next)
+{
+	if (hazard_of(bytes, size) == HAZARD_CPUID)
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_cpuid, CB_READS, NULL);
+	if (!is_rdmsr(bytes, size))
+		return;
+	if (next)
+		qemu_plugin_register_vcpu_insn_exec_cb(next, on_rdmsr_done, QEMU_PLUGIN_CB_RW_REGS,
+						       NULL);
+	else
+		qemu_plugin_register_vcpu_insn_exec_cb(
+			insn, on_last_rdmsr, QEMU_PLUGIN_CB_RW_REGS_PC, (void *)(pc + size));
+}
+
+static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc, struct qemu_plugin_insn *next)
 {
 	uint8_t bytes[MAX_INSN_BYTES];
 	size_t size = insn_bytes(insn, bytes);
@@ -256,9 +304,12 @@ static void watch_insn(struct qemu_plugin_insn *insn, uint64_t pc)
 		if (marked)
 			count_one(&observer.header->status.points_wrong);
 	} else if (marked || interface_sees() & SEES_REGISTERS) {
-		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_wrmsr, CB_READS_ECX,
-						       (void *)pack(pc, size));
+		qemu_plugin_register_vcpu_insn_exec_cb(
+			insn, on_wrmsr, engine_is_on() ? QEMU_PLUGIN_CB_RW_REGS : CB_READS,
+			(void *)pack(pc, size));
 	}
+	if (engine_is_on())
+		serve_engine(insn, pc, bytes, size, next);
 }
 
 /* A block belongs to a wait region only if all of its instructions do. */
@@ -269,11 +320,13 @@ void translate_block(struct qemu_plugin_tb *tb)
 
 	for (size_t i = 0; i < count; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+		struct qemu_plugin_insn *next =
+			i + 1 < count ? qemu_plugin_tb_get_insn(tb, i + 1) : NULL;
 		uint64_t pc = qemu_plugin_insn_vaddr(insn);
 
 		if (regions)
 			regions &= regions_at(pc);
-		watch_insn(insn, pc);
+		watch_insn(insn, pc, next);
 	}
 	follow_block(tb, pack(qemu_plugin_tb_vaddr(tb), regions));
 }
@@ -283,7 +336,7 @@ PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *in
 {
 	struct options options;
 
-	if (!qemu_fits(info) || !options_parse(argc, argv, &options) ||
+	if (!qemu_fits(info) || !options_parse(argc, argv, &options) || !engine_prepare(&options) ||
 	    !landmarks_read(options.landmarks) || !shm_map(options.shm, info, options.threads) ||
 	    !window_prepare())
 		return -1;

@@ -5,7 +5,7 @@
  * guest cannot reach it.
  *
  *   header (one page) | vCPUs | windows, one per core | siblings, one per vCPU |
- *   block tables, one per vCPU | cover tables, one per vCPU | ring of records
+ *   block tables, one per vCPU | cover tables, one per vCPU | updates | ring of records
  *
  * All of it outlives QEMU.
  */
@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define OBSERVER_MAGIC	     0x6c63616c62616c6dull
-#define OBSERVER_SHM_VERSION 6
+#define OBSERVER_SHM_VERSION 7
 #define OBSERVER_HEADER_SIZE 4096
 #define OBSERVER_MAX_VCPUS   64
 #define OBSERVER_MAX_CORES   16
@@ -23,6 +23,7 @@
 #define OBSERVER_MECHANISMS  16
 #define OBSERVER_HOLDS	     16
 #define OBSERVER_HOLD_SIZE   64
+#define OBSERVER_UPDATES     256
 
 /* What a record reports: lab.model.evidence.EventKind, in its order. */
 enum observer_kind {
@@ -48,6 +49,7 @@ enum observer_kind {
 	OBSERVER_BACKTRACE = 20,    /* the kernel is about to send NMIs for backtraces */
 	OBSERVER_NMI_TAKEN = 21,    /* QEMU enters an NMI; the detail is the instruction put off */
 	OBSERVER_NMI_HANDLER = 22,  /* it calls a chain of ordinary NMI handlers */
+	OBSERVER_UPDATE = 23,	    /* what a WRMSR 0x79 names; the detail is the update's number */
 };
 
 /* What more than version 1 the interface of the QEMU at hand shows: lab.model.evidence.Sees. */
@@ -55,6 +57,32 @@ enum observer_sees {
 	SEES_REGISTERS = 1,  /* each WRMSR's register number */
 	SEES_INLINE = 2,     /* blocks are stored by QEMU's own code */
 	SEES_INTERRUPTS = 4, /* where interrupts are taken, and to which address */
+	SEES_UPDATES = 8,    /* which bytes a WRMSR 0x79 names */
+	SEES_ENGINE = 16,    /* and the observer answers for the engine that takes them */
+};
+
+/* What becomes of an update that is written: lab.model.evidence.Taken, in its order. */
+enum observer_taken {
+	TAKEN_UNASKED = 1,    /* no engine of the observer's: it was looked at only */
+	TAKEN_DONE = 2,	      /* its core has the revision of its header */
+	TAKEN_OTHER = 3,      /* or, as told to, another one */
+	TAKEN_REFUSED = 4,    /* refused, as told to */
+	TAKEN_FAULT = 5,      /* the WRMSR faults, as told to */
+	TAKEN_UNREADABLE = 6, /* refused: there is no memory where it should be */
+	TAKEN_MALFORMED = 7,  /* its header's versions or sizes are none that there are */
+	TAKEN_CHECKSUM = 8,   /* the sum of its words is not 0 */
+	TAKEN_SIGNATURE = 9,  /* it is for another CPU */
+	TAKEN_PLATFORM = 10,  /* or for other platforms */
+	TAKEN_OLDER = 11,     /* it is older than what the core has */
+};
+
+/* How the engine treats a sound update: lab.model.engine.Engine, in its order. */
+enum observer_engine {
+	ENGINE_TAKES = 0,
+	ENGINE_REFUSES = 1,
+	ENGINE_FAULTS = 2,
+	ENGINE_OTHER_REVISION = 3, /* the core has one above the header's afterwards */
+	ENGINE_ONE_CORE = 4,	   /* core 0 takes it, all others refuse */
 };
 
 /* Where a late load is, seen from one core: lab.model.phase.Phase, in its order. */
@@ -99,7 +127,8 @@ struct observer_record {
 	uint16_t hazard;
 	uint32_t load;
 	uint32_t trial;
-	uint64_t detail; /* which hold; what an NMI interrupted; how long a WRMSR 0x79 is */
+	/* Which hold; what an NMI interrupted; how long a WRMSR 0x79 is; an update's number. */
+	uint64_t detail;
 	uint64_t reserved;
 };
 
@@ -118,12 +147,15 @@ struct observer_shape {
 	uint32_t table_blocks; /* a power of two */
 	uint32_t cover_blocks; /* a power of two */
 	uint32_t cover_size;
+	uint32_t update_size;
+	uint32_t reserved;
 	uint64_t total_size;
 	uint64_t vcpu_offset;
 	uint64_t window_offset;
 	uint64_t sibling_offset;
 	uint64_t table_offset;
 	uint64_t cover_offset;
+	uint64_t update_offset;
 	uint64_t ring_offset;
 };
 
@@ -140,7 +172,8 @@ struct observer_control {
 	uint64_t stall_bound_ns; /* how much longer than its stretch a window stalls siblings */
 	uint32_t holds;		 /* how many there are */
 	uint32_t cover;		 /* 1: count all blocks of the load in the cover tables */
-	uint64_t reserved[5];
+	uint32_t engine;	 /* enum observer_engine */
+	uint32_t reserved[9];
 };
 
 /*
@@ -269,6 +302,22 @@ struct observer_cover {
 	uint32_t count;
 };
 
+/* What one WRMSR 0x79 named, in a place of OBSERVER_UPDATES by its number, which is written last.
+ */
+struct observer_update {
+	uint64_t number; /* from 1 on, 0 is an empty place */
+	uint64_t operand;
+	uint64_t digest;   /* FNV-1a over all of its 32-bit words, 0 where they were not read */
+	uint32_t revision; /* of its header, as all that follow up to its size */
+	uint32_t signature;
+	uint32_t platforms;
+	uint32_t total_size;
+	uint32_t taken;	 /* enum observer_taken */
+	uint32_t before; /* the core's revision, 0 without an engine */
+	uint32_t after;
+	uint32_t reserved[3];
+};
+
 /* One datagram on the link. */
 struct observer_message {
 	uint32_t kind;
@@ -286,6 +335,7 @@ _Static_assert(sizeof(struct observer_window) == 128, "a window shares no line p
 _Static_assert(sizeof(struct observer_block) == 32, "blocks fill lines");
 _Static_assert(sizeof(struct observer_cover) == 16, "covers fill lines");
 _Static_assert(sizeof(struct observer_hold) == OBSERVER_HOLD_SIZE, "a hold is one cache line");
+_Static_assert(sizeof(struct observer_update) == 64, "an update is one cache line");
 _Static_assert(sizeof(struct observer_message) == 32, "a message is 32 bytes");
 
 #endif /* OBSERVER_SHM_H */

@@ -8,7 +8,10 @@
 
 #include "state.h"
 
-#define OPTIONS "landmarks=FILE, shm=FILE, link=FD, threads=N"
+#define OPTIONS                                                                                    \
+	"landmarks=FILE, shm=FILE, link=FD, threads=N, engine=on|off, signature=HEX, "             \
+	"platforms=HEX, revision=HEX"
+#define REQUIRED "landmarks, shm, link, threads"
 
 /* The value of an argument "name=value" if that is its name, else NULL. */
 static const char *value_of(const char *argument, const char *name)
@@ -31,6 +34,31 @@ static bool parse_number(const char *name, const char *text, long low, long high
 	return false;
 }
 
+static bool parse_word(const char *name, const char *text, uint32_t *word)
+{
+	char *end;
+	unsigned long value;
+
+	errno = 0;
+	value = strtoul(text, &end, 16);
+	if (!errno && strchr("0123456789abcdefABCDEF", text[0]) && *text && !*end &&
+	    value <= UINT32_MAX) {
+		*word = value;
+		return true;
+	}
+	complain("option %s is '%s': allowed is 0 to ffffffff, in hex", name, text);
+	return false;
+}
+
+static bool parse_switch(const char *name, const char *text, bool *on)
+{
+	*on = !strcmp(text, "on");
+	if (*on || !strcmp(text, "off"))
+		return true;
+	complain("option %s is '%s': allowed is on or off", name, text);
+	return false;
+}
+
 static bool parse_one(const char *argument, struct options *options)
 {
 	const char *value;
@@ -48,6 +76,14 @@ static bool parse_one(const char *argument, struct options *options)
 		if (!parse_number("threads", value, 1, OBSERVER_MAX_VCPUS, &number))
 			return false;
 		options->threads = number;
+	} else if ((value = value_of(argument, "engine"))) {
+		return parse_switch("engine", value, &options->engine);
+	} else if ((value = value_of(argument, "signature"))) {
+		return parse_word("signature", value, &options->signature);
+	} else if ((value = value_of(argument, "platforms"))) {
+		return parse_word("platforms", value, &options->platforms);
+	} else if ((value = value_of(argument, "revision"))) {
+		return parse_word("revision", value, &options->revision);
 	} else {
 		complain("option '%s' is unknown: there are " OPTIONS, argument);
 		return false;
@@ -75,11 +111,15 @@ bool options_parse(int argc, char **argv, struct options *options)
 		if (!parse_one(argv[i], options))
 			return false;
 	if (!options->landmarks || !options->shm || options->link < 0 || !options->threads) {
-		complain("option %s is missing: all are required: " OPTIONS,
+		complain("option %s is missing: required are " REQUIRED,
 			 !options->landmarks ? "landmarks"
 			 : !options->shm     ? "shm"
 			 : options->link < 0 ? "link"
 					     : "threads");
+		return false;
+	}
+	if (options->engine && (!options->signature || !options->platforms || !options->revision)) {
+		complain("option engine is 'on': it needs signature, platforms and revision");
 		return false;
 	}
 	return is_link(options->link);

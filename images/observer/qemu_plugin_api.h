@@ -9,9 +9,9 @@
  *   1  QEMU 7.2 to 8.2
  *   2  9.0: registers can be read, scoreboards
  *   3  9.1: an instruction's bytes are copied; conditional callbacks, inline stores
- *   4  9.2, 10.0
- *   5  10.1; 10.2 has discontinuity callbacks under this number, too
- *   6  11.0: reading a register answers with a bool
+ *   4  9.2, 10.0: guest memory can be read
+ *   5  10.1: registers can be written; 10.2 has discontinuity callbacks under this number, too
+ *   6  11.0: the register calls answer with a bool, and a vCPU can be sent to another instruction
  *   7  11.1, which takes no other: callbacks get userdata in place of the plugin's id
  */
 #ifndef QEMU_PLUGIN_API_H
@@ -52,10 +52,13 @@ typedef struct qemu_info_t {
 	} system;
 } qemu_info_t;
 
-/* Whether a callback reads guest registers; version 1 can do no more than say that it does not. */
+/* What a callback does to guest registers; version 1 can do no more than say that it does nothing.
+ */
 enum qemu_plugin_cb_flags {
 	QEMU_PLUGIN_CB_NO_REGS = 0,
 	QEMU_PLUGIN_CB_R_REGS = 1,
+	QEMU_PLUGIN_CB_RW_REGS = 2,
+	QEMU_PLUGIN_CB_RW_REGS_PC = 3,
 };
 
 typedef void (*qemu_plugin_vcpu_udata_cb_t)(unsigned int vcpu, void *userdata);
@@ -137,6 +140,19 @@ bool qemu_plugin_read_register(struct qemu_plugin_register *handle, GByteArray *
 #endif
 #endif
 
+#if PLUGIN_API_VERSION >= 4
+/* By the page tables of the vCPU whose thread calls. The bytes replace those of the array. */
+bool qemu_plugin_read_memory_vaddr(uint64_t address, GByteArray *bytes, size_t size);
+#endif
+
+#if PLUGIN_API_VERSION >= 6
+/* Of the vCPU whose thread calls, in a callback that said so; the array has all of the register. */
+bool qemu_plugin_write_register(struct qemu_plugin_register *handle, GByteArray *bytes);
+
+/* The vCPU goes on there. Does not return. */
+__attribute__((noreturn)) void qemu_plugin_set_pc(uint64_t address);
+#endif
+
 #if PLUGIN_API_VERSION >= 3
 /* Memory that QEMU keeps for each vCPU, which its translated code reads and writes by itself. */
 struct qemu_plugin_scoreboard;
@@ -170,6 +186,7 @@ void qemu_plugin_register_vcpu_tb_exec_cond_cb(struct qemu_plugin_tb *tb,
 #if PLUGIN_API_VERSION >= 5
 enum qemu_plugin_discon_type {
 	QEMU_PLUGIN_DISCON_INTERRUPT = 1,
+	QEMU_PLUGIN_DISCON_EXCEPTION = 2,
 };
 
 #if PLUGIN_API_VERSION < 7

@@ -33,7 +33,8 @@ static const char *check_shape(const struct observer_shape *shape, uint64_t file
 	    shape->window_size != sizeof(struct observer_window) ||
 	    shape->sibling_size != sizeof(struct observer_sibling) ||
 	    shape->block_size != sizeof(struct observer_block) ||
-	    shape->cover_size != sizeof(struct observer_cover))
+	    shape->cover_size != sizeof(struct observer_cover) ||
+	    shape->update_size != sizeof(struct observer_update))
 		return "its parts are of other sizes";
 	if (!shape->vcpus || shape->vcpus > OBSERVER_MAX_VCPUS || !shape->threads ||
 	    shape->vcpus % shape->threads || shape->vcpus / shape->threads > OBSERVER_MAX_CORES)
@@ -54,6 +55,7 @@ static const char *check_shape(const struct observer_shape *shape, uint64_t file
 		  shape->block_size, total) ||
 	    !fits(shape->cover_offset, (uint64_t)shape->vcpus * shape->cover_blocks,
 		  shape->cover_size, total) ||
+	    !fits(shape->update_offset, OBSERVER_UPDATES, shape->update_size, total) ||
 	    !fits(shape->ring_offset, shape->ring_records, shape->record_size, total))
 		return "a part reaches past its end";
 	return NULL;
@@ -90,6 +92,7 @@ static void adopt(char *base)
 	observer.siblings = (void *)(base + shape->sibling_offset);
 	observer.tables = (void *)(base + shape->table_offset);
 	observer.covers = (void *)(base + shape->cover_offset);
+	observer.updates = (void *)(base + shape->update_offset);
 	observer.ring = (void *)(base + shape->ring_offset);
 	observer.vcpu_count = shape->vcpus;
 	observer.threads = shape->threads;

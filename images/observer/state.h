@@ -47,6 +47,7 @@ struct observer {
 	struct observer_sibling *siblings;
 	struct observer_block *tables;
 	struct observer_cover *covers;
+	struct observer_update *updates;
 	struct observer_record *ring;
 	struct core *core_by_vcpu[OBSERVER_MAX_VCPUS]; /* spares every block a division */
 	uint64_t alive_from[OBSERVER_MAX_VCPUS]; /* region blocks that do not show life any more */

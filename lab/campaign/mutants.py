@@ -50,6 +50,8 @@ class Fate(enum.Enum):
     SURVIVED = "survived"
     #: A broken witness made a sound kernel look broken, or a broken one good.
     FOOLED = "fooled the lab"
+    #: What it breaks shows on a newer QEMU only: it was not tried.
+    BEYOND = "needs a newer QEMU"
     #: The lab or the host failed before it showed.
     ERROR = "error"
 
@@ -119,25 +121,16 @@ def hunt(
     :raise HostError: the host failed
     """
     begin = time.monotonic()
+    if qemu.level < mutant.least_interface:
+        reason = f"it shows from plugin interface {mutant.least_interface} on, and this QEMU offers {qemu.level}"
+        return _give_up(mutant, Fate.BEYOND, reason, 0.0)
     try:
         images = build_mutant(mutant, progress, qemu)
         unfit = _why_unfit(mutant, qemu, folder, seed, progress) if mutant.ends_in is Outcome.INVALID else ""
     except BuildError as error:
         unfit = str(error)
     if unfit:
-        return Kill(
-            mutant=mutant.name,
-            subject=mutant.subject,
-            fate=Fate.ERROR,
-            by=(),
-            also=(),
-            trials=0,
-            outcomes={},
-            build_s=time.monotonic() - begin,
-            hunt_s=0.0,
-            reason=unfit,
-            evidence="",
-        )
+        return _give_up(mutant, Fate.ERROR, unfit, time.monotonic() - begin)
     stale = mutant == STALE_VMLINUX
     kernel = read_stale(read_mutants(), progress, qemu) if stale else read_kernel(images.vmlinux)
     built = time.monotonic()
@@ -168,6 +161,22 @@ def hunt(
         hunt_s=time.monotonic() - built,
         reason=record.reason,
         evidence=mutant.name,
+    )
+
+
+def _give_up(mutant: Mutant, fate: Fate, reason: str, build_s: float) -> Kill:
+    return Kill(
+        mutant=mutant.name,
+        subject=mutant.subject,
+        fate=fate,
+        by=(),
+        also=(),
+        trials=0,
+        outcomes={},
+        build_s=build_s,
+        hunt_s=0.0,
+        reason=reason,
+        evidence="",
     )
 
 

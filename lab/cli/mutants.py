@@ -60,7 +60,7 @@ def mutants(
         out().print(make_kill_table(kills))
         out().print(f"seed {hunt_seed}; {KILLS} and each mutant's last trial are in {target}")
     fates = {kill.fate for kill in kills}
-    raise typer.Exit(LAB_FAULT if Fate.ERROR in fates else 0 if fates == {Fate.CAUGHT} else SURVIVOR)
+    raise typer.Exit(LAB_FAULT if Fate.ERROR in fates else 0 if fates <= {Fate.CAUGHT, Fate.BEYOND} else SURVIVOR)
 
 
 def make_kill_table(kills: list[Kill]) -> RenderableType:

@@ -14,11 +14,14 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.mechanisms.table import find_mechanism
+from lab.model.qemu import MAX_LEVEL, MIN_LEVEL
 from lab.model.scenario import Scenario
 from lab.model.scenario_file import parse_scenario
 from lab.model.verdict import Outcome
 
-_TRAILER: Final = re.compile(r"^(?P<key>Breaks|Caught-by|Scenario|Ends-in): (?P<value>\S.*)$", re.MULTILINE)
+_TRAILER: Final = re.compile(
+    r"^(?P<key>Breaks|Caught-by|Scenario|Ends-in|Least-interface): (?P<value>\S.*)$", re.MULTILINE
+)
 _NEEDED: Final = ("Breaks", "Caught-by", "Scenario")
 #: What a mutant may be called: it names folders.
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -43,6 +46,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
         longer hold
     :param scenario: in which it is tried; the kernel without the mutant is sound there
     :param ends_in: FAIL, or INVALID where no kernel is at fault
+    :param least_interface: of QEMU's plugin interface: below it nobody sees what the mutant breaks
     """
 
     name: str
@@ -52,13 +56,15 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     caught_by: tuple[str, ...]
     scenario: Scenario
     ends_in: Outcome = Outcome.FAIL
+    least_interface: int = MIN_LEVEL
 
 
 def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:
     """Read what a patch's message says of its mutant.
 
     Accepted: ``Breaks: ...``, ``Caught-by: NAME, NAME``, and ``Scenario: KEY = VALUE; KEY = VALUE`` as often as it
-    takes (keys as in a scenario file); ``Ends-in: INVALID`` where the mutant is of a witness inside the kernel.
+    takes (keys as in a scenario file); ``Ends-in: INVALID`` where the mutant is of a witness inside the kernel;
+    ``Least-interface: 4`` where what it breaks shows from that plugin interface on.
 
     :param name: of the file, without its ending
     :raise UsageError: the text is no such message; the error names the mutant and the trailer
@@ -85,7 +91,17 @@ def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:
         caught_by=tuple(part.strip() for part in found["Caught-by"].split(",")),
         scenario=scenario,
         ends_in=_read_end(name, subject, found.get("Ends-in", "")),
+        least_interface=_read_interface(name, found.get("Least-interface", str(MIN_LEVEL))),
     )
+
+
+def _read_interface(name: str, said: str) -> int:
+    allowed = [str(level) for level in range(MIN_LEVEL, MAX_LEVEL + 1)]
+    if said not in allowed:
+        raise UsageError(
+            f"mutant '{name}': trailer 'Least-interface' is '{said[:60]}': allowed is {allowed[0]} to {allowed[-1]}"
+        )
+    return int(said)
 
 
 def _read_end(name: str, subject: Subject, said: str) -> Outcome:

@@ -12,7 +12,14 @@ from lab.model.topology import Topology
 
 #: An Intel model that TCG can emulate and that has SMT. The kernel's microcode loader refuses to attach where CPUID
 #: shows a hypervisor.
-DEFAULT_CPU = "Skylake-Server,-hypervisor"
+SIGNATURE = 0x50654
+#: Since 6.16 kernels taint themselves ("old_microcode") on a CPU whose microcode is older than what their table names
+#: for it, which QEMU's default of 1 is; this is what 7.3 names for 06-55-04.
+BOOT_REVISION = 0x2007006
+#: QEMU's platform id is 0.
+PLATFORMS = 0x1
+#: MSR 0x8B has the revision in its high half.
+DEFAULT_CPU = f"Skylake-Server,-hypervisor,ucode-rev={BOOT_REVISION << 32:#x}"
 DEFAULT_MEMORY_MIB = 256
 
 

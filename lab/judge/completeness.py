@@ -40,10 +40,13 @@ def is_contradicted(seen: WindowSeen, events: tuple[ObserverEvent, ...]) -> bool
     return False
 
 
-def why_misplaced(events: tuple[ObserverEvent, ...]) -> str:
+def why_misplaced(events: tuple[ObserverEvent, ...], faulted: frozenset[int] = frozenset()) -> str:
     """Say which window closed neither behind its WRMSR nor at the entry of an NMI; empty when none did.
 
     A pending NMI enters before the next instruction, and its entry is the next block then, and the vCPU's next record.
+    A WRMSR that faults leads to the handler of its fault.
+
+    :param faulted: the numbers of the records of updates whose WRMSR was made to fault
     """
     for index, event in enumerate(events):
         if event.kind is not EventKind.WINDOW_CLOSE:
@@ -51,6 +54,8 @@ def why_misplaced(events: tuple[ObserverEvent, ...]) -> str:
         own = [each for each in events[:index] if each.vcpu == event.vcpu]
         opened = [each for each in own if each.kind is EventKind.WINDOW_OPEN]
         if not opened or event.pc == opened[-1].pc + (opened[-1].detail or WRMSR_BYTES):
+            continue
+        if any(each.seq in faulted and each.seq > opened[-1].seq for each in own):
             continue
         later = (each for each in events[index + 1 :] if each.vcpu == event.vcpu)
         after = next((each for each in later if each.kind not in _NOT_ITS_OWN), None)

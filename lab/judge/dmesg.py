@@ -15,7 +15,8 @@ from lab.judge.finding import MAX_PROOFS, NO_ENGINE, broken, broken_unless, clea
 from lab.judge.nmis import why_log_doubted
 from lab.judge.starvation import why_starved
 from lab.mechanisms.base import LOAD_MARK, Loader, Witness
-from lab.model.evidence import EventKind
+from lab.model.engine import Engine, is_taken_by
+from lab.model.evidence import EventKind, GuestEvidence
 from lab.model.verdict import Invariant, Proof
 
 
@@ -120,6 +121,17 @@ _UNKNOWN_NMI_TOO = (
 )
 
 
+#: What an engine that does not take an update did.
+_ENGINE_DID = {
+    Engine.REFUSES: "refused the update",
+    Engine.FAULTS: "raised #GP at the WRMSR",
+    Engine.OTHER_REVISION: "took another revision",
+    Engine.ONE_CORE: "took it on core 0 only",
+}
+#: What a kernel says, once in its life, of a WRMSR that faults and that it takes no precautions for.
+_FAULTED = re.compile(r"^unchecked MSR access error: WRMSR to 0x79 ", re.ASCII)
+
+
 def find_complaints(lines: Iterable[str], cause: Cause | None = None) -> list[Proof]:
     """Return the first complaints among lines, of one cause or of both."""
     found = (
@@ -141,6 +153,8 @@ def find_earlier_complaints(facts: Facts) -> list[Proof]:
     if not facts.has(Witness.LEDGER):
         known = (_UNKNOWN_NMI, *_UNKNOWN_NMI_TOO)
         lines = tuple(line for line in lines if not any(each.search(message_of(line)) for each in known))
+    if facts.evidence.scenario.engine is Engine.FAULTS:
+        lines = tuple(line for line in lines if not _FAULTED.search(message_of(line)))
     return find_complaints(lines)
 
 
@@ -166,6 +180,8 @@ def judge_dmesg(facts: Facts) -> Invariant:
         return unseen(name, "the guest's evidence is missing")
     lines = guest.dmesg if facts.has(Witness.LEDGER) else _leave_out_unknown_nmis(facts, guest.dmesg)
     excused = len(guest.dmesg) - len(lines)
+    if facts.evidence.scenario.engine is Engine.FAULTS:
+        lines = [line for line in lines if not _FAULTED.search(message_of(line))]
     certain = find_complaints(lines, Cause.KERNEL)
     clock = find_complaints(guest.dmesg, Cause.CLOCK)
     starved = why_starved(facts)
@@ -189,11 +205,13 @@ def judge_errno_and_messages(facts: Facts) -> Invariant:
     guest = facts.evidence.guest
     if guest is None:
         return unseen(name, "the guest's evidence is missing")
-    if not facts.base.engine:
+    if not facts.has_engine:
         ended = f"failed with errno {guest.load_errno}" if guest.load_errno > 0 else "did not say that it failed"
         return unseen(name, f"{NO_ENGINE}: the write to reload {ended}")
     words = WORDS[facts.base.loader]
     messages = _of_first_load(words, [message_of(line) for line in guest.dmesg])
+    if not facts.takes:
+        return _judge_failure(facts, guest, words, messages)
     proofs = []
     if guest.load_errno > 0:
         proofs.append(Proof(text=f"the write to reload failed with errno {guest.load_errno}"))
@@ -217,6 +235,32 @@ def judge_errno_and_messages(facts: Facts) -> Invariant:
     if not guest.revisions_before or guest.revisions_before[0] >= guest.target_revision:
         gap = "sysfs named no older revision of CPU 0 before, so the right numbers are not known"
     return unseen(name, gap) if gap else held(name, f"errno 0, and the kernel said '{clean(done[0][0])}'")
+
+
+def _judge_failure(facts: Facts, guest: GuestEvidence, words: Words, messages: list[str]) -> Invariant:
+    """Hold when the kernel reports that a core did not take the update, by errno and in its log, and claims nothing."""
+    name = "errno-and-messages"
+    engine, right = facts.evidence.scenario.engine, facts.base.failed_errno
+    what = f"though the engine {_ENGINE_DID[engine]}"
+    proofs = []
+    if guest.load_errno not in (right, -1):
+        ended = f"failed with errno {guest.load_errno} instead of {right}" if guest.load_errno else "succeeded"
+        proofs.append(Proof(text=f"the write to reload {ended}, {what}"))
+    failed = [message for message in messages if words.failed.search(message)]
+    if not failed:
+        proofs.append(Proof(text=f"the kernel did not say that the load failed, {what}"))
+    done = [message for message in messages if words.done.search(message)]
+    # Since 6.7 it tells the revisions of CPU 0 wherever a core was updated.
+    partly = engine is Engine.ONE_CORE and facts.base.loader is Loader.SINCE_6_7
+    if not partly:
+        proofs += [Proof(text=f"the kernel said '{clean(message)}', {what}") for message in done]
+    proofs += _find_wrong_counts(facts, words, messages)
+    if proofs:
+        return broken_unless(name, proofs, why_starved(facts))
+    if guest.load_errno < 0:
+        return unseen(name, "the write to reload did not return")
+    gap = _why_not_covered(facts, guest.dmesg)
+    return unseen(name, gap) if gap else held(name, f"errno {right}, and the kernel said '{clean(failed[-1])}'")
 
 
 def _of_first_load(words: Words, messages: list[str]) -> list[str]:
@@ -257,7 +301,9 @@ def _find_known(message: str) -> re.Pattern[str] | None:
 def _find_wrong_counts(facts: Facts, words: Words, messages: Iterable[str]) -> list[Proof]:
     if words.updated is None:
         return []
-    right = (len(facts.cores), len(facts.online) - len(facts.cores))
+    engine = facts.evidence.scenario.engine
+    cores = [core for core in facts.cores if is_taken_by(engine, core)]
+    right = (len(cores), sum(facts.topology.core_of(vcpu) in cores for vcpu in facts.online) - len(cores))
     told = [match for message in messages if (match := words.updated.search(message))]
     return [
         Proof(text=f"the kernel printed '{clean(match[0])}' for {right[0]} and {right[1]}")

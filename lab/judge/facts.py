@@ -10,7 +10,19 @@ from lab.judge.completeness import is_contradicted, why_lost, why_misplaced
 from lab.judge.finding import clean
 from lab.mechanisms.base import Base, Witness, find_base
 from lab.mechanisms.mechanism import Mechanism, Threads, is_play_dead
-from lab.model.evidence import CpuLedger, Ending, EventKind, Evidence, ObserverEvent, Sent, SiblingView, WindowSeen
+from lab.model.engine import Engine
+from lab.model.evidence import (
+    CpuLedger,
+    Ending,
+    EventKind,
+    Evidence,
+    ObserverEvent,
+    Sees,
+    Sent,
+    SiblingView,
+    Taken,
+    WindowSeen,
+)
 from lab.model.scenario import Siblings
 from lab.model.topology import Topology
 
@@ -91,6 +103,26 @@ class Facts:
     def complete(self) -> bool:
         """Whether the trial ran to its end."""
         return self.evidence.ending is Ending.COMPLETE
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether the CPU does what the scenario says: by an engine of ours, or by ignoring what it is to refuse."""
+        if self.evidence.scenario.engine is Engine.REFUSES:
+            return True
+        return self.base.engine or self._sees(Sees.ENGINE)
+
+    @property
+    def takes(self) -> bool:
+        """Whether this scenario's update is to take effect."""
+        return self.has_engine and self.evidence.scenario.engine is Engine.TAKES
+
+    @property
+    def sees_updates(self) -> bool:
+        """Whether the observer reads the update that a WRMSR 0x79 names."""
+        return self._sees(Sees.UPDATES)
+
+    def _sees(self, what: Sees) -> bool:
+        return self.evidence.observer is not None and what in self.evidence.observer.sees
 
     def has(self, witness: Witness) -> bool:
         """Say whether the kernel has a witness of ours."""
@@ -304,7 +336,8 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
         for seen in (evidence.observer.windows if evidence.observer is not None else ())
         if not is_contradicted(seen, events) and (repeat is None or seen.open_seq < repeat.seq)
     )
-    misplaced = why_misplaced(every_event)
+    updates = evidence.observer.updates if evidence.observer is not None else ()
+    misplaced = why_misplaced(every_event, frozenset(each.seq for each in updates if each.taken is Taken.FAULT))
     return Facts(
         evidence=evidence,
         topology=topology,

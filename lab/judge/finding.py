@@ -26,14 +26,31 @@ MAX_PROOFS = 20
 MAX_TEXT = 200
 
 
-def is_required(name: str, base: Base, some_offline: bool) -> bool:
-    """Say whether a PASS on a kernel, with siblings offline or not, needs an invariant."""
-    witness = SHOWN_BY.get(name)
-    if name in REPORTED_ONLY or (name in OF_OFFLINE and not some_offline):
-        return False
-    if name in NEEDS_ENGINE and not base.engine:
-        return False
-    return witness is None or witness in base.witnesses
+#: What shows only where the observer reads guest memory.
+NEEDS_MEMORY = frozenset({"right-image"})
+#: What there is only where the update takes effect: where it does not, the second load is like the first.
+NEEDS_EFFECT = frozenset({"load-repeatable"})
+
+
+def find_unneeded(base: Base, *, offline: bool, engine: bool, takes: bool, memory: bool) -> frozenset[str]:
+    """Return the invariants that no PASS needs.
+
+    :param offline: siblings are offline
+    :param engine: updates can take effect, by the kernel or by the observer
+    :param takes: and the scenario's does
+    :param memory: the observer reads guest memory
+    """
+    unshown = {name for name, witness in SHOWN_BY.items() if witness not in base.witnesses}
+    return frozenset(
+        {
+            *REPORTED_ONLY,
+            *unshown,
+            *(() if offline else OF_OFFLINE),
+            *(() if engine else NEEDS_ENGINE),
+            *(() if takes else NEEDS_EFFECT),
+            *(() if memory else NEEDS_MEMORY),
+        }
+    )
 
 
 def clean(text: str) -> str:

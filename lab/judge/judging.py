@@ -6,11 +6,11 @@ from collections.abc import Callable
 import msgspec
 
 from lab.errors import UsageError
-from lab.judge import dmesg, guest, handlers, nmis, offline, quiet, rendezvous, updates, witnesses
+from lab.judge import dmesg, guest, handlers, images, nmis, offline, quiet, rendezvous, updates, witnesses
 from lab.judge.completeness import why_untrusted
 from lab.judge.durations import find_durations
 from lab.judge.facts import Facts, find_facts, find_repeat
-from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, is_required, unseen
+from lab.judge.finding import NEEDS_ENGINE, NO_ENGINE, clean, find_unneeded, unseen
 from lab.judge.landings import find_landings, why_hold_missed, why_phase_missed
 from lab.judge.liveness import MIN_PROVEN_NMIS, Proven, count_proven
 from lab.judge.nmi_ledger import find_accounts, find_entries
@@ -32,6 +32,7 @@ INVARIANTS: dict[str, Callable[[Facts], Invariant]] = {
     "still": quiet.judge_still,
     "released-after-update": rendezvous.judge_released_after,
     "one-update-per-core": updates.judge_one_update,
+    "right-image": images.judge_right_image,
     "new-revision-everywhere": guest.judge_revisions,
     "counters-settled": rendezvous.judge_counters,
     "offline-siblings-return": offline.judge_offline_siblings,
@@ -128,7 +129,14 @@ def _require(facts: Facts, invariant: Invariant) -> Invariant:
     mechanism = facts.mechanism
     disturbed = mechanism.expectation is Expectation.MEASURED and invariant.name in DISTURBED
     unshown = invariant.finding is Finding.UNSEEN and invariant.name in mechanism.unshown
-    if disturbed or unshown or not is_required(invariant.name, facts.base, bool(facts.offline)):
+    unneeded = find_unneeded(
+        facts.base,
+        offline=bool(facts.offline),
+        engine=facts.has_engine,
+        takes=facts.takes,
+        memory=facts.sees_updates,
+    )
+    if disturbed or unshown or invariant.name in unneeded:
         return msgspec.structs.replace(invariant, required=False)
     return invariant
 
@@ -168,7 +176,7 @@ def _tell_nmis(facts: Facts, counted: NmiCount, proven: Proven) -> str:
 
 def _tell_what_is_missing(facts: Facts) -> str:
     images = facts.evidence.images
-    missing = "" if facts.base.engine else f"; {NO_ENGINE}: not required were {', '.join(sorted(NEEDS_ENGINE))}"
+    missing = "" if facts.has_engine else f"; {NO_ENGINE}: not required were {', '.join(sorted(NEEDS_ENGINE))}"
     if images is not None and images.best_match is Match.VERSION:
         missing += "; that vmlinux is the kernel's was told by its version only"
     return missing

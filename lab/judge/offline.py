@@ -47,7 +47,7 @@ def judge_offline_siblings(facts: Facts) -> Invariant:
         return broken_unless(name, proofs, why_starved(facts))
     if doubts:
         return unseen(name, doubts[0])
-    came_with = f" with {guest.target_revision:#x}" if facts.base.engine else ""
+    came_with = f" with {guest.target_revision:#x}" if facts.takes else ""
     back = f" and came back{came_with}" if returning else ""
     return held(name, f"{len(facts.offline)} offline siblings waited again after the load{back}")
 
@@ -82,7 +82,7 @@ def _find_not_returned(facts: Facts, returned: Returned, doubts: list[str]) -> l
             proofs.append(Proof(text=text, vcpu=vcpu))
         elif revision < 0:
             doubts.append(f"sysfs shows no revision of CPU {vcpu} after the siblings came back")
-        elif facts.base.engine and revision != target and vcpu in facts.offline:
+        elif facts.takes and revision != target and vcpu in facts.offline:
             text = f"CPU {vcpu} came back with revision {revision:#x} instead of {target:#x}"
             proofs.append(Proof(text=text, vcpu=vcpu))
     return proofs

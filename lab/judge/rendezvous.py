@@ -69,7 +69,9 @@ def judge_repeatable(facts: Facts) -> Invariant:
     A second load is right where the first one failed: there was something newer left.
     """
     name = "load-repeatable"
-    if not facts.base.engine:
+    if facts.has_engine and not facts.takes:
+        return unseen(name, "the update did not take effect, so a second write would begin a second load")
+    if not facts.has_engine:
         return unseen(name, f"{NO_ENGINE}, and a second write would begin a second load")
     if facts.misplaced:
         return unseen(name, facts.misplaced)

@@ -8,7 +8,7 @@ against what the kernel's source has a thread do where the update took no effect
   thread of its core has come to the exit rendezvous, so no one is in an update, nor behind one in the code that checks
   it. Where the update took effect, that call writes nothing.
 - ``save_mc_for_early()`` there: the update is kept before it is tried, and a thread that comes online writes it.
-- since 6.7, and with our engine on any kernel: nothing.
+- since 6.7, and wherever the update took effect: nothing.
 """
 
 from lab.judge.facts import Facts, Window
@@ -48,7 +48,7 @@ def judge_one_update(facts: Facts) -> Invariant:
 
 def _why_not_own(facts: Facts, event: ObserverEvent) -> str | None:
     """Say what is wrong with a later WRMSR 0x79, empty where it is wrong whenever it comes; None when nothing is."""
-    if facts.base.engine or facts.base.loader is not Loader.BEFORE_6_7:
+    if facts.takes or facts.base.loader is not Loader.BEFORE_6_7:
         return ""
     core = facts.topology.core_of(event.vcpu)
     windows = [window for window in facts.windows if window.seen.core == core]
@@ -77,7 +77,7 @@ def _comes_online(facts: Facts, event: ObserverEvent) -> bool:
     """Say whether a WRMSR 0x79 behind the load is that of a thread that is brought back online."""
     returning = facts.evidence.scenario.siblings is Siblings.RETURNING and event.vcpu in facts.offline
     behind = facts.end is not None and event.seq > facts.end.seq
-    return returning and behind and not facts.base.engine and facts.base.loader is Loader.BEFORE_6_7
+    return returning and behind and not facts.takes and facts.base.loader is Loader.BEFORE_6_7
 
 
 def _proof(facts: Facts, event: ObserverEvent, text: str) -> Proof:

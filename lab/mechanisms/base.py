@@ -32,10 +32,11 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of kernel: one of images/kernels, or any that a user brings.
 
     :param loader: whose words and errno it speaks
-    :param engine: it has our engine, so that an update takes effect under an emulator
+    :param engine: it has our engine, so that an update takes effect under every emulator
     :param witnesses: what it has of ours; all else it has as every kernel does
     :param several: it holds several mechanisms, and is told in ``microcode_lab/mechanism`` which to use
     :param repeat_errno: what a write to ``reload`` returns when there is nothing newer to load
+    :param failed_errno: what it returns when the update did not take effect everywhere
     :param has_min_revision: it can be told to refuse updates that name no least revision (``force_minrev``)
     """
 
@@ -45,6 +46,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     witnesses: tuple[Witness, ...]
     several: bool
     repeat_errno: int
+    failed_errno: int
     has_min_revision: bool = False
 
     @property
@@ -67,6 +69,7 @@ BASES = (
         witnesses=(Witness.STATE, Witness.LEDGER),
         several=True,
         repeat_errno=0,
+        failed_errno=errno.EPERM,
     ),
     Base(
         name="linux-6.12",
@@ -75,6 +78,7 @@ BASES = (
         witnesses=(),
         several=False,
         repeat_errno=errno.ENOENT,
+        failed_errno=errno.EIO,
         has_min_revision=True,
     ),
 )
@@ -88,6 +92,7 @@ STOCK_BASES = (
         witnesses=(),
         several=False,
         repeat_errno=0,
+        failed_errno=errno.EPERM,
     ),
     Base(
         name="stock-since-6.7",
@@ -96,6 +101,7 @@ STOCK_BASES = (
         witnesses=(),
         several=False,
         repeat_errno=errno.ENOENT,
+        failed_errno=errno.EIO,
         has_min_revision=True,
     ),
 )

@@ -20,6 +20,9 @@ DEFAULT_DATE_BCD = 0x08152022
 
 _HEADER = struct.Struct("<12I")
 _WORD_LIMIT = 2**32
+_FNV_BASIS = 0xCBF29CE484222325
+_FNV_PRIME = 0x100000001B3
+_DIGEST_MASK = 2**64 - 1
 #: header_version and loader_version of all updates there are.
 _VERSION = 1
 
@@ -144,6 +147,15 @@ def sum_words(data: bytes) -> int:
     """Return the sum of all little-endian 32-bit words, modulo 2**32."""
     words: tuple[int, ...] = struct.unpack(f"<{len(data) // 4}I", data)
     return sum(words) % _WORD_LIMIT
+
+
+def digest_words(data: bytes) -> int:
+    """Return the FNV-1a hash over all little-endian 32-bit words, as images/observer/update.c has it."""
+    words: tuple[int, ...] = struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])
+    digest = _FNV_BASIS
+    for word in words:
+        digest = (digest ^ word) * _FNV_PRIME & _DIGEST_MASK
+    return digest
 
 
 def firmware_name(signature: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from lab.model.boot import Granularity
+from lab.model.engine import Engine
 from lab.model.hold import ANY_BLOCK, DEFAULT_BOUND_US, LANDMARKS, MAX_ARRIVAL, MAX_HELD_US
 from lab.model.phase import Phase, Role
 from lab.model.placed import Placed, Target
@@ -278,6 +279,15 @@ AXES: Final = (
         allowed=_quote(Granularity),
         default=Granularity.BLOCK.value,
         write=lambda granularity: ("--granularity", granularity.value),
+    ),
+    Axis(
+        key="engine",
+        option="--engine",
+        takes=Engine,
+        what="what the CPU does with the update; all but takes and refuses need QEMU 11.0 or newer",
+        allowed=_quote(Engine),
+        default=Engine.TAKES.value,
+        write=lambda engine: ("--engine", engine.value),
     ),
     Axis(
         key="placed",

@@ -24,6 +24,9 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; without them it uses RDMSR and SWAPGS
     :param monitor: the CPU has MONITOR and MWAIT, in which the kernel then parks offline threads
     :param granularity: at which instructions NMIs can enter
+    :param outside: the observer answers for the engine also where the kernel has one of ours, which then stays off;
+        for a kernel that has none it does so wherever QEMU lets it
+    :param refusing: updates are to be refused: an emulator without any engine, which ignores them, will do
     """
 
     base: str
@@ -31,6 +34,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     fsgsbase: bool = True
     monitor: bool = False
     granularity: Granularity = Granularity.BLOCK
+    outside: bool = False
+    refusing: bool = False
 
     @property
     def kernel_args(self) -> tuple[str, ...]:
@@ -45,5 +50,6 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             "" if self.fsgsbase else "nofsgsbase",
             "monitor" if self.monitor else "",
             "one instruction per block" if self.granularity is Granularity.INSTRUCTION else "",
+            "refusing engine" if self.refusing else "engine in the observer" if self.outside else "",
         )
         return " ".join(part for part in parts if part)

@@ -60,6 +60,9 @@ class EventKind(enum.Enum):
     #: In an NMI, the vCPU is about to call one of the kernel's chains of handlers: those of NMIs of its own CPU's
     #: first, and if none of them claims it those of other sources (``default_do_nmi()``).
     NMI_HANDLER = "nmi-handler"
+    #: What a WRMSR 0x79 named was read, as late as the instruction itself; the detail is the number that ties the
+    #: record to its :class:`UpdateSeen`.
+    UPDATE = "update"
 
 
 class Sees(enum.Enum):
@@ -71,6 +74,30 @@ class Sees(enum.Enum):
     INLINE = "inline"
     #: Where each interrupt is taken.
     INTERRUPTS = "interrupts"
+    #: The update that each WRMSR 0x79 names, in the guest's memory.
+    UPDATES = "updates"
+    #: The observer answers for the engine: updates take effect, whatever the kernel is.
+    ENGINE = "engine"
+
+
+class Taken(enum.Enum):
+    """What became of an update (``enum observer_taken``)."""
+
+    #: The observer is no engine: the update was looked at only.
+    UNASKED = "unasked"
+    DONE = "done"
+    #: The core has another revision than the header's, as the scenario asks for.
+    OTHER = "other"
+    #: Refused, as the scenario asks for.
+    REFUSED = "refused"
+    #: The WRMSR faulted, as the scenario asks for.
+    FAULT = "fault"
+    UNREADABLE = "unreadable"
+    MALFORMED = "malformed"
+    CHECKSUM = "checksum"
+    SIGNATURE = "signature"
+    PLATFORM = "platform"
+    OLDER = "older"
 
 
 class Hazard(enum.Enum):
@@ -179,6 +206,31 @@ class WindowSeen(msgspec.Struct, frozen=True, kw_only=True):
     stalled: bool = False
 
 
+class UpdateSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What one WRMSR 0x79 named, as it was in the guest's memory when the instruction was executed.
+
+    :param seq: of its record
+    :param operand: what EDX:EAX held: the address of the update's data, which its header is in front of
+    :param digest: over header and data, as :func:`lab.microcode.update.digest_words` computes it; 0 where not all of
+        it could be read
+    :param revision: of the header, as are signature, platforms and total_size
+    :param before: the core's revision, 0 where the observer is no engine
+    :param after: the same behind the update
+    """
+
+    seq: int
+    vcpu: int
+    operand: int
+    digest: int
+    revision: int
+    signature: int
+    platforms: int
+    total_size: int
+    taken: Taken
+    before: int = 0
+    after: int = 0
+
+
 class Resting(msgspec.Struct, frozen=True, kw_only=True):
     """Where one vCPU was found after the load; ``pc`` is the last block that it began."""
 
@@ -229,6 +281,7 @@ class ObserverEvidence(msgspec.Struct, frozen=True, kw_only=True):
     :param sees: what more than every QEMU this one showed
     :param wait_region: functions in which the mechanism's waiting threads may be, by name
     :param handlers_watched: where the kernel calls ordinary NMI handlers is among the landmarks
+    :param updates: what each WRMSR 0x79 named, where the observer sees that
     """
 
     events: tuple[ObserverEvent, ...]
@@ -244,6 +297,7 @@ class ObserverEvidence(msgspec.Struct, frozen=True, kw_only=True):
     sees: tuple[Sees, ...] = ()
     wait_region: tuple[str, ...] = ()
     handlers_watched: bool = False
+    updates: tuple[UpdateSeen, ...] = ()
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
@@ -348,6 +402,7 @@ class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
     :param revisions_before: per CPU, from ``microcode/version`` in sysfs; -1 where it shows none, as of offline CPUs
     :param nmis_before: per CPU, from ``/proc/interrupts``; -1 where it shows none, as of offline CPUs
     :param returned: None when no sibling was to be brought back
+    :param target_digest: of the update that the guest was given, None where that was not kept
     :param dmesg: of this trial alone, control characters stripped
     :param dmesg_before: what came between the last trial's and this one's
     """
@@ -366,6 +421,7 @@ class GuestEvidence(msgspec.Struct, frozen=True, kw_only=True):
     dmesg: tuple[str, ...]
     dmesg_before: tuple[str, ...] = ()
     returned: Returned | None = None
+    target_digest: int | None = None
 
 
 class Ending(enum.Enum):

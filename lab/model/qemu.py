@@ -13,7 +13,13 @@ MAX_LEVEL: Final = 7
 
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
 #: What the observer sees by each interface, and by all later ones (images/observer/interface.c).
-_SIGHTS: Final = ((1, "blocks, instructions and halts"), (2, "the register that names an MSR"))
+_SIGHTS: Final = (
+    (1, "blocks, instructions and halts"),
+    (2, "the register that names an MSR"),
+    (4, "the update that a WRMSR names"),
+)
+#: The interface since which a plugin can write registers and let a vCPU go on elsewhere.
+_ENGINE_LEVEL: Final = 6
 #: QEMU 10.2 gives what is new in interface 6 to plugins of 5.
 _INTERRUPTS: Final = "interrupts, with the address that each left"
 _INTERRUPTS_LEVEL: Final = 6
@@ -56,6 +62,11 @@ class Qemu(msgspec.Struct, frozen=True, kw_only=True):
         found = tuple(what for least, what in _SIGHTS if self.level >= least)
         interrupts = self.level >= _INTERRUPTS_LEVEL or self.release >= _INTERRUPTS_RELEASE
         return (*found, _INTERRUPTS) if interrupts else found
+
+    @property
+    def can_be_engine(self) -> bool:
+        """Whether the observer can answer for the engine there, so that updates take effect in any kernel."""
+        return self.level >= _ENGINE_LEVEL
 
     @property
     def caution(self) -> str:

@@ -9,6 +9,7 @@ from lab.errors import UsageError
 from lab.mechanisms.base import find_base
 from lab.mechanisms.table import find_mechanism
 from lab.model.boot import Boot, Granularity
+from lab.model.engine import Engine
 from lab.model.hold import DEFAULT_BOUND_US, MAX_HELD_US, check_holds
 from lab.model.phase import Phase, Role
 from lab.model.placed import TARGETS, UNPINNED, Placed, Target, find_thread, pin_phase, to_hold
@@ -70,6 +71,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     :param min_revision: the kernel is told to refuse updates that do not name a revision they may be loaded over, and
         is given one that does
     :param granularity: at which instructions NMIs can enter
+    :param engine: how the CPU treats the update
     """
 
     mechanism: str
@@ -87,6 +89,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     role: Role | None = None
     placed: tuple[Placed, ...] = ()
     granularity: Granularity = Granularity.BLOCK
+    engine: Engine = Engine.TAKES
 
     @property
     def sends_nmis(self) -> bool:
@@ -122,6 +125,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             fsgsbase=self.fsgsbase,
             monitor=self.parking is Parking.MWAIT or mechanism.needs_monitor,
             granularity=self.granularity,
+            outside=self.engine is not Engine.TAKES,
+            refusing=self.engine is Engine.REFUSES,
         )
 
     @property
@@ -225,4 +230,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         if self.min_revision and not find_base(mechanism.base).has_min_revision:
             raise UsageError(
                 f"min_revision is true: mechanism '{self.mechanism}' is of {mechanism.base}, which has none"
+            )
+        if self.engine is Engine.ONE_CORE and self.topology.total_cores == 1:
+            raise UsageError(f"engine is one-core: topology {self.topology} has no other core, which could refuse")
+        if self.engine is not Engine.TAKES and self.siblings is Siblings.RETURNING:
+            raise UsageError(
+                f"engine is {self.engine.value}: siblings cannot be returning in this scenario,"
+                " since what they come back with is not judged"
             )

@@ -10,7 +10,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from lab.observer.layout import STAMP_BUSY, Block, Covered, Header, Places, Record, Sibling, Vcpu, Window
+from lab.observer.layout import (
+    STAMP_BUSY,
+    UPDATES,
+    Block,
+    Covered,
+    Header,
+    Places,
+    Record,
+    Sibling,
+    Update,
+    Vcpu,
+    Window,
+)
 
 _Part = TypeVar("_Part", bound=ctypes.Structure)
 
@@ -48,6 +60,11 @@ class ObserverFile:
         """Return the used places of one vCPU's cover table."""
         offset = self.places.cover_offset + vcpu * self.places.cover_blocks * ctypes.sizeof(Covered)
         return self._read_used(Covered, offset, self.places.cover_blocks)
+
+    def read_updates(self) -> dict[int, Update]:
+        """Return the last updates that were written, by number."""
+        places = self._read_parts(Update, self.places.update_offset, UPDATES)
+        return {place.number: place for place in places if place.number}
 
     def read_records(self, first_seq: int, end_seq: int) -> tuple[list[Record], int]:
         """Return the records numbered from ``first_seq`` up to ``end_seq``, and how many of those are lost."""

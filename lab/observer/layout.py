@@ -10,11 +10,12 @@ from typing import Final
 
 import msgspec
 
-from lab.model.evidence import EventKind, Hazard, Sees
+from lab.model.engine import Engine
+from lab.model.evidence import EventKind, Hazard, Sees, Taken
 from lab.model.phase import Phase
 
 MAGIC: Final = 0x6C63616C62616C6D
-VERSION: Final = 6
+VERSION: Final = 7
 HEADER_SIZE: Final = 4096
 #: A record's stamp while it is being written, as images/observer/ring.c has it.
 STAMP_BUSY: Final = 2**64 - 1
@@ -22,6 +23,7 @@ MAX_VCPUS: Final = 64
 MAX_CORES: Final = 16
 MAX_MECHANISMS: Final = 16
 HOLDS: Final = 16
+UPDATES: Final = 256
 HAZARDS_KEPT: Final = 16
 MODE_RUN: Final = 0
 MODE_STALL: Final = 1
@@ -32,6 +34,8 @@ KINDS: Final = {number: kind for kind, number in KIND_NUMBERS.items()}
 HAZARDS: Final = dict(enumerate(Hazard))
 #: C has a bit for each, in their order.
 SEES_BITS: Final = {sees: 1 << bit for bit, sees in enumerate(Sees)}
+TAKEN: Final = dict(enumerate(Taken, start=1))
+ENGINE_NUMBERS: Final = {engine: number for number, engine in enumerate(Engine)}
 #: C has 0 for any phase.
 PHASE_NUMBERS: Final = {phase: number for number, phase in enumerate(Phase, start=1)}
 PHASE_OF: Final = {number: phase for phase, number in PHASE_NUMBERS.items()}
@@ -75,12 +79,15 @@ class Shape(ctypes.Structure):
         ("table_blocks", c_uint32),
         ("cover_blocks", c_uint32),
         ("cover_size", c_uint32),
+        ("update_size", c_uint32),
+        ("reserved", c_uint32),
         ("total_size", c_uint64),
         ("vcpu_offset", c_uint64),
         ("window_offset", c_uint64),
         ("sibling_offset", c_uint64),
         ("table_offset", c_uint64),
         ("cover_offset", c_uint64),
+        ("update_offset", c_uint64),
         ("ring_offset", c_uint64),
     )
 
@@ -100,7 +107,8 @@ class Control(ctypes.Structure):
         ("stall_bound_ns", c_uint64),
         ("holds", c_uint32),
         ("cover", c_uint32),
-        ("reserved", c_uint64 * 5),
+        ("engine", c_uint32),
+        ("reserved", c_uint32 * 9),
     )
 
 
@@ -248,6 +256,24 @@ class Covered(ctypes.Structure):
     _fields_ = (("pc", c_uint64), ("phase", c_uint32), ("count", c_uint32))
 
 
+class Update(ctypes.Structure):
+    """What one WRMSR 0x79 named."""
+
+    _fields_ = (
+        ("number", c_uint64),
+        ("operand", c_uint64),
+        ("digest", c_uint64),
+        ("revision", c_uint32),
+        ("signature", c_uint32),
+        ("platforms", c_uint32),
+        ("total_size", c_uint32),
+        ("taken", c_uint32),
+        ("before", c_uint32),
+        ("after", c_uint32),
+        ("reserved", c_uint32 * 3),
+    )
+
+
 class Message(ctypes.Structure):
     """One datagram of the link."""
 
@@ -274,6 +300,7 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
     sibling_offset: int
     table_offset: int
     cover_offset: int
+    update_offset: int
     ring_offset: int
     total_size: int
 
@@ -286,7 +313,9 @@ def lay_out(*, vcpus: int, threads: int, ring_records: int, table_blocks: int, c
     table = -(-table // 64) * 64
     cover = table + vcpus * table_blocks * ctypes.sizeof(Block)
     cover = -(-cover // 64) * 64
-    end = cover + vcpus * cover_blocks * ctypes.sizeof(Covered)
+    update = cover + vcpus * cover_blocks * ctypes.sizeof(Covered)
+    update = -(-update // 64) * 64
+    end = update + UPDATES * ctypes.sizeof(Update)
     ring = -(-end // HEADER_SIZE) * HEADER_SIZE
     return Places(
         vcpus=vcpus,
@@ -299,6 +328,7 @@ def lay_out(*, vcpus: int, threads: int, ring_records: int, table_blocks: int, c
         sibling_offset=sibling,
         table_offset=table,
         cover_offset=cover,
+        update_offset=update,
         ring_offset=ring,
         total_size=ring + ring_records * ctypes.sizeof(Record),
     )
@@ -316,6 +346,7 @@ def make_header(places: Places) -> Header:
         sibling_size=ctypes.sizeof(Sibling),
         block_size=ctypes.sizeof(Block),
         cover_size=ctypes.sizeof(Covered),
+        update_size=ctypes.sizeof(Update),
         **{name: getattr(places, name) for name in places.__struct_fields__},
     )
     header.next_seq = 1  # 0 is no record's number

@@ -18,10 +18,12 @@ import msgspec
 from lab.errors import DeadlineError, GuestGone, HostError, UsageError
 from lab.host.deadline import Deadline
 from lab.kernelimage.hold_places import FoundHold
+from lab.model.engine import Engine
 from lab.model.evidence import EventKind, ObserverEvidence, Resting
 from lab.model.topology import Topology
 from lab.observer.file import ObserverFile
 from lab.observer.layout import (
+    ENGINE_NUMBERS,
     HEADER_SIZE,
     HOLDS,
     KIND_NUMBERS,
@@ -81,6 +83,19 @@ class LinkMessage(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     mono_ns: int
     load: int
+
+
+class Processor(msgspec.Struct, frozen=True, kw_only=True):
+    """The CPU whose engine the observer answers for.
+
+    :param signature: CPUID.1 EAX
+    :param platforms: bit n stands for platform id n of MSR 0x17
+    :param revision: at reset
+    """
+
+    signature: int
+    platforms: int
+    revision: int
 
 
 class ObserverLink:
@@ -169,18 +184,24 @@ class ObserverLink:
         """The shared file, which QEMU must be able to write."""
         return self._path
 
-    def plugin_arguments(self, plugin: Path, landmarks: Path, shm: Path | None = None) -> str:
+    def plugin_arguments(
+        self, plugin: Path, landmarks: Path, shm: Path | None = None, engine: Processor | None = None
+    ) -> str:
         """Return the value of QEMU's ``-plugin`` option.
 
         :param shm: by what path QEMU finds the shared file, where that is another than the lab's
+        :param engine: have the observer answer for the engine of this processor
         """
-        options = {
+        options: dict[str, object] = {
             "file": plugin,
             "landmarks": landmarks,
             "shm": shm or self._path,
             "link": self.pass_fd,
             "threads": self._topology.threads,
         }
+        if engine is not None:
+            words = {"signature": engine.signature, "platforms": engine.platforms, "revision": engine.revision}
+            options |= {"engine": "on", **{name: f"{word:x}" for name, word in words.items()}}
         return ",".join(f"{name}={str(value).replace(',', ',,')}" for name, value in options.items())
 
     def close_child_end(self) -> None:
@@ -196,6 +217,7 @@ class ObserverLink:
         stalled: bool = False,
         holds: tuple[FoundHold, ...] = (),
         cover: bool = False,
+        engine: Engine = Engine.TAKES,
     ) -> None:
         """Begin a trial: from now on everything is recorded.
 
@@ -205,6 +227,7 @@ class ObserverLink:
         :param stalled: hold each sibling at its next block meanwhile, as hardware that pulls it in by itself
         :param holds: where vCPUs are held until :meth:`let_go`
         :param cover: count every block of the load
+        :param engine: how the observer's engine, where it is one, treats an update
         :raise UsageError: a value the observer cannot take
         """
         if not 1 <= trial <= MAX_TRIAL or trial == self._trial:
@@ -234,6 +257,7 @@ class ObserverLink:
         control.nmis_sent = control.nmis_acked = 0
         control.holds = len(holds)
         control.cover = int(cover)
+        control.engine = ENGINE_NUMBERS[engine]
         for index, found in enumerate(holds):
             self._header.holds[index] = _make_hold(found)
         self._first_seq = self._header.next_seq

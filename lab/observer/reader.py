@@ -11,6 +11,7 @@ from lab.model.evidence import (
     ObserverEvent,
     ObserverEvidence,
     SiblingView,
+    UpdateSeen,
     WindowSeen,
 )
 from lab.observer.clock import TscClock
@@ -24,6 +25,7 @@ from lab.observer.layout import (
     MODE_STALL,
     PHASE_OF,
     SEES_BITS,
+    TAKEN,
     Header,
     Record,
     Sibling,
@@ -78,10 +80,12 @@ class TrialReader:
             ]
         )
         windows, windows_lost = self._read_windows(clock)
+        events = tuple(self._make_event(record) for record in fit if record.trial == self._trial)
+        updates, updates_lost = self._read_updates(events)
         return ObserverEvidence(
-            events=tuple(self._make_event(record) for record in fit if record.trial == self._trial),
+            events=events,
             windows=windows,
-            records_lost=lost + len(records) - len(fit),
+            records_lost=lost + len(records) - len(fit) + updates_lost,
             windows_lost=max(0, header.status.windows_lost - self._lost_before) + windows_lost,
             gaps_ns=tuple(clock.duration_ns(gap) for gap in self._measure_gaps(header)),
             arrivals=tuple(hold.arrivals for hold in header.holds[: min(header.control.holds, HOLDS)]),
@@ -89,7 +93,34 @@ class TrialReader:
             points_wrong=header.status.points_wrong,
             interface=header.status.interface,
             sees=tuple(sees for sees, bit in SEES_BITS.items() if header.status.sees & bit),
+            updates=updates,
         )
+
+    def _read_updates(self, events: tuple[ObserverEvent, ...]) -> tuple[tuple[UpdateSeen, ...], int]:
+        """Return what this trial's records of updates tell, and of how many of them that is lost."""
+        recorded = [event for event in events if event.kind is EventKind.UPDATE]
+        places = self._file.read_updates() if recorded else {}
+        seen = []
+        for event in recorded:
+            place = places.get(event.detail)
+            if place is None or place.taken not in TAKEN:
+                continue
+            seen.append(
+                UpdateSeen(
+                    seq=event.seq,
+                    vcpu=event.vcpu,
+                    operand=place.operand,
+                    digest=place.digest,
+                    revision=place.revision,
+                    signature=place.signature,
+                    platforms=place.platforms,
+                    total_size=place.total_size,
+                    taken=TAKEN[place.taken],
+                    before=place.before,
+                    after=place.after,
+                )
+            )
+        return tuple(seen), len(recorded) - len(seen)
 
     def _read_cover(self, header: Header) -> Cover:
         blocks = tuple(

@@ -24,8 +24,9 @@ from lab.kernelimage.vmlinux import Kernel
 from lab.mechanisms.base import Witness, find_base
 from lab.mechanisms.mechanism import Expectation, Mechanism, is_play_dead
 from lab.mechanisms.table import find_mechanism, mechanisms_of
-from lab.microcode.update import firmware_name, make_update
+from lab.microcode.update import digest_words, firmware_name, make_update
 from lab.model.boot import Boot
+from lab.model.engine import Engine
 from lab.model.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -44,7 +45,7 @@ from lab.model.hold import Hold
 from lab.model.plan import Plan
 from lab.model.scenario import Scenario, Siblings
 from lab.model.verdict import Outcome
-from lab.observer.link import ObserverLink
+from lab.observer.link import ObserverLink, Processor
 from lab.observer.reader import Symbolise
 from lab.trial import guest_side
 from lab.trial.injection import InjectionThread
@@ -90,6 +91,7 @@ class Session:
         machine: Machine,
         link: ObserverLink,
         deadline: Deadline,
+        engine: Processor | None,
     ) -> None:
         self.topology = boot.topology
         self.machine = machine
@@ -113,6 +115,15 @@ class Session:
             guest_build_id=guest_side.read_guest_build_id(machine.shell, deadline),
         )
         self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
+        #: The newest that the observer's engine has given any core, 0 for none.
+        self.core_revision = 0
+        #: Whether updates take effect here, by the kernel or by the observer.
+        self.has_engine = (self.base.engine and not boot.outside) or engine is not None
+        if engine is not None and (self._signature, self._platform) != (engine.signature, engine.platforms):
+            raise GuestError(
+                f"the guest's CPU is {self._signature:#x} with platform mask {self._platform:#x}:"
+                f" the observer answers for {engine.signature:#x} with {engine.platforms:#x}"
+            )
         self._threads = machine.vcpu_threads(deadline)
 
     @property
@@ -121,17 +132,32 @@ class Session:
         return self.machine.ending is None and not self._stalled
 
     def arm_observer(
-        self, mechanism: Mechanism, stretch_us: tuple[int, ...], holds: tuple[Hold, ...] = (), *, cover: bool = False
+        self,
+        mechanism: Mechanism,
+        stretch_us: tuple[int, ...],
+        holds: tuple[Hold, ...] = (),
+        *,
+        cover: bool = False,
+        engine: Engine = Engine.TAKES,
     ) -> ObserverLink:
         """Have the observer record all from now on as a trial of its own, and return the link by which that is ended.
 
         :param stretch_us: how long to hold each core's window open
         :param cover: note every block that the load's vCPUs begin
+        :param engine: how an engine in the observer treats updates meanwhile
         :raise UsageError: a hold has no place in this kernel
         """
         found = find_holds(self._kernel, mechanism, holds)
         self._trials += 1
-        self._link.arm(self._trials, mechanism.bit, stretch_us, stalled=mechanism.stalled, holds=found, cover=cover)
+        self._link.arm(
+            self._trials,
+            mechanism.bit,
+            stretch_us,
+            stalled=mechanism.stalled,
+            holds=found,
+            cover=cover,
+            engine=engine,
+        )
         return self._link
 
     def collect_observer(self) -> ObserverEvidence:
@@ -223,19 +249,23 @@ class _Trial:
         session._siblings.put(not self.scenario.offline_threads, self.deadline)
         before = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
         session._siblings.compare(before.online)
-        target = guest_side.find_next_revision(before.revisions)
-        self._put_update(target, max(before.revisions))
+        # A core may have another revision than its kernel knows of.
+        target = guest_side.find_next_revision((*before.revisions, session.core_revision))
+        digest = self._put_update(target, max(before.revisions))
         mechanism = find_mechanism(self.scenario.mechanism)
         dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session.base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
-        session.arm_observer(mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover)
+        session.arm_observer(
+            mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover, engine=self.scenario.engine
+        )
         self.armed = True
         try:
             load_errno = self._load()
             self._settle()
             self._send_sentinels()
             # Where no update takes effect, a second write begins a second load, which would show nothing new.
-            repeat_errno = guest_side.load_late(self.shell, self.deadline) if session.base.engine else -1
+            takes = session.has_engine and self.scenario.engine is Engine.TAKES
+            repeat_errno = guest_side.load_late(self.shell, self.deadline) if takes else -1
             after = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
             self._wait_for_rest()
             returned = self._return_siblings()
@@ -264,14 +294,15 @@ class _Trial:
             dmesg=dmesg,
             dmesg_before=dmesg_before,
             returned=returned,
+            target_digest=digest,
         )
         if self.scenario.boot.monitor:
             # A thread parked in MWAIT never sleeps under an emulator of several CPUs: it would take a host CPU until
             # the guest's next trial.
             session._siblings.put(True, self.deadline)
 
-    def _put_update(self, target: int, least: int) -> None:
-        """Give the guest an update from one revision to the next."""
+    def _put_update(self, target: int, least: int) -> int:
+        """Give the guest an update from one revision to the next, and return its digest."""
         session, scenario = self.session, self.scenario
         if session.base.has_min_revision:
             guest_side.set_min_revision(self.shell, scenario.min_revision, self.deadline)
@@ -279,6 +310,7 @@ class _Trial:
             session._signature, session._platform, target, min_req_ver=least if scenario.min_revision else 0
         )
         guest_side.put_update(self.shell, firmware_name(session._signature), update, self.deadline)
+        return digest_words(update)
 
     def _wait_for_rest(self) -> None:
         """See that each offline sibling is back where it waits to be brought up again; the judge says whether it is."""
@@ -402,8 +434,12 @@ class _Trial:
         return Kept(evidence, self.raw)
 
     def _collect_observer(self) -> ObserverEvidence:
+        """Return what the observer saw, and keep the newest revision that its engine has given a core."""
         wait_region = self.session._landmarks.list_functions(self.scenario.mechanism)
-        return msgspec.structs.replace(self.session.collect_observer(), wait_region=wait_region)
+        seen = self.session.collect_observer()
+        after = (update.after for update in seen.updates)
+        self.session.core_revision = max((self.session.core_revision, *after))
+        return msgspec.structs.replace(seen, wait_region=wait_region)
 
 
 def _steal_ppm(before: object) -> int:

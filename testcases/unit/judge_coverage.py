@@ -37,6 +37,8 @@ TESTS: Final = tuple(
     for name in (
         "judge_outcomes",
         "judge_updates",
+        "judge_images",
+        "judge_engine",
         "judge_handlers",
         "judge_entries",
         "judge_clocks",

@@ -16,7 +16,7 @@ from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES
 from lab.host.proc import Process, run, start_process
 from lab.model.topology import Topology
-from lab.observer import ObserverLink
+from lab.observer import ObserverLink, Processor
 
 SOURCES = IMAGES / "observer"
 CFLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
@@ -40,9 +40,12 @@ def compile_plugin(folder: Path, *flags: str) -> Path:
 
 
 class BenchGuest:
-    """The guest's image and where its labels are."""
+    """The guest's image and where its labels are.
 
-    def __init__(self, folder: Path, *defines: str) -> None:
+    :param update: what is put at its label of that name
+    """
+
+    def __init__(self, folder: Path, *defines: str, update: bytes = b"") -> None:
         elf = folder / "guest.elf"
         self.image = folder / "guest.bin"
         flags = [f"-D{define}" for define in defines]
@@ -55,6 +58,9 @@ class BenchGuest:
             self.labels: dict[str, int] = {
                 symbol.name: _BASE + symbol["st_value"] for symbol in table.iter_symbols() if symbol.name
             }
+        with open(self.image, "r+b") as image:
+            image.seek(self.labels["update"] - _BASE)
+            image.write(update)
         self._names: dict[int, str] = {address: name for name, address in self.labels.items()}
 
     def symbolise(self, pc: int) -> str:
@@ -105,6 +111,13 @@ class Bench:
         self._qtest.sendall(f"writel {0xFEE00000 + (vcpu << 12):#x} 0x400\n".encode())
         assert self._qtest.recv(64) == b"OK\n"
 
+    def read_word(self, address: int) -> int:
+        """Return what the guest has in memory."""
+        self._qtest.sendall(f"readl {address:#x}\n".encode())
+        word, _, value = self._qtest.recv(64).decode().partition(" ")
+        assert word == "OK"
+        return int(value, 16)
+
 
 @contextlib.contextmanager
 def start_bench(
@@ -114,10 +127,12 @@ def start_bench(
     ring_records: int = 4096,
     table_blocks: int = 64,
     cover_blocks: int = 64,
+    update: bytes = b"",
+    engine: Processor | None = None,
     **points: str,
 ) -> Iterator[Bench]:
     """Start the guest; it goes round by itself. The points are further ones, as the landmarks take them."""
-    guest = BenchGuest(folder, *defines)
+    guest = BenchGuest(folder, *defines, update=update)
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     with (
@@ -133,7 +148,8 @@ def start_bench(
                 "-smp", "2,cores=1,threads=2", "-m", "16", "-bios", guest.image,
                 "-chardev", f"socket,id=qtest,fd={theirs.fileno()}",
                 "-qtest", "chardev:qtest", "-qtest-log", "none",
-                "-plugin", link.plugin_arguments(plugin, guest.write_landmarks(folder / "landmarks", **points)),
+                "-plugin",
+                link.plugin_arguments(plugin, guest.write_landmarks(folder / "landmarks", **points), engine=engine),
             ],
             pass_fds=[link.pass_fd, theirs.fileno()],
             stdout=log,

@@ -62,10 +62,12 @@ def test_a_clean_load_passes(topology: Topology) -> None:
 
     assert verdict.outcome is Outcome.PASS
     assert (verdict.windows_judged, verdict.windows_unseen) == (topology.total_cores, 0)
-    assert [one.name for one in verdict.invariants if one.finding is not Finding.HELD] == ["offline-siblings-return"]
+    unseen = [one.name for one in verdict.invariants if one.finding is not Finding.HELD]
+    assert unseen == ["right-image", "offline-siblings-return"]
     assert [one.name for one in verdict.invariants] == list(INVARIANTS)
     assert {one.name for one in verdict.invariants if not one.required} == {
         "still",
+        "right-image",
         "offline-siblings-return",
         "nmis-serviced",
     }
@@ -465,6 +467,7 @@ def test_a_second_load_is_a_fail_and_the_first_is_judged_for_itself() -> None:
     others = {one.name: one.finding for one in verdict.invariants if one.name != "load-repeatable"}
     assert others.pop("witnesses-agree") is Finding.UNSEEN
     assert others.pop("offline-siblings-return") is Finding.UNSEEN
+    assert others.pop("right-image") is Finding.UNSEEN
     assert set(others.values()) == {Finding.HELD}
     assert verdict.windows_judged == 2
     assert verdict.durations.guest_waits_us == ()

@@ -46,6 +46,7 @@ def test_a_clean_load_passes_with_what_can_be_seen() -> None:
 
     assert verdict.outcome is Outcome.PASS, verdict.reason
     assert [one.name for one in verdict.invariants if one.finding is not Finding.HELD] == [
+        "right-image",
         "counters-settled",
         "offline-siblings-return",
         "nmis-passed-on",

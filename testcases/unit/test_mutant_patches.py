@@ -10,14 +10,14 @@ from lab.build.kernel import find_recipe
 from lab.build.mutants import MUTANTS, find_patch, read_mutants
 from lab.build.observer import NAME, build_observer
 from lab.campaign.blinded import LAB_MUTANTS
-from lab.campaign.mutants import Fate, choose_mutants, list_mutants, weigh
+from lab.campaign.mutants import Fate, choose_mutants, hunt, list_mutants, weigh
 from lab.errors import BuildError, UsageError
 from lab.expected.expect import expect
 from lab.expected.mutant import Mutant, Subject, parse_mutant
 from lab.host.paths import IMAGES
 from lab.judge.judging import INVARIANTS
 from lab.mechanisms.mechanism import Expectation
-from lab.model.qemu import MAX_LEVEL, MIN_LEVEL
+from lab.model.qemu import MAX_LEVEL, MIN_LEVEL, Qemu
 from lab.model.scenario import Scenario
 from lab.model.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
 
@@ -61,6 +61,9 @@ def test_a_message_says_what_it_breaks() -> None:
     assert mutant.scenario == Scenario(mechanism="nmi-self", nmis=3)
     assert mutant.ends_in is Outcome.FAIL
     assert parse_mutant(MESSAGE, "one", Subject.OBSERVER).ends_in is Outcome.INVALID
+    assert mutant.least_interface == MIN_LEVEL
+    newer = MESSAGE.replace("Signed-off", "Least-interface: 4\nSigned-off")
+    assert parse_mutant(newer, "one", Subject.KERNEL).least_interface == 4
     witness = MESSAGE.replace("Signed-off", "Ends-in: INVALID\nSigned-off")
     assert parse_mutant(witness, "one", Subject.KERNEL).ends_in is Outcome.INVALID
 
@@ -71,6 +74,7 @@ def test_a_message_says_what_it_breaks() -> None:
         ("Breaks: it\n", "", "mutant 'one': trailer 'Breaks' is missing"),
         ("Caught-by: quiet, harmless\n", "", "trailer 'Caught-by' is missing"),
         ("Breaks: it\n", "Breaks: it\nBreaks: that\n", "trailer 'Breaks' is there twice"),
+        ("Signed-off", "Least-interface: 8\nSigned-off", "trailer 'Least-interface' is '8': allowed is 1 to 7"),
         ("nmis = 3", "nmis = -3", "mutant one': nmis is -3: allowed is"),
         ("nmi-self", "nmi-sefl", "key 'mechanism' is 'nmi-sefl'"),
         ("Signed-off", "Ends-in: FAIL\nSigned-off", "trailer 'Ends-in' is 'FAIL': allowed is INVALID"),
@@ -166,3 +170,11 @@ def test_a_kernels_mutant_touches_what_its_series_made(mutant: Mutant) -> None:
     listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     assert all(line.split("\t")[2].startswith("arch/x86/") for line in listed.splitlines())
     assert find_recipe(mutant.base, print).source.is_file()
+
+
+def test_a_mutant_that_this_qemu_cannot_show_is_not_tried(tmp_path: Path) -> None:
+    qemu = Qemu(path=Path("/nowhere"), version="7.2.0", interface_min=0, interface_max=1, sha256="")
+    mutant = next(each for each in PATCHED if each.least_interface > qemu.level)
+    kill = hunt(mutant, qemu, tmp_path, 1, 1, lambda _: None, lambda _: None)
+    assert (kill.fate, kill.trials) == (Fate.BEYOND, 0)
+    assert kill.reason == "it shows from plugin interface 4 on, and this QEMU offers 1"

@@ -13,6 +13,7 @@ from observer_bench import TOPOLOGY, compile_plugin
 from lab.build.qemu import find_qemu
 from lab.observer import ObserverLink
 from lab.observer.layout import Shape
+from lab.trial.opening import PROCESSOR
 
 LANDMARKS = "# none\n\npoint nmi-entry ffff 0xffffffff81000000\nregion 1 1000 2000 # a region\n"
 
@@ -78,14 +79,15 @@ def test_commas_in_paths_reach_the_plugin(plugin: Path, tmp_path: Path) -> None:
 
 def test_unknown_option_is_named_with_those_there_are(plugin: Path, link: ObserverLink, tmp_path: Path) -> None:
     said = refused(link, link.plugin_arguments(plugin, write(tmp_path)) + ",speed=3")
-    assert "option 'speed=3' is unknown: there are landmarks=FILE, shm=FILE, link=FD, threads=N" in said
+    there = "landmarks=FILE, shm=FILE, link=FD, threads=N, engine=on|off, signature=HEX, platforms=HEX, revision=HEX"
+    assert f"option 'speed=3' is unknown: there are {there}" in said
 
 
 @pytest.mark.parametrize("name", ["landmarks", "shm", "link", "threads"])
 def test_missing_option_is_named(name: str, plugin: Path, link: ObserverLink, tmp_path: Path) -> None:
     parts = link.plugin_arguments(plugin, write(tmp_path)).split(",")
     said = refused(link, ",".join(part for part in parts if not part.startswith(f"{name}=")))
-    assert f"option {name} is missing: all are required" in said
+    assert f"option {name} is missing: required are landmarks, shm, link, threads" in said
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,31 @@ def test_unfit_value_is_named(option: str, message: str, plugin: Path, link: Obs
     name = option.split("=")[0]
     said = refused(link, ",".join(option if part.startswith(f"{name}=") else part for part in parts))
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("engine=yes", "option engine is 'yes': allowed is on or off"),
+        ("signature=50654x", "option signature is '50654x': allowed is 0 to ffffffff, in hex"),
+        ("platforms=-1", "option platforms is '-1': allowed is 0 to ffffffff, in hex"),
+        ("revision=100000000", "option revision is '100000000': allowed is 0 to ffffffff, in hex"),
+        ("engine=on", "option engine is 'on': it needs signature, platforms and revision"),
+    ],
+)
+def test_unfit_engine_is_named(more: str, message: str, plugin: Path, link: ObserverLink, tmp_path: Path) -> None:
+    assert message in refused(link, f"{link.plugin_arguments(plugin, write(tmp_path))},{more}")
+
+
+def test_where_registers_cannot_be_written_there_is_no_engine(plugin: Path, link: ObserverLink, tmp_path: Path) -> None:
+    argument = link.plugin_arguments(plugin, write(tmp_path), engine=PROCESSOR)
+    status, said = start(argument, pass_fds=(link.pass_fd,))
+    if find_qemu().can_be_engine:
+        assert status is None
+    else:
+        assert status == 1
+        assert "option engine is 'on': plugin interface" in said
+        assert "allowed from interface 6 on" in said
 
 
 def test_stream_socket_is_refused(plugin: Path, link: ObserverLink, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "observer_message": layout.Message,
     "observer_hold": layout.Hold,
     "observer_cover": layout.Covered,
+    "observer_update": layout.Update,
 }
 CONSTANTS = {
     "OBSERVER_MAGIC": layout.MAGIC,
@@ -35,6 +36,7 @@ CONSTANTS = {
     "OBSERVER_MECHANISMS": layout.MAX_MECHANISMS,
     "OBSERVER_HAZARDS": layout.HAZARDS_KEPT,
     "OBSERVER_HOLDS": layout.HOLDS,
+    "OBSERVER_UPDATES": layout.UPDATES,
     "HOLD_CAP_NS": MAX_HELD_US * 1000,
     "OBSERVER_MODE_RUN": layout.MODE_RUN,
     "OBSERVER_MODE_STALL": layout.MODE_STALL,
@@ -42,6 +44,9 @@ CONSTANTS = {
     **{f"OBSERVER_{kind.name}": number for kind, number in layout.KIND_NUMBERS.items()},
     **{f"PHASE_{phase.name}": number for phase, number in layout.PHASE_NUMBERS.items()},
     **{f"HAZARD_{hazard.name}": number for number, hazard in layout.HAZARDS.items()},
+    **{f"TAKEN_{taken.name}": number for number, taken in layout.TAKEN.items()},
+    **{f"ENGINE_{engine.name}": number for engine, number in layout.ENGINE_NUMBERS.items()},
+    **{f"SEES_{sees.name}": bit for sees, bit in layout.SEES_BITS.items()},
 }
 
 

@@ -14,6 +14,7 @@ from lab.errors import UsageError
 from lab.host.paths import ROOT, SCENARIOS
 from lab.mechanisms.table import MECHANISMS
 from lab.model.boot import Granularity
+from lab.model.engine import Engine
 from lab.model.phase import Phase, Role
 from lab.model.placed import Placed, Target
 from lab.model.plan import draw_plan
@@ -47,6 +48,7 @@ CHANGES: tuple[dict[str, object], ...] = (
         )
     },
     {"granularity": Granularity.INSTRUCTION},
+    {"engine": Engine.ONE_CORE},
 )
 
 

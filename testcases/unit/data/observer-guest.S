@@ -6,11 +6,13 @@
  * in it, one after it. The second waits while told to; built with HALTING it halts instead of spinning, and
  * the primary wakes it by an NMI.
  *
+ * Built with UPDATING, its WRMSRs name the update at `update`, and it reads the revision behind them to 0x510.
+ *
  * Bytes of low memory: 0x500 the sibling is up, 0x501 it shall wait, 0x502 it waits.
  */
 	.code16
 	.globl	entry, load_begin, load_end, call_in, release, nmi_entry, region, region_end
-	.globl	window_site, retry_site, early_site, after_window, cpuid_site, iret_site, set_up
+	.globl	update, window_site, retry_site, early_site, after_window, cpuid_site, iret_site, set_up
 
 	.set	APIC_ICR, 0xfee00300
 
@@ -50,6 +52,9 @@ load_begin:
 	call	pause_a_little
 set_up:
 	xor	%eax, %eax
+#ifdef UPDATING
+	mov	$update + 0xf0030, %eax	/* behind the header */
+#endif
 	xor	%edx, %edx
 	mov	$0x79, %ecx
 window_site:
@@ -58,6 +63,20 @@ after_window:
 	nop
 retry_site:
 	wrmsr
+#ifdef UPDATING
+	xor	%eax, %eax
+	xor	%edx, %edx
+	mov	$0x8b, %ecx
+	wrmsr
+	mov	$1, %eax
+	cpuid
+	mov	$0x8b, %ecx
+	rdmsr
+	mov	%edx, 0x510
+	mov	$update + 0xf0030, %eax
+	xor	%edx, %edx
+	mov	$0x79, %ecx
+#endif
 	movb	$0, 0x501
 #ifdef HALTING
 	mov	$APIC_ICR, %ebx
@@ -123,6 +142,9 @@ gdt:
 gdt_pointer:
 	.word	. - gdt - 1
 	.long	0xf0000 + gdt
+
+	.org	0x8000
+update:
 
 	.org	0xfff0
 	ljmp	$0xf000, $entry
