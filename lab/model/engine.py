@@ -8,7 +8,7 @@ class Engine(enum.Enum):
     """What becomes of a sound update.
 
     For the first a kernel may have an engine of ours; the second is what an emulator does that ignores the write. All
-    others need an engine in the observer (docs/qemu.md).
+    others need an engine in the observer (docs/explanation/qemu.md).
     """
 
     #: The core has the update's revision.
