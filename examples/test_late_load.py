@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Does a late load keep SMT siblings quiet? A suite for one machine and two mechanisms."""
+"""Does a late load keep SMT siblings quiet? A suite for one machine, two mechanisms, and a kernel of your own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,3 +29,8 @@ def test_the_lab_catches_the_kernel_without_protection(storm: Storm) -> None:
 def test_no_trial_accuses_the_handler_that_updates(storm: Storm) -> None:
     """As many trials as ``--lab-trials`` or ``--lab-for`` ask for, 3 without them."""
     storm("nmi-self", trials=3, topology=ONE_CORE)
+
+
+def test_a_kernel_of_your_own_does_what_its_kind_must(storm: Storm, mechanism: str) -> None:
+    """The kernel of ``--lab-kernel`` and ``--lab-vmlinux``; mainline's rendezvous without them."""
+    storm(mechanism, trials=3, topology=ONE_CORE)

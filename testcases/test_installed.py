@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from conftest import find_unpatched
 from lab import __version__
 from lab.build.images import ImageSet
 from lab.host.paths import ROOT
@@ -70,11 +71,24 @@ def test_the_example_suite_passes_from_another_folder(installed: Path, tmp_path:
     suite = tmp_path / "suite"
     shutil.copytree(ROOT / "examples", suite)
     said = run((installed / "pytest", "-q", "-p", "no:cacheprovider", "--lab-trials", "2", suite), tmp_path)
-    assert "3 passed" in said
+    assert "4 passed" in said
+
+
+def test_the_example_suite_takes_a_kernel_that_is_brought(installed: Path, tmp_path: Path) -> None:
+    own = find_unpatched("stock-since-6.7")
+    suite = tmp_path / "suite"
+    shutil.copytree(ROOT / "examples", suite)
+    files = ("--lab-kernel", own.image, "--lab-vmlinux", own.vmlinux)
+    said = run((installed / "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "own", suite), tmp_path)
+    assert "1 passed" in said
+    command = (installed / "pytest", "-q", "-p", "no:cacheprovider", *files[:2], suite)
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+    assert refused.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--lab-kernel and --lab-vmlinux go together" in refused.stderr
 
 
 def test_a_checkout_with_its_conftest_takes_the_plugin_once(installed: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "suite")
     (tmp_path / "suite" / "conftest.py").write_text('pytest_plugins = ["lab.pytest_plugin.plugin"]\n')
     said = run((installed / "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "suite"), tmp_path)
-    assert "3 tests collected" in said
+    assert "4 tests collected" in said

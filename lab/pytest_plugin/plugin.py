@@ -6,6 +6,9 @@ in it, judges it and keeps the evidence. Workers may be many: guests run only as
 (lab.host.admission). How many trials a case runs is up to ``--lab-trials`` and ``--lab-for`` where it draws its seeds
 from ``seeds``, or leaves all to ``storm`` (lab.pytest_plugin.push).
 
+``--lab-kernel`` and ``--lab-vmlinux`` bring a kernel of the user's; ``mechanism`` names the one that it has, so that
+``storm(mechanism, trials=20)`` is a case for any kernel.
+
 pytest loads this file in every suite of an environment that has the lab. So what runs guests is imported by fixtures
 that need it, and no hook does anything for a case that uses none of them.
 """
@@ -31,18 +34,23 @@ if TYPE_CHECKING:
     from lab.build.images import ImageSet
     from lab.kernelimage.vmlinux import Kernel
     from lab.model.boot import Boot
+    from lab.trial.given import GivenKernel
     from lab.trial.pool import WarmGuest
 
 #: One in ten of few trials is less than one: so many that show nothing may be an accident.
 FEW_INVALID = 2
 #: Of pytest's command line.
 QEMU = "--lab-qemu"
+#: What a suite without a kernel of its own tries.
+MAINLINE = "upstream"
+KERNEL, VMLINUX = "--lab-kernel", "--lab-vmlinux"
 
 #: Raw files of the machine are some MiB for each trial: thousands would fill a disk, and the evidence says the same.
 MAX_WHOLE = 100
 
 _TRIALS = pytest.StashKey[list[CaseTrial]]()
 _PUSH = pytest.StashKey[Push]()
+_OWN = pytest.StashKey["GivenKernel | None"]()
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,6 +58,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the command line say how hard the suite pushes, and on which QEMU."""
     group = parser.getgroup("lab", "which QEMU guests run on, and how hard cases push (fixtures seeds and storm)")
     group.addoption(QEMU, metavar="PATH", help=f"run all guests on this QEMU (default: ${VARIABLE}, or that on PATH)")
+    group.addoption(KERNEL, metavar="FILE", help="boot this bzImage for the mechanism of its kind; needs --lab-vmlinux")
+    group.addoption(VMLINUX, metavar="FILE", help="what --lab-kernel was linked from: says what is where in it")
     group.addoption(SEED, metavar="N", help="draw the seeds from N; without it they are 0, 1, 2 and so on")
     group.addoption(TRIALS, metavar="N", help="run so many trials in each case; with --lab-for, at most")
     group.addoption(TIME, metavar="TIME", help="run trials for so long, all cases together: 90s, 10m, 8h, 2d")
@@ -61,9 +71,25 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.getoption(QEMU) is not None:
             # The lab's commands that cases run take it from there, too.
             os.environ[VARIABLE] = str(find_qemu(Path(config.getoption(QEMU))).path)
+        config.stash[_OWN] = _take_own(config)
         config.stash[_PUSH] = read_push(*(config.getoption(name) for name in (SEED, TRIALS, TIME)))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _take_own(config: pytest.Config) -> "GivenKernel | None":
+    """Return the kernel that the command line brings.
+
+    :raise UsageError: one of its files is missing, or they are no kernel fit for trials
+    """
+    image, vmlinux = config.getoption(KERNEL), config.getoption(VMLINUX)
+    if image is None and vmlinux is None:
+        return None
+    if image is None or vmlinux is None:
+        raise UsageError(f"{KERNEL} and {VMLINUX} go together: the one is booted, the other tells what is where in it")
+    from lab.trial.given import take_kernel
+
+    return take_kernel(Path(image), Path(vmlinux))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -94,11 +120,40 @@ def _tell(step: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def images_of() -> "Callable[[str], ImageSet]":
+def own_kernel(request: pytest.FixtureRequest) -> "GivenKernel | None":
+    """The kernel of ``--lab-kernel`` and ``--lab-vmlinux``, None without them."""
+    return request.config.stash[_OWN]
+
+
+@pytest.fixture(scope="session")
+def mechanism(own_kernel: "GivenKernel | None") -> str:
+    """The mechanism of the kernel that the command line brings; without one mainline's, ``upstream``."""
+    from lab.mechanisms.table import mechanisms_of
+
+    if own_kernel is None:
+        return MAINLINE
+    there = [each.name for each in mechanisms_of(own_kernel.base.name)]
+    if len(there) != 1:
+        pytest.fail(f"this kernel has several mechanisms, so cases have to name one: {', '.join(there)}", pytrace=False)
+    return there[0]
+
+
+@pytest.fixture(scope="session")
+def images_of(own_kernel: "GivenKernel | None") -> "Callable[[str], ImageSet]":
     """Give the images of a kernel by its base, built for the QEMU of this run or found in the cache."""
     from lab.build.images import build_images
+    from lab.mechanisms.base import BASES
+    from lab.trial.given import build_around
 
-    return functools.cache(lambda base: build_images(_tell, find_qemu(), base))
+    @functools.cache
+    def find(base: str) -> "ImageSet":
+        if own_kernel is not None and own_kernel.base.name == base:
+            return build_around(own_kernel, _tell, find_qemu())
+        if base not in [each.name for each in BASES]:
+            pytest.fail(f"kernels of the kind '{base}' are brought with {KERNEL} and {VMLINUX}", pytrace=False)
+        return build_images(_tell, find_qemu(), base)
+
+    return find
 
 
 @pytest.fixture(scope="session")
