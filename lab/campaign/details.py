@@ -13,6 +13,7 @@ import msgspec
 from lab.campaign.database import NAME
 from lab.campaign.definition import CampaignSpec
 from lab.campaign.reader import Failure, PartStanding, Summary, find_failures, open_campaigns, sum_up
+from lab.campaign.rows import read_rows, select
 from lab.campaign.store import read_spec
 from lab.campaign.sums import sum_findings, sum_masked
 from lab.errors import EvidenceError
@@ -32,7 +33,6 @@ class SittingHeld(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     began: str
     ended: str
-    length_s: float | None
     host: str
     cores: int
     vcpu_budget: int
@@ -40,6 +40,7 @@ class SittingHeld(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: str
     lab_version: str
     qemu: str = ""
+    length_s: float | None = None
 
 
 class HostStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,56 +104,36 @@ class Details:
         self._path = folder / NAME
         self.summary: Summary = sum_up(connection, folder, campaign, running)
         self.spec: CampaignSpec = read_spec(self._ask("SELECT spec FROM campaigns WHERE id = ?")[0][0], self._path)
+        query = (
+            "SELECT id, began, ended, host, cores, vcpu_budget, workers, scheduler, lab_version, qemu FROM sittings"
+            " WHERE campaign = ? ORDER BY id"
+        )
         self.sittings = tuple(
-            SittingHeld(
-                id=each,
-                began=began,
-                ended=ended,
-                length_s=_measure(began, ended),
-                host=host,
-                cores=cores,
-                vcpu_budget=budget,
-                workers=workers,
-                scheduler=scheduler,
-                lab_version=version,
-                qemu=qemu,
-            )
-            for each, began, ended, host, cores, budget, workers, scheduler, version, qemu in self._ask(
-                "SELECT id, began, ended, host, cores, vcpu_budget, workers, scheduler, lab_version, qemu FROM sittings"
-                " WHERE campaign = ? ORDER BY id"
-            )
+            msgspec.structs.replace(held, length_s=_measure(held.began, held.ended))
+            for held in read_rows(connection, SittingHeld, query, (campaign,))
         )
 
     def list_hosts(self) -> tuple[HostStanding, ...]:
         """Return the hosts that trials ran on, by name."""
-        rows = self._ask(
-            "SELECT host, count(*), avg(load_1m), max(load_1m), avg(steal_ppm), max(steal_ppm) FROM trials"
+        query = (
+            "SELECT host AS name, count(*) AS trials, avg(load_1m) AS load_mean, max(load_1m) AS load_most,"
+            " avg(steal_ppm) AS steal_mean_ppm, max(steal_ppm) AS steal_most_ppm FROM trials"
             " WHERE campaign = ? GROUP BY host ORDER BY host"
         )
-        return tuple(
-            HostStanding(
-                name=name,
-                trials=trials,
-                load_mean=mean,
-                load_most=most,
-                steal_mean_ppm=stolen,
-                steal_most_ppm=stolen_most,
-            )
-            for name, trials, mean, most, stolen, stolen_most in rows
-        )
+        return tuple(read_rows(self._connection, HostStanding, query, (self._campaign,)))
 
     def list_evidence(self) -> tuple[EvidenceStanding, ...]:
         """Return what became of trials' evidence, by outcome."""
-        rows = self._ask(
-            "SELECT evidence_state, outcome, count(*), sum(evidence_bytes) FROM trials WHERE campaign = ?"
-            " GROUP BY 1, 2 ORDER BY 1, 2"
+        query = (
+            "SELECT evidence_state AS state, outcome, count(*) AS trials, sum(evidence_bytes) AS size FROM trials"
+            " WHERE campaign = ? GROUP BY 1, 2 ORDER BY 1, 2"
         )
-        return tuple(EvidenceStanding(state=a, outcome=b, trials=trials, size=size) for a, b, trials, size in rows)
+        return tuple(read_rows(self._connection, EvidenceStanding, query, (self._campaign,)))
 
     def list_images(self) -> tuple[Image, ...]:
         """Return the files that it boots, by base."""
-        rows = self._ask("SELECT base, file, sha256 FROM images WHERE campaign = ? ORDER BY base, file")
-        return tuple(Image(base=base, file=file, sha256=sha256) for base, file, sha256 in rows)
+        query = "SELECT base, file, sha256 FROM images WHERE campaign = ? ORDER BY base, file"
+        return tuple(read_rows(self._connection, Image, query, (self._campaign,)))
 
     def list_versions(self) -> tuple[str, ...]:
         """Return the versions of the labs that ran its trials."""
@@ -199,38 +180,26 @@ class Details:
             "SELECT number, part, mechanism, outcome, reason, sitting, began, took_s, nmis_sent, evidence, durations,"
             " fractions, shots FROM trials WHERE campaign = ? ORDER BY rowid"
         )
-        for (
-            number,
-            part,
-            mechanism,
-            outcome,
-            reason,
-            sitting,
-            at,
-            took_s,
-            sent,
-            evidence,
-            *texts,
-        ) in self._connection.execute(query, (self._campaign,)):
-            begun, start = _read_time(at), began.get(sitting)
+        for row in select(self._connection, query, (self._campaign,)):
+            begun, start = _read_time(row["began"]), began.get(row["sitting"])
             try:
                 yield TrialLine(
-                    number=number,
-                    part=part,
-                    mechanism=mechanism,
-                    outcome=Outcome(outcome),
-                    reason=reason,
-                    sitting=sitting,
-                    ended_s=begun - start + took_s if begun is not None and start is not None else None,
-                    took_s=took_s,
-                    nmis_sent=sent,
-                    evidence=evidence,
-                    durations=durations.decode(texts[0]),
-                    fractions=fractions.decode(texts[1]),
-                    shots=shots.decode(texts[2]),
+                    number=row["number"],
+                    part=row["part"],
+                    mechanism=row["mechanism"],
+                    outcome=Outcome(row["outcome"]),
+                    reason=row["reason"],
+                    sitting=row["sitting"],
+                    ended_s=begun - start + row["took_s"] if begun is not None and start is not None else None,
+                    took_s=row["took_s"],
+                    nmis_sent=row["nmis_sent"],
+                    evidence=row["evidence"],
+                    durations=durations.decode(row["durations"]),
+                    fractions=fractions.decode(row["fractions"]),
+                    shots=shots.decode(row["shots"]),
                 )
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                raise EvidenceError(f"trial {number} of the store is no record of this lab: {error}") from error
+                raise EvidenceError(f"trial {row['number']} of the store is no record of this lab: {error}") from error
 
     def _ask(self, query: str) -> list[tuple[Any, ...]]:
         return self._connection.execute(query, (self._campaign,)).fetchall()

@@ -11,6 +11,7 @@ import msgspec
 
 from lab.campaign.database import NAME, is_running, open_reader
 from lab.campaign.definition import CampaignSpec, Part
+from lab.campaign.rows import read_rows, select
 from lab.campaign.shared_evidence import find_root
 from lab.campaign.store import read_spec
 from lab.campaign.sums import (
@@ -26,8 +27,7 @@ from lab.campaign.sums import (
 from lab.errors import EvidenceError, UsageError
 from lab.expected.expect import expect
 from lab.expected.tally import OutcomeCounts, weigh_counts
-from lab.model.evidence import Match
-from lab.model.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
+from lab.model.verdict import Outcome, TrialRecord
 
 #: What a store says of a campaign that was killed.
 KILLED: Final = "killed"
@@ -35,6 +35,31 @@ KILLED: Final = "killed"
 NO_TRIAL: Final = "no trial yet"
 #: How many of the newest failures a summary names.
 NEWEST: Final = 5
+
+
+#: Fields of a record that are columns of a trial by the same name, and those that are JSON in such a column.
+_PLAIN: Final = (
+    "mechanism",
+    "topology",
+    "seed",
+    "outcome",
+    "reason",
+    "windows_judged",
+    "windows_unseen",
+    "kernel_sha256",
+    "evidence",
+    "bucket",
+)
+_JSON: Final = ("durations", "fractions", "shots", "wait_region")
+#: Fields of lab.model.verdict.NmiCount to columns.
+_NMIS: Final = {
+    "sent": "nmis_sent",
+    "handled": "nmis_handled",
+    "entries": "nmis_entries",
+    "proven_in_window": "nmis_proven",
+    "on_siblings": "nmis_siblings",
+    "masked": "nmis_masked",
+}
 
 
 class PartStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,61 +216,29 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
     :raise UsageError: there is no campaign
     :raise EvidenceError: the store is damaged, or of another lab
     """
-    columns = (
-        "campaign, number, mechanism, topology, seed, outcome, reason, nmis_sent, nmis_handled, nmis_entries,"
-        " nmis_proven, durations, windows_judged, windows_unseen, kernel_sha256, kernel_match, evidence,"
-        " bucket, fractions, shots, wait_region, first_load, nmis_siblings, nmis_masked"
-    )
     with open_reader(folder) as connection:
-        # The names are ours.
-        for row in connection.execute(f"SELECT {columns} FROM trials ORDER BY campaign, number"):  # noqa: S608
+        for row in select(connection, "SELECT * FROM trials ORDER BY campaign, number"):
             yield _make_record(connection, row)
 
 
-def _make_record(connection: sqlite3.Connection, row: tuple[object, ...]) -> TrialRecord:
-    campaign, number, *rest = row
-    key = (campaign, number)
-    (mechanism, topology, seed, outcome, reason, sent, handled, entries, proven) = rest[:9]
-    (durations, judged, unseen, kernel, match, evidence, bucket, fractions, shots, region, first, *reached) = rest[9:]
-    on_siblings, masked = (value if isinstance(value, int) else None for value in reached)
+def _make_record(connection: sqlite3.Connection, row: sqlite3.Row) -> TrialRecord:
+    key = (row["campaign"], row["number"])
     invariants = connection.execute("SELECT name, finding FROM invariants WHERE campaign = ? AND number = ?", key)
     coverage = connection.execute("SELECT place, nmis FROM coverage WHERE campaign = ? AND number = ?", key)
     try:
-        return msgspec.convert(
-            {
-                "trial": number,
-                "mechanism": mechanism,
-                "topology": topology,
-                "seed": seed,
-                "outcome": Outcome(outcome),
-                "reason": reason,
-                "invariants": {name: Finding(finding) for name, finding in invariants},
-                "nmis": NmiCount(
-                    **_as_numbers(sent=sent, handled=handled, entries=entries, proven_in_window=proven),
-                    on_siblings=on_siblings,
-                    masked=masked,
-                ),
-                "durations": msgspec.json.decode(str(durations), type=Durations),
-                "windows_judged": judged,
-                "windows_unseen": unseen,
-                "kernel_sha256": kernel,
-                "evidence": evidence,
-                "coverage": dict(coverage),
-                "match": Match(match) if match else None,
-                "bucket": bucket,
-                "fractions": msgspec.json.decode(str(fractions)),
-                "shots": msgspec.json.decode(str(shots)),
-                "wait_region": msgspec.json.decode(str(region)),
-                "first_load": bool(first),
-            },
-            TrialRecord,
-        )
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise EvidenceError(f"trial {number} of the store is no record of this lab: {error}") from error
-
-
-def _as_numbers(**values: object) -> dict[str, int]:
-    return {name: value if isinstance(value, int) else 0 for name, value in values.items()}
+        fields = {
+            "trial": row["number"],
+            "invariants": dict(invariants),
+            "nmis": {field: row[column] for field, column in _NMIS.items()},
+            "coverage": dict(coverage),
+            "match": row["kernel_match"] or None,
+            "first_load": bool(row["first_load"]),
+            **{name: row[name] for name in _PLAIN},
+            **{name: msgspec.json.decode(row[name]) for name in _JSON},
+        }
+        return msgspec.convert(fields, TrialRecord)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        raise EvidenceError(f"trial {row['number']} of the store is no record of this lab: {error}") from error
 
 
 def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running: bool) -> Summary:
@@ -350,20 +343,4 @@ def find_failures(
         "SELECT number, part, seed, outcome, failed, attempts, reproduces, reason, evidence, evidence_state, bucket"  # noqa: S608
         f" FROM trials WHERE {which} AND campaign = :campaign ORDER BY rowid DESC LIMIT :limit"
     )
-    rows = connection.execute(query, {"title": title, "campaign": campaign, "limit": limit})
-    return tuple(
-        Failure(
-            number=number,
-            part=part,
-            seed=seed,
-            outcome=outcome,
-            failed=failed,
-            attempts=attempts,
-            reproduces=bool(reproduces),
-            reason=reason,
-            evidence=evidence,
-            evidence_state=state,
-            bucket=bucket,
-        )
-        for number, part, seed, outcome, failed, attempts, reproduces, reason, evidence, state, bucket in rows
-    )
+    return tuple(read_rows(connection, Failure, query, {"title": title, "campaign": campaign, "limit": limit}))
