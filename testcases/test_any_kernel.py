@@ -94,6 +94,41 @@ def test_the_command_line_takes_a_kernel(tmp_path: Path) -> None:
     assert images.kernel_release == own.packed.release
 
 
+def test_a_campaign_takes_a_kernel_and_its_trials_are_replayed(tmp_path: Path) -> None:
+    own = find_unpatched("stock-since-6.7")
+    files = ("--kernel", own.image, "--vmlinux", own.vmlinux)
+    night, out = tmp_path / "night.toml", tmp_path / "night"
+    night.write_text(
+        'summary = "of my own"\n[[scenarios]]\nscenario = { mechanism = "stock-nmi", topology = "1x1x2" }\n'
+    )
+
+    def lab(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        command = (sys.executable, "-m", "lab.cli", *map(str, words))
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+    done = lab("campaign", "start", night, *files, "--trials", "3", "--workers", "0", "--out", out)
+    assert done.returncode == 0, done.stderr
+    told = msgspec.json.decode(lab("campaign", "status", out, "--json").stdout)
+    assert told["done"] == 3
+    one = tmp_path / "one"
+    assert lab("campaign", "trial", out, "1", *files, "--out", one).returncode in (0, 3)
+    # The lab built it, and so finds it again by what is in it.
+    replayed = lab("replay", one, "--times", "1", "--out", tmp_path / "again")
+    assert "of 1" in replayed.stdout or "1/1" in replayed.stdout, replayed.stderr
+    other = lab(
+        "campaign",
+        "start",
+        ROOT / "testcases/campaigns/all-mechanisms.toml",
+        *files,
+        "--trials",
+        "1",
+        "--out",
+        tmp_path / "x",
+    )
+    assert other.returncode == 2
+    assert "is not there: this kernel has stock-nmi" in other.stderr
+
+
 @pytest.mark.parametrize("base", [base.name for base in BASES])
 def test_our_own_kernels_are_known_again(base: str) -> None:
     images = find_images(base)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lab.cli.axes import Axes, make_scenario
 from lab.errors import UsageError
+from lab.mechanisms.base import BASES
 from lab.mechanisms.table import FIRST_CAMPAIGN, MECHANISMS, find_mechanism, mechanisms_of
 from lab.model.placed import to_hold
 from lab.model.qemu import Qemu
@@ -95,6 +96,7 @@ def build_bases(
     from lab.trial.given import build_around
 
     scenarios = tuple(scenarios)
+    _check_kernels(scenarios, own)
     if own is not None:
         images, kernels = {own.base.name: build_around(own, tell, qemu)}, {own.base.name: own.kernel}
     else:
@@ -106,6 +108,22 @@ def build_bases(
         holds = tuple(to_hold(each, scenario.topology) for each in scenario.all_placed)
         find_holds(kernels[mechanism.base], mechanism, holds)
     return images, kernels
+
+
+def _check_kernels(scenarios: tuple[Scenario, ...], own: "GivenKernel | None") -> None:
+    """Refuse scenarios, which a file may name, of other kernels than there are.
+
+    :raise UsageError: the kernel that a scenario needs is not there
+    """
+    for scenario in scenarios:
+        base = find_mechanism(scenario.mechanism).base
+        if own is None and base not in [each.name for each in BASES]:
+            raise UsageError(
+                f"mechanism '{scenario.mechanism}' is that of a kernel you bring: give it with --kernel and --vmlinux"
+            )
+        if own is not None and base != own.base.name:
+            there = ", ".join(each.name for each in mechanisms_of(own.base.name))
+            raise UsageError(f"mechanism '{scenario.mechanism}' is not there: this kernel has {there}")
 
 
 def _find_only(there: list[str]) -> str:

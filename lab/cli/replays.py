@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Commands about a trial that is over: run it again, make it smaller, tell its story."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,7 +108,9 @@ def minimise(
             found = minimise_evidence(evidence, guests.run_trial, needed, results, progress.tell, trials, keep)
     except KeyboardInterrupt:
         raise Interrupted(f"no guest is left; '{target / MINIMAL}' is the smallest so far, if one failed") from None
-    _tell_minimised(found, needed, results, as_json)
+    files = {"--kernel": kernel, "--vmlinux": vmlinux, "--qemu": qemu}
+    given = [word for option, path in files.items() if path is not None for word in (option, str(path.resolve()))]
+    _tell_minimised(found, needed, results, given, as_json)
     raise typer.Exit(0 if found.reproduced and found.after.whole else NOT_AGAIN)
 
 
@@ -177,7 +181,11 @@ def _show_replayed(replayed: "Replayed", results: Path) -> None:
     out().print(f"evidence: {results}")
 
 
-def _tell_minimised(found: "Minimised", need: "Need", results: Path, as_json: bool) -> None:
+def _tell_minimised(found: "Minimised", need: "Need", results: Path, given: Sequence[str], as_json: bool) -> None:
+    """Say what is left.
+
+    :param given: words of this command that the next one needs as well
+    """
     from lab.reduce.case import list_changes
     from lab.reduce.minimise import LAST
 
@@ -211,7 +219,8 @@ def _tell_minimised(found: "Minimised", need: "Need", results: Path, as_json: bo
         out().print("the bound on trials was reached: it may get smaller yet, see --trials")
     out().print(f"fails {need.fails}/{need.of} by one of {', '.join(found.wanted)}, after {found.trials} trials")
     out().print(
-        f"run it: lab trial --scenario {results / MINIMAL} --out DIR; its last failing evidence: {results / LAST}"
+        f"run it: {shlex.join(('lab', 'trial', '--scenario', str(results / MINIMAL), *given, '--out', 'DIR'))};"
+        f" its last failing evidence: {results / LAST}"
     )
 
 

@@ -82,7 +82,7 @@ def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:
         if key not in found:
             raise UsageError(f"mutant '{name}': trailer '{key}' is missing")
     lines = [f'summary = "{name}"', *(part.strip() for part in found["Scenario"].split(";"))]
-    scenario = parse_scenario("\n".join(lines), f"mutant {name}", name, stock=True).scenario
+    scenario = parse_scenario("\n".join(lines), f"mutant {name}", name).scenario
     return Mutant(
         name=name,
         subject=subject,

@@ -43,24 +43,23 @@ class NamedScenario(msgspec.Struct, frozen=True):
     scenario: Scenario
 
 
-def parse_scenario(text: str, file: str, name: str, *, stock: bool = False) -> NamedScenario:
+def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
     """Read a scenario; a key that is left out has the default of :class:`lab.model.scenario.Scenario`.
 
     :param file: what errors call it
-    :param stock: the mechanism may also be that of a kernel with nothing of the lab's inside
     :raise UsageError: it is no such text; the error names the file, the key and what is allowed
     """
-    return read_scenario_table(load_toml(text, f"scenario '{file}'"), file, name, stock=stock)
+    return read_scenario_table(load_toml(text, f"scenario '{file}'"), file, name)
 
 
-def read_scenario_table(table: Mapping[str, Any], file: str, name: str, *, stock: bool = False) -> NamedScenario:
+def read_scenario_table(table: Mapping[str, Any], file: str, name: str) -> NamedScenario:
     """Read a scenario from its keys; raises as :func:`parse_scenario` does."""
     _check_keys(table, ("summary", "mechanism"), file)
     summary = table["summary"]
     if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
         raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")
     keys = {key: value for key, value in table.items() if key != "summary"}
-    return NamedScenario(name=name, summary=summary, scenario=_make(keys, file, stock))
+    return NamedScenario(name=name, summary=summary, scenario=_make(keys, file))
 
 
 def parse_axes(mechanism: str, axes: str, file: str) -> Scenario:
@@ -106,9 +105,8 @@ def _check_keys(table: Mapping[str, Any], required: tuple[str, ...], file: str) 
             raise UsageError(f"scenario '{file}': key '{key}' is missing: {ALLOWED[key]}")
 
 
-def _make(table: Mapping[str, Any], file: str, stock: bool = False) -> Scenario:
-    mechanisms = (*MECHANISMS, *STOCK_MECHANISMS) if stock else MECHANISMS
-    known = {each.name for each in mechanisms}
+def _make(table: Mapping[str, Any], file: str) -> Scenario:
+    known = {each.name for each in (*MECHANISMS, *STOCK_MECHANISMS)}
     scenario = Scenario(**{key: _read_field(file, key, value, known) for key, value in table.items()})
     try:
         scenario.check()

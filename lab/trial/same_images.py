@@ -16,13 +16,18 @@ from lab.build.qemu import OPTION
 from lab.errors import UsageError
 from lab.expected.mutant import Subject
 from lab.kernelimage.vmlinux import Kernel, read_kernel
+from lab.mechanisms.base import STOCK_BASES
 from lab.model.evidence import Images
 from lab.model.qemu import Qemu
-from lab.trial.given import GivenKernel, build_around
+from lab.trial.given import GivenKernel, build_around, take_kernel
 
 #: An observer of other sources has another layout, and other landmarks.
 _ASK_THAT_LAB = "; the lab that made it can"
 _NAME_IT = f"; name the trial's own with {OPTION}"
+#: Kinds of kernels that the lab does not make.
+_BROUGHT = frozenset(base.name for base in STOCK_BASES)
+#: Characters of a kernel's version that a person is shown.
+MAX_RELEASE = 80
 #: Digits of a hash that a person is shown.
 _SHOWN = 12
 
@@ -50,6 +55,8 @@ def find_same(
     _compare("QEMU", images.qemu_version, qemu.version, _NAME_IT)
     if images.qemu_sha256:
         _compare("QEMU's program", images.qemu_sha256, qemu.sha256, f" in '{qemu.path}'{_NAME_IT}")
+    if own is None and base in _BROUGHT:
+        own = _take_brought(images)
     if own is None:
         built, found = _find_built(images, base, qemu, hint, progress), None
     elif own.base.name != base:
@@ -62,6 +69,19 @@ def find_same(
     _compare("the initramfs", images.initramfs_sha256, mine.initramfs_sha256)
     _compare("the observer", images.observer_sha256, mine.observer_sha256, _ASK_THAT_LAB)
     return built, found or read_kernel(built.vmlinux)
+
+
+def _take_brought(images: Images) -> GivenKernel:
+    """Return a kernel that its user brought, where the lab built it of that user's tree.
+
+    :raise UsageError: the lab did not build the kernel, so that the user has to bring it again
+    """
+    entry = find_entry("kernel", {"bzImage": images.kernel_sha256, "vmlinux": images.vmlinux_sha256})
+    if entry is None:
+        release = images.kernel_release[:MAX_RELEASE]
+        raise UsageError(f"the trial's kernel ({release}) was brought to the lab: give it with --kernel and --vmlinux")
+    kernel = read_entry(entry)
+    return take_kernel(kernel.image, kernel.vmlinux)
 
 
 def _find_built(images: Images, base: str, qemu: Qemu, hint: str, progress: Progress) -> ImageSet:
@@ -111,4 +131,4 @@ def _compare(what: str, wanted: str, there: str, advice: str = "") -> None:
 
 
 def _advise(images: Images) -> str:
-    return f" ({images.kernel_release[:80]}); give the trial's own with --kernel and --vmlinux"
+    return f" ({images.kernel_release[:MAX_RELEASE]}); give the trial's own with --kernel and --vmlinux"

@@ -267,3 +267,14 @@ def test_a_page_that_cannot_be_written_takes_nothing_from_a_campaign(
 
 def test_times_are_hours_minutes_and_seconds() -> None:
     assert [tell_time(each) for each in (0.4, 61, 3_600, 360_000)] == ["0:00:00", "0:01:01", "1:00:00", "100:00:00"]
+
+
+def test_a_campaign_of_a_kernel_that_is_not_brought_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "night.toml"
+    file.write_text(GOOD.replace("nmi-self", "stock-nmi"))
+    done = run_lab("start", file, "--trials", "1", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "lab: mechanism 'stock-nmi' is that of a kernel you bring: give it with --kernel and --vmlinux"
+    )
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
