@@ -32,7 +32,6 @@ from lab.model.verdict import Finding, Outcome, TrialRecord
 from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 
-DEFAULT_TRIALS: Final = 100
 #: So many trials of the sound images may be INVALID before a witness's mutant is not hunted: a busy host's are.
 BASELINE_TRIALS: Final = 5
 #: A mutant that keeps its guests from booting shows nothing, and takes minutes to say so.

@@ -4,21 +4,22 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import RenderableType
 
 from lab.build.qemu import find_qemu
-from lab.campaign.mutants import DEFAULT_TRIALS, Fate, Kill, choose_mutants, hunt
 from lab.cli.app import LAB_FAULT, Interrupted, JsonOption, QemuOption, check_seed, out, print_json
-from lab.cli.present import clean, make_table
 from lab.cli.progress import open_progress
 from lab.errors import UsageError
-from lab.evidence.folder import claim_output, refuse_output
-from lab.expected.mutant import Mutant
+from lab.expected.mutant import DEFAULT_TRIALS, Mutant
 from lab.host.files import write_whole
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from lab.campaign.mutants import Kill
 
 #: Exit status when a mutant survived, or fooled the lab.
 SURVIVOR = 1
@@ -38,6 +39,10 @@ def mutants(
     as_json: JsonOption = False,
 ) -> None:
     """Try each mutant until it is caught: exit 0 when all were, 1 when one was not, 4 when the lab failed."""
+    # What runs trials is loaded once the words are right.
+    from lab.campaign.mutants import Fate, choose_mutants, hunt
+    from lab.evidence.folder import claim_output
+
     chosen = choose_mutants(names or [])
     if listed:
         _list(chosen, as_json)
@@ -63,8 +68,10 @@ def mutants(
     raise typer.Exit(LAB_FAULT if Fate.ERROR in fates else 0 if fates <= {Fate.CAUGHT, Fate.BEYOND} else SURVIVOR)
 
 
-def make_kill_table(kills: list[Kill]) -> RenderableType:
+def make_kill_table(kills: "list[Kill]") -> "RenderableType":
     """Return the kill table for a terminal."""
+    from lab.cli.present import clean, make_table
+
     table = make_table("mutant", "of", "fate", "caught by", "also broken", "trials", "build s", "hunt s")
     for kill in kills:
         table.add_row(
@@ -84,6 +91,8 @@ def _list(chosen: tuple[Mutant, ...], as_json: bool) -> None:
     if as_json:
         print_json({"mutants": chosen})
         return
+    from lab.cli.present import make_table
+
     table = make_table("mutant", "of", "on", "must break", "what it does")
     for mutant in chosen:
         where = f"{mutant.scenario.mechanism} {mutant.scenario.topology}"
@@ -91,7 +100,7 @@ def _list(chosen: tuple[Mutant, ...], as_json: bool) -> None:
     out().print(table)
 
 
-def _tell(kill: Kill) -> str:
+def _tell(kill: "Kill") -> str:
     by = f" by {', '.join(kill.by)}" if kill.by else f", {kill.reason}"
     return f"{kill.fate.value}{by} after {kill.trials} trials"
 
@@ -105,4 +114,6 @@ def _say_what_is_kept(folder: Path) -> Iterator[None]:
 
 
 def _refuse(folder: Path) -> None:
+    from lab.evidence.folder import refuse_output
+
     raise refuse_output(folder)

@@ -7,20 +7,11 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lab.build.images import ImageSet, build_images
 from lab.build.qemu import find_qemu
-from lab.campaign.bench import measure
-from lab.campaign.database import NAME, is_running
-from lab.campaign.definition import CampaignSpec
-from lab.campaign.reader import summarise
-from lab.campaign.run_folder import claim_run_output, clear_run
-from lab.campaign.runs import is_run, make_run_spec, read_run
-from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
-from lab.cli import present
 from lab.cli.app import (
     DumpOption,
     Interrupted,
@@ -35,15 +26,16 @@ from lab.cli.app import (
     print_json,
 )
 from lab.cli.axes import Axes, takes_axes
-from lab.cli.campaign_view import make_summary_view
 from lab.cli.choice import build_bases, choose_scenarios, take_own
-from lab.cli.ending import tell_run
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.mechanisms.table import FIRST_CAMPAIGN
-from lab.report.campaign_page import write_campaign_report
-from lab.report.hosts_page import RECORDS, write_hosts_report
-from lab.report.page import write_report
+
+if TYPE_CHECKING:
+    from lab.build.images import ImageSet
+    from lab.campaign.definition import CampaignSpec
+
+# What runs trials and draws pages is loaded once there is something to run or draw: wrong usage needs none of it.
 
 DEFAULT_TRIALS = 20
 
@@ -73,13 +65,20 @@ def run(
     scenarios, left_out = choose_scenarios(axes, mechanism or [], own)
     for name, why in left_out:
         sys.stderr.write(f"lab: leaving out {name}: {why}\n")
+    run_seed = check_seed(seed)
+    from lab.campaign.run_folder import claim_run_output, clear_run
+    from lab.campaign.runs import make_run_spec
+    from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
+    from lab.cli.ending import tell_run
+    from lab.report.page import write_report
+
     command = ("lab", *sys.argv[1:])
-    spec = make_run_spec(command, scenarios, trials, check_seed(seed), dump_memory)
+    spec = make_run_spec(command, scenarios, trials, run_seed, dump_memory)
     on = find_qemu(qemu)
     folder = claim_run_output(out, replace)
     with open_progress() as progress:
 
-        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
+        def build(spec: "CampaignSpec") -> "Mapping[str, ImageSet]":
             images, _ = build_bases([part.scenario for part in spec.parts], progress.tell, own, on)
             progress.begin(spec.limits.trials or 0)
             return images
@@ -98,6 +97,10 @@ def run(
 @contextlib.contextmanager
 def _page_of_what_ends(folder: Path) -> Iterator[None]:
     """Write a run's page, as far as that goes, when it is interrupted or the host fails it."""
+    from lab.campaign.database import NAME, is_running
+    from lab.campaign.runs import read_run
+    from lab.report.page import write_report
+
     try:
         yield
     except KeyboardInterrupt:
@@ -123,6 +126,10 @@ def report(
     """Write the page of a run, of a campaign or of a fresh host again."""
     if not folder.is_dir():
         raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
+    from lab.cli.ending import tell_run
+    from lab.report.hosts_page import RECORDS
+    from lab.report.page import write_report
+
     if not _is_run(folder):
         _report_campaign(folder, as_json)
         return
@@ -137,6 +144,8 @@ def report(
 
 
 def _is_run(folder: Path) -> bool:
+    from lab.campaign.runs import is_run
+
     try:
         return is_run(folder)
     except EvidenceError as error:
@@ -144,6 +153,8 @@ def _is_run(folder: Path) -> bool:
 
 
 def _report_hosts(folder: Path, as_json: bool) -> None:
+    from lab.report.hosts_page import write_hosts_report
+
     page = write_hosts_report(folder)
     if as_json:
         print_json({"report": str(page)})
@@ -152,6 +163,10 @@ def _report_hosts(folder: Path, as_json: bool) -> None:
 
 
 def _report_campaign(folder: Path, as_json: bool) -> None:
+    from lab.campaign.reader import summarise
+    from lab.cli.campaign_view import make_summary_view
+    from lab.report.campaign_page import write_campaign_report
+
     try:
         page = write_campaign_report(folder)
         summaries = summarise(folder)
@@ -171,10 +186,14 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure boot, trials, the observer's price and sizes on this host; fails nothing."""
+    from lab.build.images import build_images
+    from lab.campaign.bench import measure
+    from lab.cli.present import make_bench_table
+
     on = find_qemu(qemu)
     with open_progress() as progress:
         figures = measure(build_images(progress.tell, on), runs, progress.tell)
     if as_json:
         print_json({"figures": figures})
     else:
-        out().print(present.make_bench_table(figures))
+        out().print(make_bench_table(figures))

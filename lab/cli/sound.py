@@ -4,24 +4,22 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu
-from lab.campaign.definition import CampaignSpec
-from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
-from lab.campaign.soundness import make_sound_spec, share_out
 from lab.cli.app import JsonOption, OutOption, QemuOption, check_seed
 from lab.cli.choice import build_bases
-from lab.cli.ending import run_sitting, tell_soundness
 from lab.cli.progress import open_progress
 from lab.errors import UsageError, tell_nearest
-from lab.evidence.folder import claim_output
 from lab.expected.cells import Cell, Held, parse_cells
 from lab.host.files import read_text
 from lab.host.paths import ROOT, SOUND
+
+if TYPE_CHECKING:
+    from lab.build.images import ImageSet
+    from lab.campaign.definition import CampaignSpec
 
 #: What the list is held to by.
 DEFAULT_TRIALS: Final = 2_000
@@ -53,13 +51,20 @@ def sound(
     cells = _choose_cells(Held.FAILING if failing else Held.SOUND, only)
     if not failing and trials is not None and trials < len(cells):
         raise UsageError(f"trials is {trials}: allowed is {len(cells)} or more, one for each cell")
+    run_seed = check_seed(seed)
+    # What runs trials is loaded once there is something to run: wrong usage needs none of it.
+    from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
+    from lab.campaign.soundness import make_sound_spec, share_out
+    from lab.cli.ending import run_sitting, tell_soundness
+    from lab.evidence.folder import claim_output
+
     asked = dict.fromkeys(cells, trials or DEFAULT_TRIES) if failing else share_out(trials or DEFAULT_TRIALS, cells)
-    spec = make_sound_spec(("lab", *sys.argv[1:]), asked, check_seed(seed))
+    spec = make_sound_spec(("lab", *sys.argv[1:]), asked, run_seed)
     on = find_qemu(qemu)
     folder = claim_output(out, _refuse)
     with open_progress() as progress:
 
-        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
+        def build(spec: "CampaignSpec") -> "Mapping[str, ImageSet]":
             needed = [part.scenario for part in spec.parts if part.trials]
             images, _ = build_bases(needed, progress.tell, None, on)
             progress.begin(spec.limits.trials or 0)

@@ -27,6 +27,10 @@ _NEEDED: Final = ("Breaks", "Caught-by", "Scenario")
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
+#: Trials after which a mutant that was not caught is taken for a survivor.
+DEFAULT_TRIALS = 100
+
+
 class Subject(enum.Enum):
     """What is broken."""
 

@@ -89,6 +89,14 @@ def test_what_needs_no_guest_loads_nothing_that_runs_one(words: str, status: int
         "landmarks --base linux-6",
         "build kernels",
         "ucode goood",
+        "run --mechanism nmi-sefl --out {out}",
+        "run --mechanism nmi-self --topology 2x2 --out {out}",
+        "report {out}",
+        "sound --only nobody --out {out}",
+        "sweep --role nobody --out {out}",
+        "sweep --mechanism nmi-sefl --out {out}",
+        "bench --runs 1",
+        "mutants --trials 0",
     ],
 )
 def test_a_value_that_is_refused_loads_nothing_that_runs_a_guest(words: str, tmp_path: Path) -> None:
