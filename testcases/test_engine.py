@@ -160,6 +160,16 @@ def test_mainline_reports_an_update_that_one_core_alone_took(bench: Bench) -> No
     assert "load incomplete" in next(one.reason for one in verdict.invariants if one.name == "errno-and-messages")
 
 
+def test_mainline_warns_that_features_have_changed(bench: Bench) -> None:
+    evidence, verdict = bench.pass_once("stock-nmi", engine=Engine.CPUID_CHANGES)
+    assert evidence.guest is not None
+    assert evidence.observer is not None
+    assert list_taken(evidence) == [Taken.DONE, Taken.DONE]
+    assert evidence.observer.cpuid_missed == 0
+    assert any("CPU features have changed after loading microcode" in line for line in evidence.guest.dmesg)
+    assert find(verdict, "errno-and-messages") == (Finding.HELD, True)
+
+
 @pytest.mark.parametrize("mechanism", ["upstream", "stop-machine"])
 def test_the_engine_of_the_kernel_and_that_of_the_observer_give_one_verdict(bench: Bench, mechanism: str) -> None:
     told = []

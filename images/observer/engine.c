@@ -12,6 +12,10 @@
 
 #define CS_CPL 3
 
+/* The leaf whose EDX has MD_CLEAR (SDM 2A, CPUID): what real updates have brought. */
+#define LEAF_FEATURES 7
+#define MD_CLEAR      (1u << 10)
+
 /* A WRMSR of this one with reserved bits set faults, and changes nothing (SDM 3A, 11.4.4). */
 #define MSR_APIC_BASE 0x1b
 
@@ -20,6 +24,8 @@ static struct {
 	struct update_for processor;
 	uint32_t revisions[OBSERVER_MAX_CORES];
 	uint64_t updates; /* written so far, by any */
+	uint32_t changed; /* 1: MD_CLEAR is another one than QEMU's */
+	uint32_t changed_load;
 } engine;
 
 /* Each is used by its vCPU's thread alone. */
@@ -28,6 +34,7 @@ static struct {
 	uint64_t fault_pc; /* of a WRMSR that is made to fault, 0 for none */
 	uint32_t eax;	   /* as they were before */
 	uint32_t edx;
+	bool features; /* it is executing CPUID of that leaf */
 } __attribute__((aligned(64))) own[OBSERVER_MAX_VCPUS];
 
 bool engine_is_on(void)
@@ -98,17 +105,30 @@ void engine_excepted(unsigned int vcpu, uint64_t from)
 	write_gpr(vcpu, GPR_EDX, own[vcpu].edx);
 }
 
+/* Once in a load, by the first core that is updated in it. */
+static void change_features(void)
+{
+	uint32_t load = load_relaxed(&observer.header->status.load);
+
+	if (__atomic_exchange_n(&engine.changed_load, load, __ATOMIC_ACQ_REL) != load)
+		__atomic_fetch_xor(&engine.changed, 1, __ATOMIC_RELEASE);
+}
+
 static void take(unsigned int vcpu, uint64_t pc, struct observer_update *update)
 {
 	update->before = load_relaxed(revision_of(vcpu));
 	if (update->taken == TAKEN_UNASKED)
 		update->taken = decide(vcpu, update);
-	if (update->taken == TAKEN_DONE)
+	if (update->taken == TAKEN_DONE) {
 		store_release(revision_of(vcpu), update->revision);
-	else if (update->taken == TAKEN_OTHER)
+		if (armed_trial() &&
+		    load_relaxed(&observer.header->control.engine) == ENGINE_CPUID_CHANGES)
+			change_features();
+	} else if (update->taken == TAKEN_OTHER) {
 		store_release(revision_of(vcpu), update->revision + 1);
-	else if (update->taken == TAKEN_FAULT)
+	} else if (update->taken == TAKEN_FAULT) {
 		fault(vcpu, pc);
+	}
 	update->after = load_relaxed(revision_of(vcpu));
 }
 
@@ -156,9 +176,30 @@ void engine_write_revision(unsigned int vcpu)
 void engine_cpuid(unsigned int vcpu)
 {
 	uint32_t eax;
+	uint32_t ecx;
 
-	if (read_gpr(vcpu, GPR_EAX, &eax) && eax == 1)
+	own[vcpu].features = false;
+	if (!read_gpr(vcpu, GPR_EAX, &eax))
+		return;
+	if (eax == 1)
 		own[vcpu].shown = load_acquire(revision_of(vcpu));
+	else if (eax == LEAF_FEATURES && read_gpr(vcpu, GPR_ECX, &ecx))
+		own[vcpu].features = !ecx && load_acquire(&engine.changed);
+}
+
+void engine_cpuid_done(unsigned int vcpu)
+{
+	uint32_t edx;
+
+	if (own[vcpu].features && read_gpr(vcpu, GPR_EDX, &edx))
+		write_gpr(vcpu, GPR_EDX, edx ^ MD_CLEAR);
+	own[vcpu].features = false;
+}
+
+void engine_cpuid_missed(unsigned int vcpu)
+{
+	if (own[vcpu].features)
+		count_one(&observer.header->status.cpuid_missed);
 }
 
 bool engine_answer(unsigned int vcpu)

@@ -28,6 +28,9 @@ void engine_update(unsigned int vcpu, uint64_t pc);
 /* Only with the engine on: it is about to execute WRMSR 0x8B, or CPUID. */
 void engine_write_revision(unsigned int vcpu);
 void engine_cpuid(unsigned int vcpu);
+/* It has executed that CPUID; or it will, and nothing can be changed behind it. */
+void engine_cpuid_done(unsigned int vcpu);
+void engine_cpuid_missed(unsigned int vcpu);
 
 /* It has executed RDMSR: answer for 0x8B. False when that was another one. */
 bool engine_answer(unsigned int vcpu);

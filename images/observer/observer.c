@@ -200,6 +200,19 @@ static void on_cpuid(unsigned int vcpu, void *userdata)
 	engine_cpuid(vcpu);
 }
 
+static void on_cpuid_done(unsigned int vcpu, void *userdata)
+{
+	(void)userdata;
+	engine_cpuid_done(vcpu);
+}
+
+static void on_last_cpuid(unsigned int vcpu, void *userdata)
+{
+	(void)userdata;
+	engine_cpuid(vcpu);
+	engine_cpuid_missed(vcpu);
+}
+
 static void on_rdmsr_done(unsigned int vcpu, void *userdata)
 {
 	(void)userdata;
@@ -269,8 +282,13 @@ static bool enables_interrupts(const uint8_t *bytes, size_t size)
 static void serve_engine(struct qemu_plugin_insn *insn, uint64_t pc, const uint8_t *bytes,
 			 size_t size, struct qemu_plugin_insn *next)
 {
-	if (hazard_of(bytes, size) == HAZARD_CPUID)
-		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_cpuid, CB_READS, NULL);
+	if (hazard_of(bytes, size) == HAZARD_CPUID) {
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, next ? on_cpuid : on_last_cpuid,
+						       CB_READS, NULL);
+		if (next)
+			qemu_plugin_register_vcpu_insn_exec_cb(next, on_cpuid_done,
+							       QEMU_PLUGIN_CB_RW_REGS, NULL);
+	}
 	if (!is_rdmsr(bytes, size))
 		return;
 	if (next)

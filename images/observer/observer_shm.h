@@ -83,6 +83,7 @@ enum observer_engine {
 	ENGINE_FAULTS = 2,
 	ENGINE_OTHER_REVISION = 3, /* the core has one above the header's afterwards */
 	ENGINE_ONE_CORE = 4,	   /* core 0 takes it, all others refuse */
+	ENGINE_CPUID_CHANGES = 5,  /* all take it, and a bit of CPUID is another one afterwards */
 };
 
 /* Where a late load is, seen from one core: lab.model.phase.Phase, in its order. */
@@ -127,7 +128,7 @@ struct observer_record {
 	uint16_t hazard;
 	uint32_t load;
 	uint32_t trial;
-	/* Which hold; what an NMI interrupted; how long a WRMSR 0x79 is; an update's number. */
+	/* Which hold, what an NMI interrupted, how long a WRMSR 0x79 is, or an update's number. */
 	uint64_t detail;
 	uint64_t reserved;
 };
@@ -212,7 +213,7 @@ struct observer_status {
 	uint32_t points_wrong; /* WRMSR 0x79 of the landmark file that are another instruction */
 	uint32_t interface;    /* the version of the plugin interface */
 	uint32_t sees;	       /* enum observer_sees */
-	uint32_t reserved;
+	uint32_t cpuid_missed; /* CPUIDs whose changed bit could not be shown */
 };
 
 struct observer_header {

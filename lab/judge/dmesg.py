@@ -128,6 +128,8 @@ _ENGINE_DID = {
     Engine.OTHER_REVISION: "took another revision",
     Engine.ONE_CORE: "took it on core 0 only",
 }
+#: What microcode_check() says, since 4.16.
+_FEATURES_CHANGED = re.compile(r"^x86/CPU: CPU features have changed after loading microcode", re.ASCII)
 #: What a kernel says, once in its life, of a WRMSR that faults and that it takes no precautions for.
 _FAULTED = re.compile(r"^unchecked MSR access error: WRMSR to 0x79 ", re.ASCII)
 
@@ -224,6 +226,7 @@ def judge_errno_and_messages(facts: Facts) -> Invariant:
                 text = f"the kernel printed '{clean(match[0])}' for {right[0]:#x} -> {right[1]:#x}"
                 proofs.append(Proof(text=text))
     proofs += _find_wrong_counts(facts, words, messages)
+    proofs += _find_wrong_warning(facts, messages)
     began = facts.evidence.scenario.min_revision or any(words.begin.search(message) for message in messages)
     if began and guest.load_errno == 0 and not done and not proofs:
         proofs.append(Proof(text="the write succeeded but the kernel did not say so"))
@@ -232,9 +235,23 @@ def judge_errno_and_messages(facts: Facts) -> Invariant:
     if guest.load_errno:
         return unseen(name, "the write to reload did not return")
     gap = _why_not_covered(facts, guest.dmesg)
+    seen = facts.evidence.observer
+    if facts.evidence.scenario.engine is Engine.CPUID_CHANGES and seen is not None and seen.cpuid_missed:
+        gap = f"{seen.cpuid_missed} CPUIDs could not show the changed feature: each ends its block"
     if not guest.revisions_before or guest.revisions_before[0] >= guest.target_revision:
         gap = "sysfs named no older revision of CPU 0 before, so the right numbers are not known"
     return unseen(name, gap) if gap else held(name, f"errno 0, and the kernel said '{clean(done[0][0])}'")
+
+
+def _find_wrong_warning(facts: Facts, messages: list[str]) -> list[Proof]:
+    """Say where a kernel is silent of features that have changed, or tells of some that have not."""
+    told = [clean(message) for message in messages if _FEATURES_CHANGED.search(message)]
+    if facts.evidence.scenario.engine is not Engine.CPUID_CHANGES:
+        return [Proof(text=f"the kernel said '{message}', and none has changed") for message in told]
+    observer = facts.evidence.observer
+    if told or observer is None or observer.cpuid_missed:
+        return []
+    return [Proof(text="the kernel did not warn that the update changed the CPU's features")]
 
 
 def _judge_failure(facts: Facts, guest: GuestEvidence, words: Words, messages: list[str]) -> Invariant:

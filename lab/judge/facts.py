@@ -10,7 +10,7 @@ from lab.judge.completeness import is_contradicted, why_lost, why_misplaced
 from lab.judge.finding import clean
 from lab.mechanisms.base import Base, Witness, find_base
 from lab.mechanisms.mechanism import Mechanism, Threads, is_play_dead
-from lab.model.engine import Engine
+from lab.model.engine import EFFECTIVE, Engine
 from lab.model.evidence import (
     CpuLedger,
     Ending,
@@ -114,7 +114,7 @@ class Facts:
     @property
     def takes(self) -> bool:
         """Whether this scenario's update is to take effect."""
-        return self.has_engine and self.evidence.scenario.engine is Engine.TAKES
+        return self.has_engine and self.evidence.scenario.engine in EFFECTIVE
 
     @property
     def sees_updates(self) -> bool:

@@ -21,8 +21,14 @@ class Engine(enum.Enum):
     OTHER_REVISION = "other-revision"
     #: Core 0 takes it, all others refuse it.
     ONE_CORE = "one-core"
+    #: All cores take it, and a feature bit of CPUID is another one afterwards.
+    CPUID_CHANGES = "cpuid-changes"
+
+
+#: By which every core has the revision of a sound update's header afterwards.
+EFFECTIVE = (Engine.TAKES, Engine.CPUID_CHANGES)
 
 
 def is_taken_by(engine: Engine, core: int) -> bool:
     """Say whether a core has the revision of a sound update's header afterwards."""
-    return engine is Engine.TAKES or (engine is Engine.ONE_CORE and core == 0)
+    return engine in EFFECTIVE or (engine is Engine.ONE_CORE and core == 0)

@@ -282,6 +282,7 @@ class ObserverEvidence(msgspec.Struct, frozen=True, kw_only=True):
     :param wait_region: functions in which the mechanism's waiting threads may be, by name
     :param handlers_watched: where the kernel calls ordinary NMI handlers is among the landmarks
     :param updates: what each WRMSR 0x79 named, where the observer sees that
+    :param cpuid_missed: CPUIDs since the guest's boot whose changed bit the observer's engine could not show
     """
 
     events: tuple[ObserverEvent, ...]
@@ -298,6 +299,7 @@ class ObserverEvidence(msgspec.Struct, frozen=True, kw_only=True):
     wait_region: tuple[str, ...] = ()
     handlers_watched: bool = False
     updates: tuple[UpdateSeen, ...] = ()
+    cpuid_missed: int = 0
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):

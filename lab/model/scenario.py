@@ -231,6 +231,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(
                 f"min_revision is true: mechanism '{self.mechanism}' is of {mechanism.base}, which has none"
             )
+        if self.engine is Engine.CPUID_CHANGES and self.granularity is Granularity.INSTRUCTION:
+            raise UsageError(
+                "engine is cpuid-changes: not with granularity instruction, since the observer changes what CPUID"
+                " returns in front of the next instruction of its block"
+            )
         if self.engine is Engine.ONE_CORE and self.topology.total_cores == 1:
             raise UsageError(f"engine is one-core: topology {self.topology} has no other core, which could refuse")
         if self.engine is not Engine.TAKES and self.siblings is Siblings.RETURNING:

@@ -149,7 +149,7 @@ class Status(ctypes.Structure):
         ("points_wrong", c_uint32),
         ("interface", c_uint32),
         ("sees", c_uint32),
-        ("reserved", c_uint32),
+        ("cpuid_missed", c_uint32),
     )
 
 

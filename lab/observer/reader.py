@@ -94,6 +94,7 @@ class TrialReader:
             interface=header.status.interface,
             sees=tuple(sees for sees, bit in SEES_BITS.items() if header.status.sees & bit),
             updates=updates,
+            cpuid_missed=header.status.cpuid_missed,
         )
 
     def _read_updates(self, events: tuple[ObserverEvent, ...]) -> tuple[tuple[UpdateSeen, ...], int]:

@@ -26,7 +26,7 @@ from lab.mechanisms.mechanism import Expectation, Mechanism, is_play_dead
 from lab.mechanisms.table import find_mechanism, mechanisms_of
 from lab.microcode.update import digest_words, firmware_name, make_update
 from lab.model.boot import Boot
-from lab.model.engine import Engine
+from lab.model.engine import EFFECTIVE, Engine
 from lab.model.evidence import (
     SCHEMA_VERSION,
     Ending,
@@ -264,7 +264,7 @@ class _Trial:
             self._settle()
             self._send_sentinels()
             # Where no update takes effect, a second write begins a second load, which would show nothing new.
-            takes = session.has_engine and self.scenario.engine is Engine.TAKES
+            takes = session.has_engine and self.scenario.engine in EFFECTIVE
             repeat_errno = guest_side.load_late(self.shell, self.deadline) if takes else -1
             after = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
             self._wait_for_rest()

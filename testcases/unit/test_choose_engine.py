@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lab.errors import UsageError
+from lab.model.boot import Granularity
 from lab.model.engine import Engine, is_taken_by
 from lab.model.qemu import Qemu
 from lab.model.scenario import Scenario, Siblings
@@ -31,7 +32,7 @@ def test_an_old_one_ignores_what_is_to_be_refused(mechanism: str, engine: Engine
     assert choose_engine(Scenario(mechanism=mechanism, engine=engine).boot, qemu(5)) is None
 
 
-@pytest.mark.parametrize("engine", [Engine.FAULTS, Engine.OTHER_REVISION, Engine.ONE_CORE])
+@pytest.mark.parametrize("engine", [Engine.FAULTS, Engine.OTHER_REVISION, Engine.ONE_CORE, Engine.CPUID_CHANGES])
 def test_an_old_one_says_what_it_cannot_do(engine: Engine) -> None:
     with pytest.raises(UsageError, match=r"QEMU 10\.0\.13 offers plugin interface 4: interface 6 \(QEMU 11\.0\)"):
         choose_engine(Scenario(mechanism="stock-nmi", engine=engine).boot, qemu(4, "10.0.13"))
@@ -39,7 +40,7 @@ def test_an_old_one_says_what_it_cannot_do(engine: Engine) -> None:
 
 def test_each_engine_says_which_cores_take_an_update() -> None:
     taken = {engine: (is_taken_by(engine, 0), is_taken_by(engine, 1)) for engine in Engine}
-    assert taken.pop(Engine.TAKES) == (True, True)
+    assert taken.pop(Engine.TAKES) == taken.pop(Engine.CPUID_CHANGES) == (True, True)
     assert taken.pop(Engine.ONE_CORE) == (True, False)
     assert set(taken.values()) == {(False, False)}
 
@@ -49,6 +50,10 @@ def test_each_engine_says_which_cores_take_an_update() -> None:
     [
         (Scenario(mechanism="upstream", topology=Topology(1, 1, 2), engine=Engine.ONE_CORE), "has no other core"),
         (Scenario(mechanism="upstream", siblings=Siblings.RETURNING, engine=Engine.FAULTS), "cannot be returning"),
+        (
+            Scenario(mechanism="upstream", granularity=Granularity.INSTRUCTION, engine=Engine.CPUID_CHANGES),
+            "not with granularity instruction",
+        ),
     ],
 )
 def test_what_shows_nothing_is_refused(scenario: Scenario, told: str) -> None:

@@ -53,6 +53,22 @@ def test_an_update_that_the_observer_took_gives_a_whole_verdict() -> None:
         assert find(verdict, name) == (Finding.HELD, True)
 
 
+CHANGED = "x86/CPU: CPU features have changed after loading microcode, but might not take effect."
+
+
+def test_a_kernel_has_to_warn_of_features_that_an_update_changes_and_of_no_others() -> None:
+    said = ("microcode: load: updated on 2 primary CPUs with 2 siblings", "microcode: revision: 0x1 -> 0x2")
+    loud = build(Engine.CPUID_CHANGES, after=(2, 2, 2, 2), errno=0, said=(*said, CHANGED), repeat=2)
+    assert judge(loud).outcome is Outcome.PASS, judge(loud).reason
+    silent = build(Engine.CPUID_CHANGES, after=(2, 2, 2, 2), errno=0, said=said, repeat=2)
+    assert judge(silent).reason.startswith("errno-and-messages broken: the kernel did not warn")
+    missed = change(silent, "observer.cpuid_missed", 1)
+    assert judge(missed).outcome is Outcome.INVALID
+    assert find(judge(missed), "errno-and-messages") == (Finding.UNSEEN, True)
+    wrong = build(Engine.TAKES, after=(2, 2, 2, 2), errno=0, said=(*said, CHANGED), repeat=2)
+    assert "and none has changed" in judge(wrong).reason
+
+
 def test_without_it_the_same_kernel_shows_no_more_than_before() -> None:
     verdict = judge(load_of_stock("stock-nmi").build())
     assert verdict.outcome is Outcome.PASS
