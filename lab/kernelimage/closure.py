@@ -102,7 +102,7 @@ class _Closing:
     def __init__(self, kernel: Kernel, wait_calls: tuple[str, ...]) -> None:
         self.kernel = kernel
         self.allowed = {function.start for name in wait_calls for function in kernel.find_all(name)}
-        self.held: dict[int, RegionPart] = {}
+        self.parts: dict[int, RegionPart] = {}
         self.left_out: dict[tuple[str, str], LeftOut] = {}
         self.coming: list[_Stretch] = []
 
@@ -112,12 +112,12 @@ class _Closing:
                 self._declare(stretch, start, end)
         while self.coming:
             self._follow(self.coming.pop(0))
-        held = sorted(self.held.values(), key=lambda each: (each.start, each.end))
-        names = {each.name for each in held}
+        parts = sorted(self.parts.values(), key=lambda each: (each.start, each.end))
+        names = {each.name for each in parts}
         left_out = sorted(
             (each for each in self.left_out.values() if each.name not in names), key=lambda each: (each.by, each.name)
         )
-        return WaitRegion(tuple(held), tuple(left_out))
+        return WaitRegion(tuple(parts), tuple(left_out))
 
     def _declare(self, stretch: Stretch, start: int, end: int) -> None:
         if isinstance(stretch, CopiedStretch):
@@ -130,7 +130,7 @@ class _Closing:
                 raise UsageError(f"'{function.name}' is a part of it, and {cut}")
             name = function.name
             self.coming.append(_Stretch(function, start, end, True))
-        self.held[start] = RegionPart(name=name, start=start, end=end, why="declared")
+        self.parts[start] = RegionPart(name=name, start=start, end=end, why="declared")
 
     def _follow(self, stretch: _Stretch) -> None:
         kernel, function = self.kernel, stretch.function
@@ -213,7 +213,7 @@ class _Closing:
             self._leave_out("a call through a pointer", at, str(error))
 
     def _reach(self, target: int, by: str, declared: bool) -> None:
-        if any(held.start <= target < held.end for held in self.held.values()):
+        if any(part.start <= target < part.end for part in self.parts.values()):
             return
         thunk = is_thunk(self.kernel, target)
         code = self.kernel.find_label(target) if thunk else self.kernel.find_code(target)
@@ -224,7 +224,7 @@ class _Closing:
         if why:
             self._leave_out(code.name, by, why)
             return
-        self.held[code.start] = RegionPart(name=code.name, start=code.start, end=code.end, why=by)
+        self.parts[code.start] = RegionPart(name=code.name, start=code.start, end=code.end, why=by)
         self.coming.append(_Stretch(code, code.start, code.end, False))
 
     def _why_not(self, code: Function, declared: bool) -> str:
