@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Recipes that turn images/ into files to boot, kept in a cache by the content of what they were made from."""
+"""Recipes that turn images/ into files to boot. A cache keeps the results by the content of their sources."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's archive, as images/host/archive.toml names it: packages fetched by apt, and never installed.
+"""Debian's archive, as images/host/archive.toml describes it. apt fetches packages, and nothing is installed.
 
-apt has all its state in the lab's cache: the host's lists, sources and packages are neither read nor changed, and it
-runs as whoever runs the lab. It verifies each suite's signature by the archive's keyring, and each package by the
+apt keeps all its state in the lab's cache: the lab neither reads nor changes the host's lists, sources and packages.
+apt runs as the user of the lab. apt verifies each suite's signature by the archive's keyring, and each package by the
 suite's hashes.
 """
 
@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from lab.build.cache import Progress, hold_lock, make_folder
+from lab.build.cache import Progress, locked, make_folder
 from lab.errors import DeadlineError, HostError, ProcessError, UsageError, tell_nearest
 from lab.host import proc
 from lab.host.deadline import Deadline
@@ -30,19 +30,20 @@ MIRROR_VARIABLE: Final = "MCLAB_DEBIAN_MIRROR"
 PROGRAMS: Final = ("apt-get", "apt-cache", "apt-config", "dpkg-deb")
 
 _ARCHITECTURE: Final = "amd64"
-#: Lists are 20 MiB and packages up to 150: whatever takes longer has hung.
+#: Lists have 20 MiB and packages up to 150 MiB. A fetch that takes longer than this has hung.
 _MAX_FETCH_S: Final = 1800.0
 _MAX_LOCAL_S: Final = 300.0
 _PROGRESS_EVERY_S: Final = 1.0
 _MIRROR: Final = re.compile(r"(?:https?|file)://[!-~]+")
-#: Debian policy 5.6.7 and 5.6.12. What matches is no pattern of apt's, which ``name=version`` could otherwise be.
+#: Debian policy 5.6.7 and 5.6.12. A name or version that matches is never a pattern of apt; ``name=version`` could
+#: otherwise be a pattern.
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _VERSION: Final = re.compile(r"[A-Za-z0-9.+:~-]+")
 #: ``'http://..' NAME SIZE SHA256:..``, a line of ``--print-uris``.
 _TO_FETCH: Final = re.compile(r"^'[^']*' (?P<name>[^\s/]+\.deb) (?P<size>\d+)", re.MULTILINE)
 #: ``'http://../debian/dists/bookworm/InRelease' ..``, a line of ``update --print-uris``.
 _SUITE: Final = re.compile(r"^'(?P<url>[^']+?)/+dists/(?P<suite>[^/']+)/InRelease'", re.MULTILINE)
-#: How the host reaches the network is the host's to say; whom to trust is not.
+#: The host's settings decide how to reach the network. They do not decide whom to trust.
 _HOST_SETTING: Final = re.compile(
     r"^Acquire::(?:(?:https?|ftp)::|Retries|ForceIPv|Check-Valid-Until|Check-Date)[^;\n]*;$",
     re.IGNORECASE | re.MULTILINE,
@@ -52,7 +53,7 @@ _HOST_SETTING: Final = re.compile(
 class Suites(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One release of the table.
 
-    :param base: the release whose suites it has, too
+    :param base: another release; this release also has its suites
     """
 
     debian: tuple[str, ...]
@@ -61,9 +62,9 @@ class Suites(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Mirror(msgspec.Struct, frozen=True):
-    """Where the archive is, without slashes at the end.
+    """URLs of the archive, without a slash at the end.
 
-    :param security: where its security updates are; empty where that is not known, and they are left out
+    :param security: URL of the security updates; empty if unknown, and then the lab leaves these updates out
     """
 
     debian: str
@@ -71,9 +72,9 @@ class Mirror(msgspec.Struct, frozen=True):
 
 
 class SourcePackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the source of a kernel is.
+    """The package with the source of a kernel.
 
-    :param extra: no kernel of images/kernels is made of it
+    :param extra: no kernel of images/kernels uses this source
     """
 
     package: str
@@ -82,13 +83,13 @@ class SourcePackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QemuPackages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a QEMU of another release is made of."""
+    """The packages of a QEMU of another release."""
 
     packages: tuple[str, ...]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of images/host/archive.toml."""
+    """The whole content of images/host/archive.toml."""
 
     keyring: str
     release: dict[str, Suites]
@@ -97,14 +98,14 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Package(msgspec.Struct, frozen=True):
-    """A package of the archive, in one version."""
+    """One version of a package of the archive."""
 
     name: str
     version: str
 
 
 def read_table() -> Table:
-    """Return what the lab may fetch.
+    """Return the table of packages that the lab may fetch.
 
     :raise HostError: the table is damaged
     """
@@ -115,7 +116,7 @@ def read_table() -> Table:
 
 
 def why_not_fetch(table: Table) -> str:
-    """Return why this host can fetch nothing, with what to do; empty where it can."""
+    """Return why this host cannot fetch packages, and what to do. Return an empty string if it can."""
     lacks = [name for name in PROGRAMS if shutil.which(name) is None]
     if lacks:
         return f"this host has no '{lacks[0]}', which fetches from Debian's archive: install the packages apt and dpkg"
@@ -129,7 +130,7 @@ def why_not_fetch(table: Table) -> str:
 def check_release(table: Table, name: str) -> None:
     """Check that a release is in the table.
 
-    :raise UsageError: it is not; the text lists those there are
+    :raise UsageError: the release is not in the table; the text lists all releases of the table
     """
     if name not in table.release:
         near = tell_nearest(name, table.release)
@@ -137,7 +138,7 @@ def check_release(table: Table, name: str) -> None:
 
 
 class Archive:
-    """One release, with apt's state in a folder that we hold the lock of; see :func:`open_archive`."""
+    """One release, with apt's state in a folder. The caller has the folder's lock; see :func:`open_archive`."""
 
     def __init__(self, table: Table, release: str, folder: Path, progress: Progress) -> None:
         self._table = table
@@ -147,9 +148,9 @@ class Archive:
         self._debs = folder / "archives"
 
     def update(self) -> None:
-        """Make apt's settings and read the lists anew; whatever a killed apt left goes.
+        """Write apt's settings and read the lists again. Remove the leftovers of a killed apt.
 
-        :raise HostError: the archive cannot be reached, or its signature is not good
+        :raise HostError: the archive cannot be reached, or its signature is not valid
         """
         mirror = find_mirror(self._table)
         shutil.rmtree(self._debs, ignore_errors=True)
@@ -168,9 +169,9 @@ class Archive:
             ) from error
 
     def find(self, name: str) -> Package:
-        """Return the version of a package that this release has.
+        """Return the package of a name, in the version that this release has.
 
-        :raise HostError: it has none of exactly that name
+        :raise HostError: the release has no package of exactly this name
         """
         version = ""
         if _NAME.fullmatch(name):
@@ -181,9 +182,9 @@ class Archive:
         return Package(name, version)
 
     def fetch(self, packages: Sequence[Package], *, with_dependencies: bool) -> tuple[Path, ...]:
-        """Fetch packages, and return their files, which are there until the archive is left.
+        """Fetch packages and return their files. The files exist until the caller leaves the archive.
 
-        :raise HostError: they could not be fetched
+        :raise HostError: the packages could not be fetched
         """
         words = [f"{package.name}={package.version}" for package in packages]
         command = ["install", "-y", "--download-only", "--no-install-recommends"] if with_dependencies else ["download"]
@@ -200,14 +201,14 @@ class Archive:
         return files
 
     def unpack(self, deb: Path, target: Path) -> None:
-        """Put the files of a package into a folder; none of its scripts run.
+        """Unpack the files of a package into a folder. None of its scripts run.
 
-        :raise HostError: it is damaged, or the disk is full
+        :raise HostError: the package is damaged, or the disk is full
         """
         proc.run(["dpkg-deb", "--extract", deb, target], deadline=Deadline.after(_MAX_LOCAL_S))
 
     def clean(self) -> None:
-        """Remove the packages that were fetched."""
+        """Remove the fetched packages."""
         shutil.rmtree(self._debs, ignore_errors=True)
 
     @property
@@ -216,7 +217,10 @@ class Archive:
 
     @property
     def _target(self) -> tuple[str, ...]:
-        """Ask apt to prefer backports; of the suites of one release it takes what is newest by itself."""
+        """Return apt's option that prefers backports.
+
+        Among the suites of one release, apt takes the newest version by itself.
+        """
         return ("-t", self._suites.debian[0]) if self._suites.base else ()
 
     @property
@@ -225,7 +229,7 @@ class Archive:
 
     def _list_sources(self, mirror: Mirror) -> str:
         base = [self._table.release[self._suites.base]] if self._suites.base else []
-        # apt uses a package of file: where it is, and would fetch nothing.
+        # apt would use a package of a file: URL in place, and would fetch nothing.
         debian, security = (url.replace("file://", "copy:", 1) for url in (mirror.debian, mirror.security))
         option = f"[arch={_ARCHITECTURE} signed-by={self._table.keyring}]"
         lines = []
@@ -240,7 +244,7 @@ class Archive:
         settings = {
             "APT::Architecture": _ARCHITECTURE,
             "APT::Sandbox::User": _choose_sandbox_user(folder),
-            # Otherwise a list that could not be read is a warning.
+            # Without this setting, a list that cannot be read is only a warning.
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
             "Acquire::AllowInsecureRepositories": "false",
@@ -253,7 +257,7 @@ class Archive:
             "Dir::Cache::archives": self._debs,
             "Dir::Etc": folder / "etc",
             "Dir::Etc::sourcelist": folder / "etc/sources.list",
-            # Names of nothing: no part of the host's settings is read.
+            # Empty files: apt reads no part of the host's settings.
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::main": "/dev/null",
             "Dir::Etc::parts": "/dev/null",
@@ -274,7 +278,7 @@ class Archive:
             raise HostError(f"'{words[0]}' of {self._release} did not end in {seconds:.0f} s: try again") from error
 
     def _fetch_all(self, command: Sequence[str], name: str, total: int) -> None:
-        """Run apt to its end, and tell how much there is of all that it fetches."""
+        """Run apt to its end, and report how much of the total size is fetched."""
         log = self._folder / "fetch.log"
         deadline = Deadline.after(_MAX_FETCH_S)
         environment = _make_environment(self._config)
@@ -296,9 +300,9 @@ class Archive:
 
 @contextlib.contextmanager
 def open_archive(table: Table, release: str, progress: Progress) -> Iterator[Archive]:
-    """Yield a release of the archive, its lists read anew, with its lock held; what was fetched goes at the end.
+    """Yield a release of the archive with new lists, under its lock. Remove the fetched packages at the end.
 
-    :raise UsageError: there is no such release
+    :raise UsageError: the release does not exist
     :raise HostError: this host cannot fetch, or the archive cannot be reached
     """
     check_release(table, release)
@@ -306,7 +310,7 @@ def open_archive(table: Table, release: str, progress: Progress) -> Iterator[Arc
     if reason:
         raise HostError(reason)
     folder = make_folder("apt")
-    with hold_lock(folder / f".{release}.lock", "list of packages", progress):
+    with locked(folder / f".{release}.lock", "list of packages", progress):
         archive = Archive(table, release, folder / release, progress)
         try:
             archive.update()
@@ -316,10 +320,10 @@ def open_archive(table: Table, release: str, progress: Progress) -> Iterator[Arc
 
 
 def find_mirror(table: Table) -> Mirror:
-    """Return the mirror that the variable names, or else the one that this host's own apt takes Debian from.
+    """Return the mirror that the variable names. Without the variable, return the mirror of this host's own apt.
 
-    :raise UsageError: the variable holds no URL
-    :raise HostError: there is none; the text says what to do
+    :raise UsageError: the variable is not a URL
+    :raise HostError: there is no mirror; the text says what to do
     """
     named = os.environ.get(MIRROR_VARIABLE)
     if named:
@@ -332,7 +336,7 @@ def find_mirror(table: Table) -> Mirror:
 
 
 def _find_host_mirror(table: Table) -> Mirror:
-    # Also where no list was read yet; nothing is fetched.
+    # This works even if apt has never read a list; nothing is fetched.
     words = ("apt-get", "update", "--print-uris")
     listed = proc.run(words, env=_make_environment(None), deadline=Deadline.after(_MAX_LOCAL_S))
     found = {match["suite"]: match["url"] for match in _SUITE.finditer(listed) if _is_fit(match["url"])}
@@ -358,13 +362,13 @@ def _make_environment(config: Path | None) -> dict[str, str]:
 
 
 def _choose_sandbox_user(folder: Path) -> str:
-    """Return whom root's apt downloads as: its own user, unless that one cannot reach the cache."""
+    """Return the user that root's apt downloads as: apt's own user, or root if that user cannot reach the cache."""
     reachable = all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
     return "_apt" if reachable else "root"
 
 
 def _find_candidate(policy: str, name: str) -> str:
-    """Return the version that ``apt-cache policy`` of several packages says of one, empty without."""
+    """Return a package's version in the output of ``apt-cache policy``; empty if the output does not contain it."""
     found = ""
     for line in policy.splitlines():
         if not line.startswith(" "):

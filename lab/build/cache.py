@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A cache of built things, named by the SHA-256 of everything they were built from.
+"""A cache of build results. The name of an entry is the SHA-256 of all inputs of the build.
 
-An entry is a folder ``<cache>/<kind>/<key>/``. It is built as ``.<key>.<random>.tmp`` and renamed into place, so what
-can be seen is whole. One builder per key holds ``.<key>.lock``; a ``.tmp`` whose lock is free was left by a killed
-build.
+An entry is a folder ``<cache>/<kind>/<key>/``. A build fills ``.<key>.<random>.tmp`` and renames it, so a visible entry
+is complete. One builder per key has the lock of ``.<key>.lock``. A ``.tmp`` folder whose lock is free is the leftover
+of a killed build.
 """
 
 import contextlib
@@ -23,15 +23,18 @@ from lab.host.paths import find_cache
 
 Progress = Callable[[str], None]
 
-#: In each entry: the hash of each of its files, in the form of sha256sum(1).
+#: In each entry: the hash of each of its files, in the format of sha256sum(1).
 SUMS = "SHA256SUMS"
-#: A cold kernel build on one slow core, and then some: whoever holds a lock for longer has hung.
+#: More than a cold kernel build on one slow core. A process that keeps a lock for longer has hung.
 MAX_WAIT_S = 2 * 3600.0
 _POLL_S = 0.1
 
 
 def make_key(*parts: str | bytes) -> str:
-    """Return the SHA-256 over all inputs of a build; each is preceded by its length, so that none can pose as two."""
+    """Return the SHA-256 of all inputs of a build.
+
+    The length precedes each input, so one input never equals two inputs.
+    """
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -41,11 +44,11 @@ def make_key(*parts: str | bytes) -> str:
 
 
 def read_tree(root: Path) -> tuple[tuple[str, bool, bytes], ...]:
-    """Return name, whether executable, and content of each file below a folder of images/, in order of name.
+    """Return name, executable bit and content of each file below a folder of images/, in order of name.
 
-    Editors' and version control's own files (dot files, ``~``) are left out.
+    Leave out the files of editors and version control (dot files, ``~``).
 
-    :raise HostError: one cannot be read
+    :raise HostError: a file is not readable
     """
     try:
         return tuple(
@@ -58,7 +61,7 @@ def read_tree(root: Path) -> tuple[tuple[str, bool, bytes], ...]:
 
 
 def key_tree(root: Path) -> str:
-    """Return the hash of a folder of images/: all names and contents in it."""
+    """Return the hash of a folder of images/: of all names and contents in it."""
     words: list[str | bytes] = []
     for name, executable, data in read_tree(root):
         words += [name, "x" if executable else "-", data]
@@ -66,9 +69,9 @@ def key_tree(root: Path) -> str:
 
 
 def hash_once(path: Path) -> str:
-    """Return the SHA-256 of a big file outside the cache, remembered until the file changes.
+    """Return the SHA-256 of a big file outside the cache. The cache remembers the hash until the file changes.
 
-    :raise HostError: it cannot be read
+    :raise HostError: the file is not readable
     """
     try:
         status = path.stat()
@@ -85,30 +88,30 @@ def hash_once(path: Path) -> str:
 
 
 def find_log(kind: str, key: str) -> Path:
-    """Return where a build writes its log, which outlives a build that failed."""
+    """Return the path of a build's log. The log remains after a failed build."""
     return make_folder("logs") / f"{kind}-{key[:16]}.log"
 
 
 def cached(kind: str, key: str, build: Callable[[Path], None], progress: Progress) -> Path:
-    """Return the folder of an entry, built first when it is not there.
+    """Return the folder of an entry. Build the entry first if it does not exist.
 
-    :param kind: what it is, in one word: the name of the folder and of the thing in messages
-    :param key: from :func:`make_key`, over everything that goes into it
-    :param build: fills the empty folder it is given
-    :raise HostError: the disk is full, or another build of the same thing hung; BuildError as the recipe raises it
+    :param kind: one word for the thing: name of the folder, and of the thing in messages
+    :param key: from :func:`make_key`, over all inputs of the build
+    :param build: fills the empty folder that it receives
+    :raise HostError: the disk is full, or another build of the same entry hung; a recipe may also raise BuildError
     """
     return cached_in(make_folder(kind), kind, key, build, progress)
 
 
 def cached_in(folder: Path, kind: str, key: str, build: Callable[[Path], None], progress: Progress) -> Path:
-    """Do the same as :func:`cached` in a folder that is not in the cache; it is there already."""
+    """Do the same as :func:`cached` in an existing folder outside the cache."""
     entry = folder / key
     if entry.is_dir():
         return entry
     try:
-        with hold_lock(folder / f".{key}.lock", kind, progress):
+        with locked(folder / f".{key}.lock", kind, progress):
             if not entry.is_dir():
-                _sweep(folder, key)
+                _remove_leftovers(folder, key)
                 _build_entry(Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=folder)), entry, build)
     except OSError as error:
         where = error.filename or folder
@@ -117,9 +120,9 @@ def cached_in(folder: Path, kind: str, key: str, build: Callable[[Path], None], 
 
 
 def read_sums(entry: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of an entry, as it was when built.
+    """Return the SHA-256 of each file of an entry at the time of the build.
 
-    :raise HostError: the entry has been damaged
+    :raise HostError: the entry is damaged
     """
     try:
         lines = (entry / SUMS).read_text().splitlines()
@@ -129,9 +132,9 @@ def read_sums(entry: Path) -> dict[str, str]:
 
 
 def make_folder(name: str) -> Path:
-    """Return a folder of the cache, made if need be.
+    """Return a folder of the cache, and make it if needed.
 
-    :raise HostError: it cannot be made
+    :raise HostError: the folder cannot be made
     """
     folder = find_cache() / name
     try:
@@ -142,20 +145,20 @@ def make_folder(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, kind: str, progress: Progress) -> Iterator[int]:
-    """Hold a lock, and yield its descriptor.
+def locked(path: Path, kind: str, progress: Progress) -> Iterator[int]:
+    """Take a lock for the block, and yield its descriptor.
 
-    It goes away with this process and those that inherit the descriptor. A build that hands it to make is over for
-    others only when the last compiler is, also when the lab was killed and its compilers go on without it.
+    The lock lasts until this process and all processes that inherit the descriptor end. A build passes the descriptor
+    to make. So for other builds it ends with its last compiler, even if the lab was killed and its compilers still run.
 
-    :raise HostError: somebody else has held it for longer than any build takes
+    :raise HostError: another process kept the lock for longer than any build takes
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if not try_lock(descriptor):
             progress(f"{kind}: waiting for another build of the same")
             deadline = Deadline.after(MAX_WAIT_S)
-            while not try_lock(descriptor):  # flock(2) has no timeout
+            while not try_lock(descriptor):  # flock(2) has no timeout.
                 if deadline.expired:
                     raise HostError(f"another build of the same {kind} has held '{path}' for two hours")
                 time.sleep(_POLL_S)
@@ -175,7 +178,10 @@ def _build_entry(temporary: Path, entry: Path, build: Callable[[Path], None]) ->
 
 
 def _seal(folder: Path) -> None:
-    """Hash the files and bring them to the disk: a rename may otherwise survive a power cut that their data did not."""
+    """Hash the files and write them to the disk.
+
+    After a power cut, a rename may otherwise survive without its files' data.
+    """
     sums = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         sums.append(f"{hash_file(path)}  {path.relative_to(folder).as_posix()}\n")
@@ -184,18 +190,19 @@ def _seal(folder: Path) -> None:
     write_whole(folder / SUMS, "".join(sums).encode())
 
 
-def _sweep(folder: Path, key: str) -> None:
-    """Remove what killed builds left; the lock of ``key`` is ours already.
+def _remove_leftovers(folder: Path, key: str) -> None:
+    """Remove the leftovers of killed builds. The caller has the lock of ``key``.
 
-    What cannot be removed, since a compiler of the killed build still writes there, is left to the next sweep.
+    A compiler of a killed build may still write to a folder, so that the removal fails. A later build removes that
+    folder.
     """
     for path in folder.glob(".*.tmp"):
         owner = path.name.split(".")[1]
-        if owner == key or not _is_held(folder / f".{owner}.lock"):
+        if owner == key or not _is_locked(folder / f".{owner}.lock"):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_held(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         return not try_lock(descriptor)

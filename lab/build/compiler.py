@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The compiler and linker that recipes use: what they were is part of every key."""
+"""The compiler and linker that recipes use. Their versions are part of every key."""
 
 from lab.errors import HostError
 from lab.host import proc
@@ -8,15 +8,15 @@ from lab.host.deadline import Deadline
 COMPILER = "gcc"
 LINKER = "ld"
 
-#: What recipes run in: nothing of the user's environment may decide what comes out. Kconfig asks any rustc in PATH
-#: for its version, and a rustup in the user's PATH would then write its settings to HOME.
+#: The environment of recipes: the user's environment must not change the result. Kconfig asks any rustc in PATH for its
+#: version; a rustup in the user's PATH would then write its settings to HOME.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "LC_ALL": "C", "TZ": "UTC"}
 
 
 def read_versions(compiler: str = COMPILER) -> tuple[str, ...]:
-    """Return the first line that each tool prints about itself; Debian's names its package's version.
+    """Return the first line that each tool prints about itself. Debian's tools print the version of their package.
 
-    :raise HostError: one does not run
+    :raise HostError: a tool does not run
     """
     versions = []
     for tool in (compiler, LINKER):

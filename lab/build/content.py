@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Things in the cache by what is in them, whatever they were built from: a mutant's kernel, or one of a user's tree."""
+"""Find cache entries by their content, whatever their sources: a mutant's kernel, or a kernel of a user's tree."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ from lab.errors import HostError
 
 
 def find_entry(kind: str, wanted: Mapping[str, str]) -> Path | None:
-    """Return the first entry that holds files of these contents; damaged ones are passed over.
+    """Return the first entry that contains these files. Skip damaged entries.
 
-    :param kind: as :func:`lab.build.cache.cached` has it
-    :param wanted: SHA-256 by name of the file, as when it was built
+    :param kind: as in :func:`lab.build.cache.cached`
+    :param wanted: SHA-256 by file name, at the time of the build
     :raise HostError: the cache cannot be read
     """
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's initramfs archives (cpio "newc"), the same bytes for the same content.
+"""The kernel's initramfs archives (cpio "newc"). The same content gives the same bytes.
 
 Format: Documentation/driver-api/early-userspace/buffer-format.rst.
 """
@@ -22,7 +22,7 @@ class Entry(msgspec.Struct, frozen=True):
     """One file of an archive, owned by root.
 
     :param path: without a leading slash
-    :param mode: kind and permissions, as in ``st_mode``
+    :param mode: file type and permissions, as in ``st_mode``
     :param data: content, or the target of a symbolic link
     :param device: major and minor number, for device nodes
     """
@@ -54,9 +54,9 @@ def make_node(path: str, major: int, minor: int, permissions: int = 0o600) -> En
 
 
 def write_archive(entries: Iterable[Entry]) -> bytes:
-    """Return the archive: sorted by name, so that folders come before what is in them; inodes count up; no times.
+    """Return the archive: sorted by name, so that a folder precedes its content. Inodes count up. Times are zero.
 
-    :raise BuildError: two entries have one name
+    :raise BuildError: two entries have the same name
     """
     ordered = sorted(entries, key=lambda entry: entry.path)
     for first, second in itertools.pairwise(ordered):
@@ -67,7 +67,7 @@ def write_archive(entries: Iterable[Entry]) -> bytes:
 
 
 def pad(data: bytes) -> bytes:
-    """Fill up with zeros to the alignment, which the kernel skips between two archives."""
+    """Append zeros up to the alignment. The kernel skips zeros between two archives."""
     return data + bytes(-len(data) % ALIGNMENT)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What this machine has and lacks for the lab, and the command that mends each lack.
+"""Check what the lab needs on this machine. For each missing item, name the command that installs it.
 
-Whether KVM is usable is not told here: its device can be there and still never boot a guest, so only the room that
-boots guests can say.
+This module does not check KVM. KVM's device can exist and still never boot a guest; only the room that boots guests can
+check KVM.
 """
 
 import os
@@ -27,10 +27,10 @@ from lab.model.qemu import Qemu
 
 MIN_DISK_GIB = 8
 MIN_CORES = 2
-#: One guest and the lab beside it; the kernel's link step takes about as much.
+#: One guest and the lab; linking the kernel takes about as much.
 MIN_MEMORY_GIB = 2
 
-#: What must be there and the package that brings it.
+#: Required files, each with the package that installs it.
 _PROGRAMS = (
     *(("gcc", "gcc"), ("ld", "binutils"), ("make", "make"), ("patch", "patch"), ("flex", "flex"), ("bison", "bison")),
     *(("bc", "bc"), ("perl", "perl"), ("xz", "xz-utils"), ("setpriv", "util-linux")),
@@ -44,10 +44,10 @@ _FILES = (
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing the lab needs.
+    """One item that the lab needs.
 
-    :param found: what there is, in a few words
-    :param mend: the command or step that mends it, empty when nothing is amiss
+    :param found: what the machine has, in a few words
+    :param mend: command or step that repairs the item; empty if the item is in order
     """
 
     name: str
@@ -59,10 +59,10 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 class QemuFound(msgspec.Struct, frozen=True, kw_only=True):
     """A QEMU of this host.
 
-    :param problem: why guests cannot run on it, empty where they can; then all else is known
-    :param sees: what the observer sees there, in a few words each
-    :param runs_as: in a few words
-    :param caution: what is known to go wrong with it
+    :param problem: why guests cannot run on this QEMU; empty if they can, and then all other fields are set
+    :param sees: what the observer sees on this QEMU, in a few words each
+    :param runs_as: the user QEMU runs as, in a few words
+    :param caution: a known defect of this QEMU
     """
 
     path: str
@@ -79,9 +79,9 @@ class QemuFound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine_host(qemu: Path | None = None) -> tuple[Check, ...]:
-    """Look at everything; a lack is a result, never an error.
+    """Check all items. A missing item is a result, never an error.
 
-    :param qemu: the one that guests are to run on, None for the one that they do run on
+    :param qemu: the QEMU to run guests on; None for the default QEMU
     """
     return (
         *_examine_qemu(qemu),
@@ -114,9 +114,9 @@ def _examine_qemu(given: Path | None) -> tuple[Check, ...]:
 
 
 def examine_qemus(given: Path | None = None) -> tuple[QemuFound, ...]:
-    """Look at each QEMU of this host, first the one that guests run on unless told otherwise.
+    """Examine each QEMU of this host. The QEMU that guests run on by default comes first.
 
-    :param given: one more, which is then the first
+    :param given: another QEMU, which then comes first
     """
     found = []
     for path in list_paths(given):
@@ -173,7 +173,7 @@ def _examine_cache() -> tuple[Check, ...]:
 
 
 def _examine_cores() -> Check:
-    # Not all cores of the machine may be ours (cpusets, containers).
+    # cpusets and containers may allow the lab only some of the machine's cores.
     mend = "give this machine more cores: with one, no two vCPUs ever overlap"
     return _examine_amount("cores", lambda: len(os.sched_getaffinity(0)), MIN_CORES, "cores", mend)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A git tree of Linux that belongs to the user: looked at, and never written to, its index included."""
+"""A git tree of Linux that belongs to the user. The lab reads the tree, and never writes to it or to its index."""
 
 import os
 import re
@@ -13,10 +13,10 @@ from lab.errors import DeadlineError, HostError, ProcessError, UsageError
 from lab.host import proc
 from lab.host.deadline import Deadline
 
-#: A cold look at all of Linux on a slow disk takes half a minute.
+#: A cold scan of all of Linux on a slow disk takes half a minute.
 MAX_GIT_S = 300.0
 
-#: Nothing of the user's settings may run a program or hide a file, and no look at the tree may refresh its index.
+#: No setting of the user may run a program or hide a file, and no command may refresh the tree's index.
 _ENVIRONMENT = {
     **ENVIRONMENT,
     "GIT_OPTIONAL_LOCKS": "0",
@@ -39,10 +39,10 @@ _MAX_MAKEFILE_BYTES = 1_000_000
 class GitTree(msgspec.Struct, frozen=True):
     """One state of a tree.
 
-    :param root: its top, without links in it
-    :param commit: what HEAD is
-    :param dirty: files differ from it, or are untracked and not ignored
-    :param names: all files that are not ignored, as bytes made text by :func:`os.fsdecode`
+    :param root: top folder of the tree, without links in its path
+    :param commit: the commit of HEAD
+    :param dirty: some files differ from the commit, or are untracked and not ignored
+    :param names: all files that are not ignored, as bytes that :func:`os.fsdecode` made text
     """
 
     root: Path
@@ -52,9 +52,9 @@ class GitTree(msgspec.Struct, frozen=True):
 
 
 def read_git_tree(folder: Path) -> GitTree:
-    """Look at a git tree of Linux.
+    """Read the state of a git tree of Linux.
 
-    :raise UsageError: it is none, or has no commit
+    :raise UsageError: the folder is not such a tree, or has no commit
     :raise HostError: git does not run
     """
     if not folder.is_dir():
@@ -77,9 +77,9 @@ def read_git_tree(folder: Path) -> GitTree:
 
 
 def read_commit(root: Path) -> str:
-    """Return what HEAD is.
+    """Return the commit of HEAD.
 
-    :raise UsageError: there is no commit yet
+    :raise UsageError: the tree has no commit yet
     """
     problem = f"tree '{root}' has no commit yet"
     return _ask(root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"], problem).decode().strip()

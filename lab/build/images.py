@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All that a guest is booted from, built together."""
+"""All files to boot a guest from, built together."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from lab.model.qemu import Qemu
 
 
 class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
-    """Files in the cache; the hashes are those of the moment they were built.
+    """Files in the cache. The hashes are from the time of the build.
 
     :param kernel: the bzImage
-    :param kernel_release: what ``uname -r`` prints
-    :param qemu: what they are booted on, which the observer is built for
-    :param match: how kernel and vmlinux are known to belong together
+    :param kernel_release: the output of ``uname -r``
+    :param qemu: the QEMU that boots the images; the observer is built for this QEMU
+    :param match: how the lab knows that kernel and vmlinux belong together
     """
 
     kernel: Path
@@ -36,9 +36,9 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
     match: Match = Match.BUILT
 
     def describe(self, running: str | None = None) -> Images:
-        """Return what evidence says of them.
+        """Return the description of the images for evidence.
 
-        :param running: the version that a running QEMU says it has: another one may have been installed meanwhile
+        :param running: the version that the running QEMU reports; somebody may have installed another QEMU meanwhile
         """
         return Images(
             kernel_sha256=self.kernel_sha256,
@@ -61,13 +61,13 @@ def build_images(
     kernel_patch: Path | None = None,
     observer_patch: Path | None = None,
 ) -> ImageSet:
-    """Build everything, or find it in the cache; what is quick to fail comes first.
+    """Build everything, or find it in the cache. Steps that fail quickly come first.
 
-    :param qemu: what is to be booted on
-    :param kernel_patch: one more, on top of those of the base
-    :param observer_patch: changes the observer first
+    :param qemu: the QEMU that boots the images
+    :param kernel_patch: one more patch, on top of the patches of the base
+    :param observer_patch: a patch for the observer, applied first
     :raise BuildError: a recipe failed
-    :raise HostError: a package or space is missing
+    :raise HostError: a package is missing, or the disk is full
     """
     plugin = build_observer(progress, qemu.level, observer_patch) / observer.NAME
     archive = build_initramfs(progress) / initramfs.NAME

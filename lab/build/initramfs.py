@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guest's whole user space: busybox, dropbear and images/initramfs, in one archive of a few MB.
 
-Keys are made per run, so they are not in it: they come as a second archive, which the kernel unpacks over the first.
+Each run makes its own keys, so the archive contains none. The keys come in a second archive, and the kernel unpacks the
+second archive over the first.
 """
 
 import functools
@@ -20,10 +21,10 @@ BUSYBOX = Path("/bin/busybox")
 DROPBEAR = Path("/usr/sbin/dropbear")
 NAME = "initramfs.cpio.gz"
 
-#: Where dropbear looks for its host key: images/initramfs/init says so.
+#: dropbear finds its host key at this path; images/initramfs/init names the path.
 HOST_KEY = "etc/dropbear/host_key"
 
-#: Where Debian's loader looks for libraries without a configuration file.
+#: Debian's loader searches this folder for libraries if there is no configuration file.
 LIBRARIES = "usr/lib"
 
 _FOLDERS = (
@@ -31,8 +32,8 @@ _FOLDERS = (
     *("run", "sbin", "sys", "usr", "usr/bin", "usr/lib", "usr/sbin", "var", "var/log"),
 )
 
-#: Major and minor numbers of Documentation/admin-guide/devices.txt. The kernel opens /dev/console for init before
-#: init can mount devtmpfs; the others serve until then.
+#: Major and minor numbers of Documentation/admin-guide/devices.txt. The kernel opens /dev/console for init before init
+#: can mount devtmpfs. The other nodes serve until init mounts devtmpfs.
 _NODES = (
     cpio.make_node("dev/console", 5, 1),
     cpio.make_node("dev/null", 1, 3, 0o666),
@@ -44,14 +45,14 @@ _NODES = (
     cpio.make_node("dev/ttyS0", 4, 64),
 )
 
-#: Raised whenever what is below makes another archive of the same files.
+#: Increase this if the code below makes another archive from the same files.
 _RECIPE = "1"
 
 
 def build_initramfs(progress: Progress) -> Path:
-    """Return the cache entry that holds the archive (NAME), its length a multiple of four.
+    """Return the cache entry that contains the archive (NAME). The archive's length is a multiple of four.
 
-    :raise HostError: a program that goes into it is not installed
+    :raise HostError: a program of the archive is not installed
     """
     archive = cpio.write_archive((*_list_own(), *_list_busybox(), *_list_dropbear()))
     key = make_key(_RECIPE, zlib.ZLIB_RUNTIME_VERSION, archive)
@@ -59,7 +60,7 @@ def build_initramfs(progress: Progress) -> Path:
 
 
 def make_key_archive(authorized_key: str, host_key: bytes) -> bytes:
-    """Return the archive of one run's keys, to be appended to the first.
+    """Return the archive of one run's keys, to be appended to the first archive.
 
     :param authorized_key: the client's public key, one line as in ``authorized_keys``
     :param host_key: the guest's private key in dropbear's own format
@@ -89,7 +90,7 @@ def _list_own() -> tuple[cpio.Entry, ...]:
 
 
 def _list_busybox() -> tuple[cpio.Entry, ...]:
-    """Return busybox and a link for each of its applets; linking them at boot would cost 0.1 s of each guest."""
+    """Return busybox and a link for each of its applets. To make the links at boot would cost each guest 0.1 s."""
     program = cpio.make_file("bin/busybox", _read(BUSYBOX, "busybox-static"), 0o755)
     if elf.read_needs(BUSYBOX).loader:
         raise HostError(f"'{BUSYBOX}' needs shared libraries; mend it with: apt-get install busybox-static")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel under test: Debian's source, our patches, tinyconfig with our fragments of configuration."""
+"""The kernel under test: Debian's source, the lab's patches, and tinyconfig with the lab's settings."""
 
 import contextlib
 import errno
@@ -21,27 +21,27 @@ from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.paths import IMAGES, find_cache
 
-#: What every kernel needs to serve trials.
+#: The settings that every kernel needs to run trials.
 ANY_CONFIG = IMAGES / "kernels" / "any" / "config"
-#: Names of settings, one a line, that the lab's own fragments ask for and that a tree may lack.
+#: Names of settings, one per line. The lab's own fragments ask for these settings, but a tree may lack them.
 OPTIONAL = IMAGES / "kernels" / "optional"
 DEFAULT_BASE = "linux-6.1"
-#: Whose source, with none of our patches, shows what a kernel that users bring may be.
+#: Examples of a user's kernel. Each is the source of a base, without the lab's patches.
 UNPATCHED = {"stock-before-6.7": "linux-6.1", "stock-since-6.7": "linux-6.12"}
 
-#: One slow core needs about half an hour; whatever takes longer has hung.
+#: One slow core needs about half an hour. A build that takes longer than this has hung.
 MAX_BUILD_S = 2 * 3600.0
-#: Unpacked source is 1.3 GiB, objects 0.2 GiB; the rest is for what else happens meanwhile.
+#: Unpacked source takes 1.3 GiB and objects 0.2 GiB. The rest is for other programs that run meanwhile.
 MIN_FREE_GIB = 3
 GIB = 2**30
 
-#: What an almost empty kernel prints; only for showing how far a build is.
+#: Number of lines that make prints for an almost empty kernel. Only the progress display uses this number.
 _EXPECTED_LINES = 1_760
 _PROGRESS_EVERY_S = 5.0
-#: Enough to hold what the other jobs of make printed after the first error.
+#: Large enough for the output of make's other jobs after the first error.
 _LOG_TAIL_BYTES = 64_000
 
-#: Part of every image: fixed, so that the same sources give the same bytes.
+#: Part of every image. Fixed values, so that the same sources give the same bytes.
 _FIXED = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01 00:00:00 UTC",
     "KBUILD_BUILD_USER": "lab",
@@ -52,14 +52,14 @@ _FIXED = {
 }
 _ARCH = "ARCH=x86_64"
 _TARGETS = ("bzImage", "vmlinux")
-#: Raised whenever the steps below make another image of the same inputs.
+#: Increase this if the steps below make another image from the same inputs.
 _RECIPE = "1"
 
 
 class Kernel(msgspec.Struct, frozen=True):
     """A built kernel in the cache.
 
-    :param release: what ``uname -r`` prints
+    :param release: the output of ``uname -r``
     """
 
     folder: Path
@@ -67,22 +67,22 @@ class Kernel(msgspec.Struct, frozen=True):
 
     @property
     def image(self) -> Path:
-        """The bzImage, to be booted."""
+        """The bzImage to boot."""
         return self.folder / "bzImage"
 
     @property
     def vmlinux(self) -> Path:
-        """The ELF file with its symbols, to be read."""
+        """The ELF file with the kernel's symbols, to read."""
         return self.folder / "vmlinux"
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """What a kernel is made from.
+    """The inputs of a kernel.
 
-    :param folder: of images/kernels: ``config``, and where there are patches ``series`` and ``patches/``
+    :param folder: folder of images/kernels with ``config`` and, if there are patches, ``series`` and ``patches/``
     :param source: the upstream tarball, with one folder at its top
-    :param common: a fragment of configuration below that of the folder, None without one
-    :param tree: names the tree that is kept between builds, the folder's name when empty
+    :param common: a fragment of configuration; the folder's fragment overrides it; None for no such fragment
+    :param tree: name of the tree that is kept between builds; if empty, the folder's name
     :param extra: patches on top of those of the folder
     :param compiler: gcc, or clang
     """
@@ -96,29 +96,32 @@ class Recipe(msgspec.Struct, frozen=True):
 
     @property
     def fragments(self) -> tuple[Path, ...]:
-        """Fragments of configuration, each of which wins over those before it."""
+        """Fragments of configuration. A later fragment overrides an earlier fragment."""
         own = self.folder / "config"
         return (own,) if self.common is None else (self.common, own)
 
     @property
     def patches(self) -> tuple[Path, ...]:
-        """The patches, in the order they are applied."""
+        """The patches, in the order of application."""
         return (*(self.folder / "patches" / name for name in read_series(self.folder)), *self.extra)
 
     @property
     def unpatched(self) -> "Recipe":
-        """The same source with none of our patches, nor settings that only they know; it shares the kept tree."""
+        """The same source without the lab's patches and without settings that only the patches declare.
+
+        Both recipes share the kept tree.
+        """
         folder = self.folder if self.common is None else self.common.parent
         return Recipe(folder, self.source, tree=self.tree or self.folder.name)
 
 
 def find_recipe(base: str, progress: Progress) -> Recipe:
-    """Return the recipe of that name, such as ``linux-6.1``, or that of an example of kernels that users bring.
+    """Return the recipe of a name, such as ``linux-6.1``, or the recipe of an example of a user's kernel.
 
-    Its source is fetched where it is not there.
+    Fetch the source if it is missing.
 
-    :raise UsageError: there is none; the text lists those there are
-    :raise HostError: its source could not be had
+    :raise UsageError: no recipe has this name; the text lists all names
+    :raise HostError: the source is not available
     """
     if base in UNPATCHED:
         return find_recipe(UNPATCHED[base], progress).unpatched
@@ -132,22 +135,23 @@ def find_recipe(base: str, progress: Progress) -> Recipe:
 def build_kernel(progress: Progress, base: str = DEFAULT_BASE, patch: Path | None = None) -> Kernel:
     """Build the kernel of images/kernels/<base>, or find it in the cache.
 
-    :param patch: one more, on top of those of the base
-    :raise UsageError: there is no such base
+    :param patch: one more patch, on top of the patches of the base
+    :raise UsageError: the base does not exist
     :raise BuildError: a patch, the configuration or the compiler failed; the text names it and the log
-    :raise HostError: a package or space is missing
+    :raise HostError: a package is missing, or the disk is full
     """
     recipe = find_recipe(base, progress)
     return build_recipe(recipe if patch is None else msgspec.structs.replace(recipe, extra=(patch,)), progress)
 
 
 def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
-    """Build a kernel, or find it in the cache; raises as :func:`build_kernel` does."""
+    """Build a kernel, or find it in the cache; raises the same errors as :func:`build_kernel`."""
     unpatched = (hash_once(recipe.source), *describe_steps(recipe.compiler))
     common = recipe.fragments[0].read_bytes()
     key = make_key(*unpatched, common, key_tree(recipe.folder), *(path.read_bytes() for path in recipe.extra))
     log = find_log("kernel", key)
-    # A setting of the folder's own is taken back as its patches are: what make compiled without it stays good.
+    # The state leaves out the folder's own settings: a build takes back such settings as it takes back patches, and the
+    # objects that make compiled without the settings stay valid.
     state = make_key(*unpatched, common)
 
     def build(target: Path) -> None:
@@ -159,7 +163,7 @@ def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
 
 
 def describe_steps(compiler: str = COMPILER) -> tuple[str, ...]:
-    """Return all that goes into every kernel beside source, patches and configuration, to be part of its key.
+    """Return all inputs of every kernel except source, patches and configuration, as a part of its key.
 
     :raise HostError: the compiler or the linker does not run
     """
@@ -170,7 +174,7 @@ def describe_steps(compiler: str = COMPILER) -> tuple[str, ...]:
 def read_entry(folder: Path) -> Kernel:
     """Return the kernel of a cache entry.
 
-    :raise HostError: it is damaged
+    :raise HostError: the entry is damaged
     """
     try:
         return Kernel(folder, (folder / "release").read_text().strip())
@@ -179,7 +183,7 @@ def read_entry(folder: Path) -> Kernel:
 
 
 def read_series(folder: Path) -> tuple[str, ...]:
-    """Return the names of the patches to apply, in order, as quilt's ``series``: one a line, comments after ``#``."""
+    """Return the names of the patches in quilt's ``series``, in order: one per line, comments after ``#``."""
     try:
         lines = (folder / "series").read_text().splitlines()
     except FileNotFoundError:
@@ -188,15 +192,15 @@ def read_series(folder: Path) -> tuple[str, ...]:
 
 
 def read_optional() -> frozenset[str]:
-    """Return the names of the settings that the lab can do without."""
+    """Return the names of the settings that the lab can work without."""
     lines = (line.split("#")[0].strip() for line in OPTIONAL.read_text().splitlines())
     return frozenset(name for name in lines if name)
 
 
 def require_space(folder: Path) -> None:
-    """Check that a kernel's source and objects will find room.
+    """Check that the disk has room for a kernel's source and objects.
 
-    :raise HostError: they will not
+    :raise HostError: the disk does not have enough room
     """
     free_gib = shutil.disk_usage(folder).free / GIB
     if free_gib < MIN_FREE_GIB:
@@ -208,9 +212,9 @@ def require_space(folder: Path) -> None:
 class Build:
     """One build in a kept tree.
 
-    :param patches: in the order they are applied
-    :param fragments: of configuration, each of which wins over those before it
-    :param target: the folder that takes what is built
+    :param patches: in the order of application
+    :param fragments: of configuration; a later fragment overrides an earlier fragment
+    :param target: the folder for the results
     """
 
     def __init__(
@@ -232,14 +236,14 @@ class Build:
         self.progress = progress
         self.deadline = Deadline.after(MAX_BUILD_S)
         self.environment = {**ENVIRONMENT, **_FIXED}
-        #: Settings that the lab asks for, and that the tree does not know.
+        #: Settings that the lab asks for and that the tree does not declare.
         self.left_out: tuple[str, ...] = ()
 
     def run(self, state: str, fill: Callable[[Path], None]) -> None:
         """Do all steps.
 
-        :param state: names what the tree is made of before patches
-        :param fill: puts the source where there is none of that state
+        :param state: name of the tree's content before patches
+        :param fill: writes the source if the kept tree does not have this state
         """
         self.log.write_bytes(b"")
         self.tree.prepare(state, fill)
@@ -248,8 +252,8 @@ class Build:
             self._configure()
             self._compile()
         except BuildError:
-            # A mistake in the recipe: make has removed what it did not finish. After a full disk, a signal or a
-            # missed deadline, who knows; then the tree is not kept.
+            # A mistake in the recipe: make has removed its unfinished files, so the tree stays usable. After a full
+            # disk, a signal or a missed deadline, the tree's state is unknown, and the lab does not keep the tree.
             self.tree.keep(state)
             raise
         self._collect()
@@ -269,7 +273,7 @@ class Build:
 
     def _apply(self, path: Path) -> None:
         self.progress(f"kernel: applying {path.name}")
-        # No fuzz: a patch that lands somewhere near where it was meant to is worse than none.
+        # No fuzz: a patch that applies near its place is worse than a patch that fails.
         options = ["-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "--reject-file=-"]
         self._step(f"patch '{path.name}'", ["patch", *options, f"--input={path}"], cwd=self.tree.source)
 
@@ -290,9 +294,9 @@ class Build:
             overruled |= set(wanted)
 
     def _check_kept(self, fragment: Path, wanted: Mapping[str, str], got: Mapping[str, str]) -> None:
-        """Check that Kconfig kept what a fragment asks for.
+        """Check that Kconfig kept the settings of a fragment.
 
-        :raise BuildError: it did not, and this is nothing that an older tree may lack
+        :raise BuildError: Kconfig dropped a setting, and the setting is not one that an older tree may lack
         """
         lost = {name for name in wanted if find_lost({name: wanted[name]}, got)}
         unknown = find_unknown(lost, self.tree.source)
@@ -327,7 +331,7 @@ class Build:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_PROGRESS_EVERY_S)
         if process.returncode != 0:
-            raise self._explain("compiling", process.returncode)
+            raise self._make_error("compiling", process.returncode)
 
     def _collect(self) -> None:
         self.progress("kernel: collecting")
@@ -345,12 +349,12 @@ class Build:
         try:
             proc.run(command, cwd=cwd, env=self.environment, log=self.log, deadline=self.deadline)
         except ProcessError as error:
-            raise self._explain(what, error.status) from error
+            raise self._make_error(what, error.status) from error
         except DeadlineError as error:
             raise HostError(f"kernel: {what} took too long, see {self.log}") from error
 
-    def _explain(self, what: str, status: int) -> HostError:
-        """Tell a full disk or a signal from a mistake in the recipe, and quote the line of the log that matters."""
+    def _make_error(self, what: str, status: int) -> HostError:
+        """Return the error of a failed step: a full disk, a signal, or a mistake, with a line of the log."""
         with open(self.log, "rb") as source:
             source.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
             lines = source.read().decode(errors="backslashreplace").splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The source of a kernel: the distribution's package, else the cache, else Debian's archive."""
+"""The source of a kernel: from the distribution's package, else from the cache, else from Debian's archive."""
 
 import shutil
 from enum import Enum
@@ -12,14 +12,14 @@ from lab.build.archive import SourcePackage, Table, open_archive, read_table, wh
 from lab.build.cache import Progress, cached, make_folder, make_key
 from lab.errors import HostError
 
-#: Where packages of the distribution put it.
+#: Packages of the distribution install their source here.
 SOURCES: Final = Path("/usr/src")
 _KIND: Final = "kernel-source"
 _VERSION: Final = "version"
 
 
 class Origin(Enum):
-    """Where a source is."""
+    """The origin of a source."""
 
     PACKAGE = "package"
     CACHE = "cache"
@@ -28,10 +28,10 @@ class Origin(Enum):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """What can be said of a source without fetching it.
+    """What the lab knows about a source without fetching it.
 
     :param found: in a few words
-    :param mend: what to do where it is nowhere
+    :param mend: what to do if the source is not available
     """
 
     origin: Origin
@@ -45,10 +45,10 @@ def list_sources() -> tuple[str, ...]:
 
 
 def find_source(base: str, progress: Progress) -> Path:
-    """Return the tarball of a kernel's source, fetched first when it is neither installed nor in the cache.
+    """Return the tarball of a kernel's source. Fetch the tarball if it is neither installed nor in the cache.
 
     :param base: such as ``linux-6.1``
-    :raise HostError: it could not be had; the text says what to do
+    :raise HostError: the source is not available; the text says what to do
     """
     table = read_table()
     wanted = _find_package(table, base)
@@ -64,7 +64,7 @@ def find_source(base: str, progress: Progress) -> Path:
 
 
 def locate_source(base: str) -> Place:
-    """Say where a kernel's source is, or would come from at its first build; nothing is fetched."""
+    """Return where a kernel's source is, or where the first build would fetch it from. Fetch nothing."""
     table = read_table()
     wanted = _find_package(table, base)
     installed = SOURCES / _name_file(wanted)

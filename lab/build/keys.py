@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SSH keys that live for one run: the client's, which the guest lets in, and the guest's, which the client pins."""
+"""SSH keys for one run: the client's key, which the guest accepts, and the guest's key, which the client pins."""
 
 import io
 import struct
@@ -15,10 +15,10 @@ _TYPE = b"ssh-ed25519"
 class RunKeys(msgspec.Struct, frozen=True, kw_only=True):
     """Both key pairs.
 
-    :param client_key: what the client logs in with
+    :param client_key: private key that the client logs in with
     :param authorized_key: its public half, one line as in ``authorized_keys``
-    :param host_key: the guest's private key as dropbear reads it from a file
-    :param host_public: its public half, to be pinned
+    :param host_key: the guest's private key in dropbear's file format
+    :param host_public: its public half, which the client pins
     """
 
     client_key: paramiko.PKey
@@ -28,7 +28,7 @@ class RunKeys(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_run_keys() -> RunKeys:
-    """Make fresh keys; Ed25519, since signing with it costs a guest under TCG the least."""
+    """Make new keys. Ed25519: of all key types, its signatures cost a guest under TCG the least time."""
     client = Ed25519PrivateKey.generate()
     client_pem = client.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
     client_line = client.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
@@ -38,7 +38,7 @@ def make_run_keys() -> RunKeys:
     return RunKeys(
         client_key=paramiko.Ed25519Key(file_obj=io.StringIO(client_pem)),
         authorized_key=client_line,
-        # dropbear's buf_put_ed25519_priv_key(): the type, then seed and public key as one string of 64 bytes
+        # dropbear's buf_put_ed25519_priv_key(): the type, then seed and public key as one string of 64 bytes.
         host_key=_pack(_TYPE) + _pack(secret + public),
         host_public=paramiko.Ed25519Key(data=_pack(_TYPE) + _pack(public)),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mutants of images/mutants, and images with one of them in."""
+"""The mutants of images/mutants, and images that contain a mutant."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from lab.mechanisms.base import BASES, STOCK_BASES
 from lab.model.qemu import Qemu
 
 MUTANTS = IMAGES / "mutants"
-#: More than any patch of one idea.
+#: More than any patch of one idea needs.
 MAX_PATCH_BYTES = 64 * 1024
-#: Folders of images/mutants by what their patches are of.
+#: Folders of images/mutants, each with the subject of its patches.
 _FOLDERS = {**{base.name: Subject.KERNEL for base in (*BASES, *STOCK_BASES)}, "observer": Subject.OBSERVER}
 
 
 def read_mutants() -> tuple[Mutant, ...]:
     """Return all mutants that are patches, in order of kernel and name.
 
-    :raise UsageError: a patch's message does not say what it must, or its folder is of another kernel
+    :raise UsageError: a patch's message lacks a required part, or its folder belongs to another kernel
     """
     found = []
     for folder, subject in _FOLDERS.items():
@@ -35,10 +35,10 @@ def read_mutants() -> tuple[Mutant, ...]:
 
 
 def build_mutant(mutant: Mutant, progress: Progress, qemu: Qemu) -> ImageSet:
-    """Build images with a mutant in, or find them in the cache; those of a mutant that is no patch are sound.
+    """Build images with a mutant, or find them in the cache. Images of a mutant without a patch are sound.
 
-    :raise BuildError: it does not apply or does not compile
-    :raise HostError: a package or space is missing
+    :raise BuildError: the patch does not apply or does not compile
+    :raise HostError: a package is missing, or the disk is full
     """
     try:
         match mutant.subject:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The observer: images/observer compiled into the plugin that QEMU loads."""
+"""The observer: images/observer, compiled into the plugin that QEMU loads."""
 
 import os
 import shutil
@@ -17,18 +17,18 @@ NAME = "observer.so"
 SOURCES = IMAGES / "observer"
 
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
-#: Where in the file a hunk belongs is not to be guessed.
+#: patch must not guess where a hunk belongs in the file.
 _PATCH = ("patch", "-p1", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "--reject-file=-")
-#: A few thousand lines of C on a busy host.
+#: Limit for a few thousand lines of C on a busy host.
 _MAX_COMPILE_S = 300.0
 
 
 def build_observer(progress: Progress, level: int, patch: Path | None = None) -> Path:
-    """Compile the plugin, or find it in the cache, and return the cache entry that holds it (NAME).
+    """Compile the plugin, or find it in the cache; return the cache entry that contains it (NAME).
 
     :param level: of QEMU's plugin interface, see :attr:`lab.build.qemu.Qemu.level`
     :param patch: applied to a copy of the sources first
-    :raise BuildError: it does not compile; the text names the log
+    :raise BuildError: the plugin does not compile; the text names the log
     """
     sources = sorted(path.name for path in SOURCES.glob("*.c"))
     if not sources:
@@ -43,7 +43,7 @@ def build_observer(progress: Progress, level: int, patch: Path | None = None) ->
         if patch is not None:
             where = Path(shutil.copytree(SOURCES, target / "patched"))
             _run([*_PATCH, f"--input={patch}"], where, log)
-        # From inside the folder, so that no path of this machine gets into the file.
+        # Compile inside the folder, so that the file contains no path of this machine.
         _run([COMPILER, *_list_flags(level), *sources, "-o", target / NAME], where, log)
         if patch is not None:
             shutil.rmtree(where)
@@ -52,7 +52,7 @@ def build_observer(progress: Progress, level: int, patch: Path | None = None) ->
 
 
 def find_observer(level: int, patch: Path | None = None) -> Path | None:
-    """Return the cache entry of a plugin of the present sources, None where it is not there."""
+    """Return the cache entry of a plugin of the present sources; None if there is no such entry."""
     entry = make_folder("observer") / _make_key(level, patch)
     return entry if (entry / NAME).is_file() else None
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel built from the user's own git tree, which is left exactly as it was.
+"""A kernel built from the user's own git tree. The lab does not change this tree.
 
-Its files are copied into a tree of its own in the cache, which is kept between builds: what has changed since the last
-one is copied and compiled. The entry's ``origin.json`` says what it was built from.
+The lab copies the files to a tree in the cache and keeps this tree between builds. So a later build copies and compiles
+only the changed files. The entry's ``origin.json`` records the inputs of the build.
 """
 
 from pathlib import Path
@@ -20,18 +20,18 @@ from lab.errors import HostError, UsageError
 from lab.host.paths import is_utf8
 
 ORIGIN: Final = "origin.json"
-#: Names of settings, one a line.
+#: Names of settings, one per line.
 LEFT_OUT: Final = "left-out"
-#: Of the hash over the tree's path, in the name of its copy.
+#: Number of digits of the hash of the tree's path, in the name of its copy.
 _PATH_DIGITS: Final = 16
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What a kernel was built from.
+    """The inputs of a kernel.
 
     :param dirty: the tree differed from the commit
     :param source_sha256: over all files of the tree, with their names
-    :param patches: names of those applied on top
+    :param patches: names of the patches applied on top
     """
 
     commit: str
@@ -41,9 +41,9 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnKernel(msgspec.Struct, frozen=True):
-    """A kernel in the cache, and what it was built from.
+    """A kernel in the cache, and the inputs of its build.
 
-    :param left_out: settings that the lab asks for, and that the tree does not know
+    :param left_out: settings that the lab asks for and that the tree does not declare
     """
 
     kernel: Kernel
@@ -52,14 +52,14 @@ class OwnKernel(msgspec.Struct, frozen=True):
 
 
 def build_own_kernel(tree: Path, patches: Path | None, fragment: Path | None, progress: Progress) -> OwnKernel:
-    """Build a user's tree, or find it in the cache.
+    """Build a user's tree, or find its kernel in the cache.
 
     :param tree: a git tree of Linux
-    :param patches: a folder with patches to apply on top, in the order of its ``series``, or else of their names
-    :param fragment: of configuration, which wins over what the lab needs
-    :raise UsageError: one of them is not what it should be
+    :param patches: a folder with patches to apply on top, in the order of its ``series``; without ``series``, by name
+    :param fragment: of configuration; overrides the settings that the lab needs
+    :raise UsageError: a tree, folder or fragment is not valid
     :raise BuildError: a patch, the configuration or the compiler failed; the text names it and the log
-    :raise HostError: a package or space is missing
+    :raise HostError: a package is missing, or the disk is full
     """
     series = () if patches is None else find_patches(patches)
     fragments = (ANY_CONFIG,) if fragment is None else (ANY_CONFIG, _check_fragment(fragment))
@@ -92,9 +92,9 @@ def _read_left_out(folder: Path) -> tuple[str, ...]:
 
 
 def find_patches(folder: Path) -> tuple[Path, ...]:
-    """Return the patches of a folder: those that its ``series`` names, in that order, or else all by name.
+    """Return the patches of a folder: those of its ``series``, in that order; without ``series``, all patches by name.
 
-    :raise UsageError: there are none, or one is not there
+    :raise UsageError: the folder has no patches, or a patch is missing
     """
     if not folder.is_dir():
         raise UsageError(f"patches '{folder}' is not a folder")
@@ -105,7 +105,7 @@ def find_patches(folder: Path) -> tuple[Path, ...]:
     for name in names:
         if not (folder / name).is_file():
             raise UsageError(f"patch '{name}' is in the series of '{folder}' and not there")
-    # They are read from another folder.
+    # Absolute paths, since another folder reads the patches.
     return tuple(folder.resolve() / name for name in names)
 
 
@@ -121,7 +121,7 @@ def _check_fragment(path: Path) -> Path:
 
 
 def _follow(kept: Tree, looked: GitTree, state: str, progress: Progress) -> str:
-    """Make the kept tree's source what the user's is, without patches, and return the hash of it."""
+    """Make the kept tree's source equal to the user's tree, without patches. Return the hash of the source."""
     kept.prepare(state, require_space)
     try:
         kept.patch((), lambda _: None)
@@ -130,7 +130,8 @@ def _follow(kept: Tree, looked: GitTree, state: str, progress: Progress) -> str:
         if read_commit(looked.root) != looked.commit:
             raise UsageError(f"tree '{looked.root}' got another commit while it was being copied: try again")
     except UsageError:
-        # The copy is no state of theirs, and yet what its account says.
+        # The copy is not a state of the user's tree. But the copy agrees with its record, so the kept tree stays
+        # usable.
         kept.keep(state)
         raise
     kept.keep(state)

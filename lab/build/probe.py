@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a QEMU is, asked of itself: its version, the plugin interfaces that it takes, and whether it starts at all.
+"""Ask a QEMU about itself: its version, its plugin interfaces, and whether it starts at all.
 
-It runs as whom guests run as, so that what this user may not read or execute shows here and not at a boot.
+The probe runs as the user that guests run as. So a file that this user may not read or execute shows up here, before
+the first boot.
 """
 
 import contextlib
@@ -25,20 +26,20 @@ from lab.host.user import User
 from lab.model.qemu import name_monitor
 
 SOURCES: Final = IMAGES / "probe"
-#: Below and above every interface there is or will be.
+#: Below and above every interface, present or future.
 BELOW_ALL: Final = -1
 ABOVE_ALL: Final = 2**31 - 1
 
 _FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 _COMPILE_S: Final = 60.0
-#: QEMU answers in a tenth of a second; whatever does not in so many is none.
+#: QEMU answers in a tenth of a second. A program that does not answer in this time is not a QEMU.
 _ANSWER_S: Final = 20.0
-#: Of an answer, which may be any program's.
+#: Limit of an answer, since the program may be any program.
 _MAX_CHARS: Final = 4_000
 _SHOWN_CHARS: Final = 200
-#: No guest, no disk, no window: nothing but QEMU itself.
+#: No guest, no disk, no window: only QEMU itself.
 _BARE: Final = ("-nodefaults", "-no-user-config", "-display", "none")
-#: The machine that guests have, halted before its first instruction; QEMU's own words for an end follow by QMP.
+#: The guests' machine, halted before its first instruction. A QMP command then ends QEMU.
 _MACHINE: Final = (
     *("-sandbox", "on", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Skylake-Server,-hypervisor"),
     *("-smp", "2,sockets=1,cores=1,threads=2", "-m", "64", "-S"),
@@ -46,14 +47,14 @@ _MACHINE: Final = (
 _QUIT: Final = b'{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 
 _VERSION: Final = re.compile(r"QEMU emulator version (\S.*)")
-#: plugins/loader.c has had both since 5.0.
+#: plugins/loader.c has contained both texts since 5.0.
 _LOWEST: Final = re.compile(r"supports only a minimum version of (\d+)")
 _HIGHEST: Final = re.compile(r"supports only up to version (\d+)")
 _LINE: Final = re.compile(r"mclab-probe: (\S+) (system|user) (\d+) (/.+)")
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a program printed, both streams together, and how it ended."""
+    """A program's output, both streams together, and its exit status."""
 
     status: int
     text: str
@@ -61,12 +62,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def first(self) -> str:
-        """Its first line, for a person."""
+        """The first line of the output, for a person."""
         return self._lines[0]
 
     @property
     def last(self) -> str:
-        """Its last line, which of an error is the sentence; for a person."""
+        """The last line of the output, for a person. In an error, the last line is the sentence."""
         return self._lines[-1]
 
     @property
@@ -75,13 +76,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return lines or [f"nothing, and ends with status {self.status}"]
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What a QEMU told a plugin that it took.
+class QemuReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a QEMU reported to a plugin that it loaded.
 
-    :param target: the machines it emulates, such as ``x86_64``
-    :param system: whole machines, and not only a program's
-    :param same_process: the program that was started is QEMU by now: a script has executed it
-    :param program: the file that QEMU's code is in
+    :param target: architecture of the machines that it emulates, such as ``x86_64``
+    :param system: it emulates whole machines, not only programs
+    :param same_process: QEMU runs in the process that the lab started, since a script executed it with exec
+    :param program: the file that contains QEMU's code
     """
 
     target: str
@@ -91,13 +92,13 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def key_probe() -> str:
-    """Return the hash of all that an answer depends on beside the QEMU that is asked."""
+    """Return the hash of everything that an answer depends on, except the QEMU itself."""
     sources = [data for _, _, data in read_tree(SOURCES)]
     return make_key(*sources, *_BARE, *_MACHINE)
 
 
 def ask_version(path: Path, user: User | None) -> tuple[str | None, Answer]:
-    """Return a system emulator's version, such as ``7.2.22 (Debian 1:7.2+dfsg-7)``; None where it is none.
+    """Return a system emulator's version, such as ``7.2.22 (Debian 1:7.2+dfsg-7)``; None if the program is none.
 
     :raise DeadlineError: the program does not answer
     """
@@ -108,9 +109,9 @@ def ask_version(path: Path, user: User | None) -> tuple[str | None, Answer]:
 
 
 def ask_interfaces(path: Path, user: User | None, progress: Progress) -> tuple[tuple[int, int] | None, Answer]:
-    """Return the lowest and the highest plugin interface that a QEMU takes; None where it takes no plugin at all.
+    """Return the lowest and the highest plugin interface that a QEMU accepts; None if it accepts no plugin at all.
 
-    :raise DeadlineError: it does not answer
+    :raise DeadlineError: QEMU does not answer
     :raise HostError: the probe does not compile
     """
     low = _load(path, BELOW_ALL, user, progress)
@@ -122,16 +123,16 @@ def ask_interfaces(path: Path, user: User | None, progress: Progress) -> tuple[t
     return (None if highest is None else (int(lowest[1]), int(highest[1]))), high
 
 
-def ask_itself(path: Path, interface: int, user: User | None, progress: Progress) -> tuple[Told | None, Answer]:
-    """Return what a QEMU tells a plugin of an interface that it takes; None where it tells nothing.
+def ask_itself(path: Path, interface: int, user: User | None, progress: Progress) -> tuple[QemuReport | None, Answer]:
+    """Return what a QEMU reports to a plugin of an interface that it accepts; None if it reports nothing.
 
-    Raises as :func:`ask_interfaces` does.
+    Raises the same errors as :func:`ask_interfaces`.
     """
     answer = _load(path, interface, user, progress)
     match = _LINE.search(answer.text)
     if match is None:
         return None, answer
-    told = Told(
+    told = QemuReport(
         target=match[1],
         system=match[2] == "system",
         same_process=int(match[3]) == answer.pid,
@@ -141,9 +142,9 @@ def ask_itself(path: Path, interface: int, user: User | None, progress: Progress
 
 
 def try_start(path: Path, release: tuple[int, int], user: User | None) -> Answer:
-    """Start the machine that guests have, firmware and all, and end it before its first instruction.
+    """Start the guests' machine, firmware included, and end it before its first instruction.
 
-    :raise DeadlineError: it does not answer
+    :raise DeadlineError: QEMU does not answer
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:

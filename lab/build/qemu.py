@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which QEMU guests run on: the one that was named, or the first on PATH, once it is known to be fit.
+"""The QEMU that guests run on: the QEMU that the user named, or the first on PATH. The lab checks that it is fit.
 
-What a QEMU said of itself is kept in the cache until its files change.
+The cache keeps a QEMU's answers about itself until the QEMU's files change.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _ANOTHER: Final = f"name another one with {OPTION} PATH or {VARIABLE}"
 
 
 class _Stamp(msgspec.Struct, frozen=True):
-    """A file as it was when it was looked at."""
+    """The properties of a file when the lab examined it."""
 
     path: Path
     size: int
@@ -49,10 +49,10 @@ class _Stamp(msgspec.Struct, frozen=True):
 
 
 class _Memo(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a QEMU in the cache.
+    """The cache's record of a QEMU.
 
-    :param uid: whom it was run as, -1 for the lab's own user
-    :param stamps: of what was started and of the program itself
+    :param uid: the user that QEMU ran as; -1 for the lab's own user
+    :param stamps: of the file that was started, and of the program itself
     """
 
     qemu: Qemu
@@ -61,10 +61,10 @@ class _Memo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_qemu(given: Path | None = None, progress: Progress = lambda _: None) -> Qemu:
-    """Return the QEMU that guests are to run on: the one given, or that of MCLAB_QEMU, or the first on PATH.
+    """Return the QEMU that guests run on: the given QEMU, or the QEMU of MCLAB_QEMU, or the first on PATH.
 
-    :raise UsageError: the one that was named is not fit; the text says why
-    :raise HostError: there is none, or the first on PATH is not fit
+    :raise UsageError: the QEMU that the user named is not fit; the text says why
+    :raise HostError: there is no QEMU, or the first on PATH is not fit
     """
     path, named = _choose(given)
     try:
@@ -76,10 +76,11 @@ def find_qemu(given: Path | None = None, progress: Progress = lambda _: None) ->
 
 
 def find_same_qemu(sha256: str, given: Path | None = None, progress: Progress = lambda _: None) -> Qemu:
-    """Return the QEMU that was given, or one of this host with that program, or else the one that is used without it.
+    """Return the given QEMU, or a QEMU of this host with a known hash, or else the default QEMU.
 
-    :param sha256: of the program; empty where it is not known
-    Raises as :func:`find_qemu` does.
+    Raises the same errors as :func:`find_qemu`.
+
+    :param sha256: of the program; empty if the hash is not known
     """
     chosen = None
     if given is None and sha256:
@@ -88,9 +89,9 @@ def find_same_qemu(sha256: str, given: Path | None = None, progress: Progress = 
 
 
 def match_qemu(wanted: Qemu, progress: Progress = lambda _: None) -> Qemu:
-    """Return the same QEMU as it is on this host, for guests of a lab that may be on another one.
+    """Return this host's copy of a QEMU. A guest's lab may run on another host than the lab that chose the QEMU.
 
-    :raise HostError: there is none
+    :raise HostError: this host has no copy
     """
     if wanted.path.exists():
         with contextlib.suppress(HostError):
@@ -104,7 +105,7 @@ def match_qemu(wanted: Qemu, progress: Progress = lambda _: None) -> Qemu:
 
 
 def list_paths(given: Path | None = None) -> tuple[Path, ...]:
-    """Return all QEMUs that the host seems to have, the one that is used first; whether they are fit is not said."""
+    """Return all QEMUs that the host seems to have, the default QEMU first. Do not check whether they are fit."""
     named = [given] if given is not None else []
     variable = os.environ.get(VARIABLE, "")
     named += [Path(variable)] if variable else []
@@ -113,7 +114,7 @@ def list_paths(given: Path | None = None) -> tuple[Path, ...]:
     known = [memo.qemu.path for memo in _read_memos()]
     absolute = [Path(os.path.abspath(each)) for each in named]  # noqa: PTH100  a link stays what it is called
     there = [each for each in (*on_path, *list_fetched(), *known) if os.access(each, os.X_OK) and each.is_file()]
-    # One file may be on PATH by several names, as /bin is /usr/bin.
+    # One file may be on PATH under several names, since /bin is /usr/bin.
     found: dict[str, Path] = {}
     for each in (*absolute, *there):
         found.setdefault(os.path.realpath(each), each)
@@ -121,10 +122,10 @@ def list_paths(given: Path | None = None) -> tuple[Path, ...]:
 
 
 def examine_qemu(path: Path, progress: Progress = lambda _: None) -> Qemu:
-    """Return what a QEMU is, once it is known to be fit.
+    """Return the properties of a QEMU, after a check that it is fit.
 
     :param path: absolute
-    :raise HostError: it is not; the text names it and says why, and what is allowed
+    :raise HostError: the QEMU is not fit; the text names it, and says why and what is allowed
     """
     user = find_unprivileged()
     _check_file(path, user)
@@ -138,7 +139,7 @@ def examine_qemu(path: Path, progress: Progress = lambda _: None) -> Qemu:
 
 
 def _choose(given: Path | None) -> tuple[Path, str]:
-    """Return a path and by what it was named, which is empty for the first on PATH."""
+    """Return a path and the option or variable that named it; an empty name for the first on PATH."""
     variable = os.environ.get(VARIABLE, "")
     named = given if given is not None else Path(variable) if variable else None
     if named is not None:
@@ -157,7 +158,7 @@ def _list_fit(progress: Progress) -> Iterator[Qemu]:
 
 
 def _check_file(path: Path, user: User | None) -> None:
-    """Refuse what can be seen to be no program for its user, before it is started."""
+    """Refuse a file that its user clearly cannot execute, before the lab starts it."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -175,7 +176,7 @@ def _check_file(path: Path, user: User | None) -> None:
 
 
 def _find_closed(path: Path, user: User | None) -> str:
-    """Say what keeps another user from executing a file, and what opens it; empty for nothing that its modes show."""
+    """Return why another user cannot execute a file, and how to allow it; empty if the modes show no reason."""
     if user is None:
         return ""
     for folder in reversed(path.resolve().parents):
@@ -190,7 +191,10 @@ def _find_closed(path: Path, user: User | None) -> str:
 
 
 def _may(path: Path, user: User, others: int) -> bool:
-    """Say whether a mode grants a right, given as that of others, to a user without further groups."""
+    """Return True if a mode grants a right to a user without supplementary groups.
+
+    The right is given as that of others.
+    """
     status = path.stat()
     right = others << 6 if status.st_uid == user.uid else others << 3 if status.st_gid == user.gid else others
     return bool(status.st_mode & right)
@@ -254,7 +258,7 @@ def _keep(qemu: Qemu, program: Path, user: User | None) -> None:
 
 
 def _recall(path: Path, user: User | None) -> _Memo | None:
-    """Return what is known of a QEMU if its files are as they were, and whom it runs as still gets at its program."""
+    """Return the record of a QEMU if its files are unchanged and its user can still reach its program."""
     memo = _read_memo(_find_memo(path, user))
     if memo is None or memo.qemu.path != path or not all(_is_as_it_was(each) for each in memo.stamps):
         return None
@@ -279,7 +283,7 @@ def _read_memos() -> Iterator[_Memo]:
     try:
         paths = sorted(make_folder(_PROBES).glob("[!.]*"))
     except HostError:
-        # A host without a usable cache is told so by whoever needs it.
+        # Whoever needs the cache reports that the cache is not usable.
         return
     for path in paths:
         memo = _read_memo(path)

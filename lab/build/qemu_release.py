@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU of another release of Debian, unpacked into a folder and run from there; nothing is installed.
+"""QEMU of another release of Debian, unpacked into a folder and run from there. Nothing is installed.
 
-It comes with all its libraries and the loader that belongs to them, so a host may be older or newer than it is.
+This QEMU comes with all its libraries and with their loader, so the host's release may be older or newer than QEMU's.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from lab.host.paths import NAME as LAB
 
 NAME: Final = "qemu-system-x86_64"
 _KIND: Final = "qemu"
-#: Root's cache is often below a folder that only root may enter, and QEMU is started as another user.
+#: Root's cache is often below a folder that only root may enter, but QEMU runs as another user.
 SYSTEM_CACHE: Final = Path("/var/cache") / LAB
 _VERSION: Final = "version"
 _PROBE_S: Final = 60.0
-#: Raised whenever the steps below make another folder of the same packages.
+#: Increase this if the steps below make another folder from the same packages.
 _RECIPE: Final = "1"
 
-#: exec keeps the process that the lab started, so that it can be ended; the name by which the loader is run is the one
-#: that ps(1) and the lab see. -L: where Debian's packages have firmware.
+#: exec keeps the process that the lab started, so that the lab can end QEMU. ps(1) and the lab see the name of the
+#: loader's link, so the link has QEMU's name. -L: the folders where Debian's packages install firmware.
 _WRAPPER: Final = """\
 #!/bin/sh
 # Runs this folder's QEMU with this folder's libraries, firmware and modules.
@@ -41,11 +41,11 @@ exec "$here/loader/qemu-system-x86_64" --inhibit-cache --library-path "@LIBRARIE
 
 
 def build_qemu(release: str, progress: Progress) -> Path:
-    """Fetch QEMU of a release, or find it in the cache, and return the program that runs it.
+    """Fetch QEMU of a release, or find it in the cache; return the program that runs it.
 
     :param release: such as ``trixie-backports``
-    :raise UsageError: there is no such release
-    :raise HostError: it could not be had, or does not run here
+    :raise UsageError: the release does not exist
+    :raise HostError: QEMU of this release is not available, or does not run here
     """
     table = read_table()
     check_release(table, release)
@@ -68,7 +68,7 @@ def build_qemu(release: str, progress: Progress) -> Path:
 
 
 def list_fetched() -> tuple[Path, ...]:
-    """Return the programs of all QEMUs that were fetched; a cache that cannot be used has none."""
+    """Return the programs of all fetched QEMUs. Return none if the cache is not usable."""
     folders = [SYSTEM_CACHE / _KIND]
     with contextlib.suppress(HostError):
         folders.insert(0, make_folder(_KIND))
@@ -76,7 +76,7 @@ def list_fetched() -> tuple[Path, ...]:
 
 
 def _find_folder() -> Path:
-    """Return a folder that QEMU finds whoever it runs as: the cache, or where that is root's alone the system's."""
+    """Return a folder that QEMU can reach as any user: the cache, or the system's cache if the first is root's."""
     folder = make_folder(_KIND)
     if os.geteuid() != 0 or all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents)):
         return folder
@@ -89,7 +89,7 @@ def _find_folder() -> Path:
 
 
 def _prune(root: Path) -> None:
-    """Remove programs that could do more than those who run them."""
+    """Remove the special mode bits from programs, so that no program has more rights than its user."""
     for path in root.rglob("*"):
         if path.is_file() and not path.is_symlink():
             mode = path.stat().st_mode
@@ -97,7 +97,7 @@ def _prune(root: Path) -> None:
 
 
 def _keep_links_inside(root: Path) -> None:
-    """Make absolute links relative: they are meant for the root of a system, which is this folder."""
+    """Make absolute links relative. Their root is the root of a system, and this folder stands for that root."""
     for path in root.rglob("*"):
         if path.is_symlink() and path.readlink().is_absolute():
             inside = root / path.readlink().relative_to("/")
@@ -118,9 +118,9 @@ def _write_programs(target: Path, root: Path) -> None:
 
 
 def _find_libraries(root: Path) -> Iterable[Path]:
-    """Return the libraries in the folders that the loader searches, and those of packages with a folder of their own.
+    """Return the libraries of the loader's folders, and the libraries of packages with a folder of their own.
 
-    A folder of modules, which are opened by their path, is none of them.
+    Leave out folders of modules, since QEMU opens modules by their path.
     """
     for top in ("lib", "usr/lib"):
         for pattern in ("x86_64-linux-gnu/*.so*", "x86_64-linux-gnu/pulseaudio/*.so*"):

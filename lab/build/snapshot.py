@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A copy of somebody's source tree that follows it: what is the same stays as it is, with the time that make goes by.
+"""A copy of a user's source tree that follows the tree. An unchanged file keeps the time that make looks at.
 
-A file is read again when its size, times or inode have changed, and written again when its content has.
+The lab reads a file again if its size, times or inode have changed, and writes the copy again if its content has
+changed.
 """
 
 import contextlib
@@ -21,11 +22,11 @@ from lab.errors import UsageError
 from lab.host.files import write_whole
 from lab.host.paths import is_utf8
 
-#: No source file of Linux's is a tenth as large; what is, is somebody's disk image.
+#: No source file of Linux has a tenth of this size. A larger file is a disk image or similar.
 MAX_FILE_BYTES = 256 * 2**20
-#: Of the coarsest file systems' clocks.
+#: Resolution of the coarsest file systems' clocks.
 _RECENT_NS = 2_000_000_000
-#: That of no file: it is read again.
+#: A stamp that no file has, so the next build reads the file again.
 _NO_STAMP = (-1, -1, -1, -1)
 
 
@@ -33,8 +34,8 @@ class Copied(msgspec.Struct, frozen=True, array_like=True):
     """One copied file.
 
     :param stamp: size, times and inode of the original when it was read
-    :param content: hash of the file, or where the link leads
-    :param kind: ``x`` executable, ``-`` not, ``l`` a link
+    :param content: hash of the file, or target of the link
+    :param kind: ``x`` executable, ``-`` not executable, ``l`` a link
     """
 
     stamp: tuple[int, int, int, int]
@@ -43,9 +44,10 @@ class Copied(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Snapshot:
-    """The copy in a folder, and the account of it in a file beside; owned by one at a time.
+    """The copy in a folder, and its record in a file beside the folder. Only one process at a time may own both.
 
-    :param account: is trusted: whoever cannot say that the copy is as it tells must remove it
+    :param account: the record's file, which is trusted; if the copy may differ from the record, the caller must remove
+        it
     """
 
     def __init__(self, folder: Path, account: Path) -> None:
@@ -56,13 +58,13 @@ class Snapshot:
             self._copied = _from_json(account.read_bytes())
 
     def follow(self, root: Path, names: Iterable[str]) -> str:
-        """Make the copy what the named files of a tree are now, and return the hash of it all.
+        """Make the copy equal to the named files of a tree, and return the hash of the whole copy.
 
-        Deleted files are left out, and so are links out of the tree and whatever is neither file nor link.
+        Leave out deleted files, links to targets outside the tree, and entries that are neither file nor link.
 
         :param names: relative to the tree
-        :raise UsageError: a name leads out of the tree, or a file cannot be read
-        :raise HostError: no space, or not writable
+        :raise UsageError: a name leads out of the tree, or a file is not readable
+        :raise HostError: the disk is full, or the copy is not writable
         """
         present = {}
         parents: dict[str, bool] = {}
@@ -91,7 +93,8 @@ class Snapshot:
         if old is not None and old.stamp == stamp and old.kind == kind:
             return
         if time.time_ns() - status.st_mtime_ns < _RECENT_NS:
-            # Written again before the file system's clock ticks, it would look the same: read it again next time.
+            # If somebody writes the file again before the file system's clock ticks, the stamp stays the same. So the
+            # next build must read the file again.
             stamp = _NO_STAMP
         try:
             content = self._copy_link(root, name, old) if kind == "l" else self._copy_file(root, name, old, kind)
@@ -111,7 +114,7 @@ class Snapshot:
 
     def _copy_file(self, root: Path, name: str, old: Copied | None, kind: str) -> str:
         target = self._folder / name
-        # In one piece: what is hashed is what is written, also when somebody is writing it just now.
+        # Read the file once: the hash and the copy come from the same bytes, even if somebody writes to the file now.
         data = _read(root / name)
         content = hashlib.sha256(data).hexdigest()
         if old is None or (old.content, old.kind) != (content, kind):
@@ -131,7 +134,7 @@ class Snapshot:
         else:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            # As far up as nothing else is left: a file may now have the folder's name.
+            # Remove all empty parents: a file may now have the name of such a folder.
             for parent in path.parents:
                 if parent == self._folder:
                     break
@@ -139,9 +142,9 @@ class Snapshot:
 
 
 def _find(root: Path, name: str, parents: dict[str, bool]) -> os.stat_result | None:
-    """Return a file's status, without following links; None for what is no part of the tree.
+    """Return a file's status, without following links; None if the file is not part of the tree.
 
-    :param parents: of folders seen before, whether they are reached without links
+    :param parents: for folders seen before: True if no link leads to the folder
     """
     parts = name.split("/")
     if not name or name.startswith("/") or ".." in parts or ".git" in parts:
@@ -167,14 +170,17 @@ def _kind(status: os.stat_result) -> str:
 
 
 def _read_link(path: Path, root: Path) -> str:
-    """Return where a link leads; nothing when that is out of the tree."""
+    """Return the target of a link; empty if the target is outside the tree."""
     target = str(path.readlink())
     inside = not Path(target).is_absolute() and Path(os.path.realpath(path.parent / target)).is_relative_to(root)
     return target if inside and is_utf8(target) else ""
 
 
 def _read(path: Path) -> bytes:
-    """Read a file that was a regular one a moment ago; what has taken its place is neither followed nor waited for."""
+    """Read a file that was a regular file a moment ago.
+
+    If another entry replaced it, do not follow a link, and do not block.
+    """
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as source:
         if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file any more", str(path))
@@ -182,7 +188,7 @@ def _read(path: Path) -> bytes:
 
 
 def _to_json(names: dict[str, Copied]) -> bytes:
-    # A file name is any bytes, and JSON is text.
+    # A file name may be any bytes, but JSON is text.
     return msgspec.json.encode({os.fsencode(name).decode("latin-1"): copied for name, copied in names.items()})
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel tree kept between builds, so that a changed patch costs the files it touches and not five minutes.
+"""A kernel tree that is kept between builds, so that a changed patch compiles only the files it touches.
 
-Per base, and per tree of a user's, there is one, at a fixed place. It is trusted only when its ``state`` names exactly
-what it was made from; ``state`` is gone while somebody works in the tree, so whatever a killed build left is thrown
-away. Patches are taken back from saved originals, and a file that ends up as it was keeps its time, which is all that
-make looks at.
+A full build takes five minutes. There is one tree per base, and one per user's tree, each at a fixed path. The lab
+trusts a tree only if its ``state`` names exactly the inputs of the tree. ``state`` is absent while a build works in the
+tree, so the lab discards the leftovers of a killed build. The lab takes patches back from saved originals. A file that
+ends with its old content keeps its time, and make looks only at the time.
 """
 
 import contextlib
@@ -14,35 +14,35 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lab.build.cache import Progress, hold_lock, make_folder
+from lab.build.cache import Progress, locked, make_folder
 from lab.errors import BuildError
 from lab.host.files import write_whole
 
-#: ``--- a/path`` and ``+++ b/path`` of a patch; /dev/null stands for no file.
+#: ``--- a/path`` and ``+++ b/path`` of a patch. /dev/null stands for no file.
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [^/\s]+/([^\t\n]+)", re.MULTILINE)
 
-#: Content and time of a file, or None where there is none.
+#: Content and time of a file; None if there is no file.
 _Snapshot = tuple[bytes, int] | None
 
 
 class Tree:
-    """Source, objects and originals, owned by the one who holds its lock."""
+    """Source, objects and originals. The owner is the process that has the lock."""
 
     def __init__(self, folder: Path, lock: int) -> None:
-        #: To be inherited by whatever may outlive the lab and write here.
+        #: The lab passes this to each process that may outlive the lab and write here.
         self.lock = lock
         self.source = folder / "source"
         self.objects = folder / "objects"
         self._folder = folder
         self._originals = folder / "originals"
-        #: Files that patches added: they have no original.
+        #: Files that patches added. They have no original.
         self._added = folder / "added"
         self._state = folder / "state"
-        #: For whoever fills the source a file at a time; it goes when the tree does.
+        #: A record for a caller that fills the source file by file. The record disappears with the tree.
         self.account = folder / "account"
 
     def prepare(self, state: str, unpack: Callable[[Path], None]) -> None:
-        """Make the tree fit to be patched: the kept one if it is of that state, else a new one.
+        """Make the tree ready for patches: take the kept tree if it has this state, else make a new tree.
 
         :param unpack: fills the source folder
         """
@@ -57,9 +57,9 @@ class Tree:
         unpack(self.source)
 
     def patch(self, patches: Iterable[Path], apply: Callable[[Path], None]) -> None:
-        """Take back the patches of the last build and apply these; when one fails, take back all.
+        """Take back the patches of the last build, and apply these patches. If a patch fails, take back all patches.
 
-        :param apply: applies one to the source folder
+        :param apply: applies one patch to the source folder
         """
         patches = tuple(patches)
         old = self._list_changed()
@@ -78,7 +78,7 @@ class Tree:
             self._date(before)
 
     def keep(self, state: str) -> None:
-        """Declare the tree whole again."""
+        """Declare the tree complete again."""
         write_whole(self._state, state.encode())
 
     def _look(self, name: str) -> _Snapshot:
@@ -88,7 +88,10 @@ class Tree:
         return None
 
     def _date(self, before: Mapping[str, _Snapshot]) -> None:
-        """Give each file that is as it was its old time, and every other the present one, also if now an original."""
+        """Restore the old time of each file with its old content. Give each other file the present time.
+
+        The second rule includes a file that is now an original again.
+        """
         for name, was in before.items():
             now = self._look(name)
             if now is None:
@@ -126,9 +129,9 @@ class Tree:
 
 @contextlib.contextmanager
 def open_tree(base: str, progress: Progress) -> Iterator[Tree]:
-    """Yield the tree of a base, with its lock held: two builds of one base take turns."""
+    """Yield the tree of a base, under its lock. Two builds of one base take turns."""
     folder = make_folder("kernel-trees")
-    with hold_lock(folder / f".{base}.lock", "kernel tree", progress) as lock:
+    with locked(folder / f".{base}.lock", "kernel tree", progress) as lock:
         yield Tree(folder / base, lock)
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The evidence folder of a trial: written, and read back without trusting it."""
+"""The evidence folder of a trial: write the folder, and read it back without trust in its content."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The patched kernel's own account, ``/sys/kernel/debug/microcode_lab/``: parsed, never trusted."""
+"""Parsers for the patched kernel's own records in ``/sys/kernel/debug/microcode_lab/``.
+
+The lab never trusts these files.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +18,8 @@ _REVISION = re.compile(r"-1|0x[0-9a-f]{1,8}", re.ASCII)
 _CPU = re.compile(r"CPU[0-9]{1,5}", re.ASCII)
 _COUNT = re.compile(r"[0-9]{1,20}", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
-#: What the kernel's widest numbers hold, and what evidence can: more in a guest's text is no number of a kernel's.
+#: Range of the kernel's widest numbers, and of numbers in evidence. A number outside this range does not come from a
+#: kernel.
 _LEAST, _MOST = -(2**63), 2**64 - 1
 
 
@@ -42,7 +46,7 @@ def _split(text: str, cpus: int, heads: int, what: str) -> list[str]:
 
 
 def _read_cpus(lines: list[str], what: str, first: int) -> Iterator[tuple[int, Mapping[str, str], str]]:
-    """Yield each CPU's number, its pairs, and what to call its line; ``first`` is the number of the first line."""
+    """Yield for each CPU its number, its pairs, and a name of its line. ``first`` is the number of the first line."""
     for number, line in enumerate(lines):
         name = f"{what} line {number + first}"
         pairs = _read_pairs(line, name)
@@ -54,14 +58,14 @@ def _read_cpus(lines: list[str], what: str, first: int) -> Iterator[tuple[int, M
 def parse_state(text: str, cpus: int) -> RendezvousState:
     """Parse ``state``.
 
-    Accepted format, the first line once and the second per CPU, here broken for reading::
+    Accepted format: the first line once, and the second line per CPU (broken here to fit the page)::
 
         load=3 mechanism=nmi-self tsc_khz=2000000 callers_left=0
         cpu=0 role=primary arrival_tsc=1 wait_begin_tsc=2 wait_end_tsc=9
           update_begin_tsc=3 update_end_tsc=8 result=0 revision=0x2
 
-    :param cpus: how many CPUs the guest has; lines of CPUs that it could have had are left out
-    :raise EvidenceError: it is of another form; the text names line and key
+    :param cpus: number of the guest's CPUs; lines of other possible CPUs are left out
+    :raise EvidenceError: the text has another form; the message names line and key
     """
     head, *lines = _split(text, cpus, 1, "state")
     first = _read_pairs(head, "state line 1")
@@ -97,7 +101,7 @@ def parse_state(text: str, cpus: int) -> RendezvousState:
 def parse_ledger(text: str, cpus: int) -> tuple[CpuLedger, ...]:
     """Parse ``ledger``: per CPU ``cpu=0 nmi_ordinary=5 nmi_consumed=1 nmi_self_sent=1 nmi_dropped=0``.
 
-    :raise EvidenceError: it is of another form
+    :raise EvidenceError: the text has another form
     """
     ledgers = []
     for number, pairs, what in _read_cpus(_split(text, cpus, 0, "ledger"), "ledger", 1):
@@ -114,14 +118,14 @@ def parse_ledger(text: str, cpus: int) -> tuple[CpuLedger, ...]:
 
 
 def parse_nmi_row(text: str, cpus: int) -> tuple[int, ...]:
-    """Parse head and NMI row of ``/proc/interrupts``, which shows online CPUs only; -1 for each that it does not show.
+    """Parse head and NMI row of ``/proc/interrupts``, which shows only online CPUs; -1 for each other CPU.
 
     Accepted format::
 
                    CPU0       CPU2
         NMI:          5          4   Non-maskable interrupts
 
-    :raise EvidenceError: there are no such lines, or the row has not one count for each CPU of the head
+    :raise EvidenceError: these lines are missing, or the row does not have one count for each CPU of the head
     """
     lines = [line.split() for line in text.splitlines()]
     head = next((words for words in lines if words and all(_CPU.fullmatch(word) for word in words)), [])
@@ -136,11 +140,11 @@ def parse_nmi_row(text: str, cpus: int) -> tuple[int, ...]:
 
 
 def parse_revisions(text: str, cpus: int) -> tuple[int, ...]:
-    """Parse ``cpu*/microcode/version``, one ``0x2`` per line in order of CPUs, -1 for one that sysfs does not show.
+    """Parse ``cpu*/microcode/version``: one ``0x2`` per line in order of CPUs, -1 for a CPU that sysfs does not show.
 
     A revision has 32 bits (MSR 0x8B).
 
-    :raise EvidenceError: it is of another form
+    :raise EvidenceError: the text has another form
     """
     lines = text.split()
     if len(lines) != cpus or not all(map(_REVISION.fullmatch, lines)):
@@ -149,9 +153,9 @@ def parse_revisions(text: str, cpus: int) -> tuple[int, ...]:
 
 
 def parse_cpu_list(text: str, cpus: int) -> tuple[int, ...]:
-    """Parse a list of CPUs as sysfs shows it, such as ``0-2,5``.
+    """Parse a list of CPUs in sysfs's form, such as ``0-2,5``.
 
-    :raise EvidenceError: it is of another form, or names a CPU that the guest cannot have
+    :raise EvidenceError: the text has another form, or names a CPU that the guest cannot have
     """
     found: set[int] = set()
     for part in text.strip().split(","):

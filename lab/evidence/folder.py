@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The evidence folder: one file per witness, so that a better judge can judge the trial again.
 
-A folder may come from another machine or from a hostile guest, so reading trusts nothing in it: file names are ours,
-only regular files are opened, sizes are checked before reading, and every file must match the manifest.
+A folder may come from another machine or from a hostile guest, so the reader trusts nothing in it. The lab chooses the
+file names. The reader opens only regular files, checks sizes before it reads, and requires every file to match the
+manifest.
 """
 
 import hashlib
@@ -42,26 +43,26 @@ MANIFEST = "manifest.json"
 VERDICT = "verdict.json"
 CONSOLE = "console.log"
 DMESG = "dmesg.txt"
-#: Marks a folder as that of a run; :func:`lab.campaign.run_folder.clear_run` leaves it.
+#: Marks the folder of a run; :func:`lab.campaign.run_folder.clear_run` keeps this file.
 RUN_MARKER = ".mclab-run"
 
 _SCENARIO, _PLAN, _IMAGES, _OBSERVER = "scenario.json", "plan.json", "images.json", "oracle.json"
 _INJECTIONS, _GUEST, _TIMINGS, _ENDING = "injections.json", "guest.json", "timings.json", "ending.json"
 _WITNESSES = frozenset((_SCENARIO, _PLAN, _IMAGES, _OBSERVER, _INJECTIONS, _GUEST, _TIMINGS, _ENDING))
 
-#: No manifest of ours comes near it: some 150 bytes for each of MAX_FILES files.
+#: Far above the size of the lab's own manifests: about 150 bytes for each of MAX_FILES files.
 MAX_MANIFEST_BYTES = 64 * 1024
-#: A ring and block tables that are full take about a quarter of it as JSON.
+#: A full ring and full block tables take about a quarter of this size as JSON.
 MAX_WITNESS_BYTES = 64 * 1024 * 1024
-#: A guest that prints without end must not fill the disk: the last of each raw file is what is kept.
+#: A guest that prints without end must not fill the disk. The lab keeps the last bytes of each raw file.
 MAX_RAW_BYTES = 8 * 1024 * 1024
 MAX_FILES = 64
-#: A dump is bounded where it is made, by no more than this.
+#: The module that makes a dump limits its size to this size at most.
 MAX_DUMP_BYTES = MAX_DUMP_MIB << 20
-#: Evidence is there to be looked at, unlike the 0700 folder it is made in.
+#: People look at evidence, so its folder is more open than the folder it is made in (mode 0700).
 FOLDER_MODE = 0o755
 
-#: What lab.host.files leaves of a verdict when the lab is killed while it writes one.
+#: lab.host.files leaves this part of a verdict if the lab is killed during the write.
 _HALF_VERDICT = re.compile(re.escape(f".{VERDICT}.") + r"[a-z0-9_]{8}", re.ASCII)
 _RAW_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
@@ -75,7 +76,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Written last: a folder without one was never finished."""
+    """The last file that the lab writes. A folder without a manifest is not complete."""
 
     schema_version: int
     lab_version: str
@@ -83,7 +84,7 @@ class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _ManifestVersion(msgspec.Struct, frozen=True):
-    """All that can be relied on in a manifest of another schema."""
+    """The only field of a manifest with another schema that the reader relies on."""
 
     schema_version: int
 
@@ -97,21 +98,26 @@ class _Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def limit_raw(name: str) -> int:
-    """Return how many bytes a raw file may have: a memory without its beginning would be none."""
+    """Return the largest size of a raw file in bytes.
+
+    A dump has a higher limit, since a dump without its beginning is useless.
+    """
     return MAX_DUMP_BYTES if name in DUMPS else MAX_RAW_BYTES
 
 
 def write_evidence(folder: Path, evidence: Evidence, raw: Mapping[str, bytes]) -> None:
-    """Write an evidence folder whole or not at all; one of ours that is there already is replaced.
+    """Write an evidence folder completely or not at all. Replace evidence of the lab that is already there.
 
-    Nothing is synced: a file that a crash of the host cut short no longer matches the manifest, so it is noticed.
+    Nothing is synced. If a crash of the host cuts a file short, the file does not match the manifest, so the reader
+    sees the damage.
 
-    :param raw: further files as the guest gave them, by plain lower-case name; ``console.log`` and ``dmesg.txt``
-        are made from the evidence where none is given
-    :raise ValueError: a raw file's name is not plain, or is that of a witness
-    :raise EvidenceError: text of a witness is not Unicode: whoever decoded it let surrogates through
-    :raise UsageError: the folder holds something else
-    :raise HostError: no space, or not writable
+    :param raw: further files with the guest's own content, by plain lower-case name; if ``console.log`` or
+        ``dmesg.txt``
+        is missing, the lab makes it from the evidence
+    :raise ValueError: a raw file's name is not plain, or is the name of a witness
+    :raise EvidenceError: text of a witness is not Unicode, since its decoder produced surrogates
+    :raise UsageError: the folder contains other files
+    :raise HostError: the disk is full, or the folder is not writable
     """
     files = _encode_witnesses(evidence)
     for name, data in raw.items():
@@ -173,7 +179,10 @@ def _as_text(lines: tuple[str, ...]) -> bytes:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename over nothing, over an empty folder, or over evidence of ours, which is moved away first."""
+    """Rename the new folder into place.
+
+    Accept no folder, an empty folder, or evidence of the lab, which is moved away first.
+    """
     if folder.is_dir() and any(folder.iterdir()):
         if not holds_only_evidence(folder):
             raise UsageError(f"'{folder}' holds something other than evidence: name an empty folder or a new one")
@@ -187,7 +196,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 def read_evidence(folder: Path) -> Evidence:
     """Read an evidence folder, which may be foreign.
 
-    :raise EvidenceError: it is truncated, altered, of another schema or not of ours
+    :raise EvidenceError: the folder is truncated, altered, has another schema, or is not an evidence folder
     """
     with ForeignFolder(folder) as source:
         manifest = _read_manifest(source)
@@ -218,9 +227,9 @@ def read_evidence(folder: Path) -> Evidence:
 
 
 def write_verdict(folder: Path, verdict: Verdict) -> None:
-    """Put a verdict beside the evidence it was judged by, in place of an earlier one.
+    """Write a verdict beside the evidence that the verdict is about. Replace an earlier verdict.
 
-    :raise HostError: no space, or not writable
+    :raise HostError: the disk is full, or the folder is not writable
     """
     write_whole(folder / VERDICT, msgspec.json.format(msgspec.json.encode(verdict)))
 
@@ -228,14 +237,14 @@ def write_verdict(folder: Path, verdict: Verdict) -> None:
 def read_verdict(folder: Path) -> Verdict:
     """Read the verdict of an evidence folder, which may be foreign.
 
-    :raise EvidenceError: there is none, or it is none of ours
+    :raise EvidenceError: there is no verdict, or the file is not a verdict of the lab
     """
     with ForeignFolder(folder) as source:
         return source.decode(VERDICT, source.read(VERDICT, MAX_WITNESS_BYTES), Verdict)
 
 
 def claim_trial_output(path: Path) -> Path:
-    """Return the folder a user wants a trial's evidence in: new, empty, or of one earlier trial and nothing else.
+    """Return the folder for a trial's evidence: new, empty, or with only the files of one earlier trial.
 
     :raise UsageError: as :func:`claim_output`
     :raise HostError: as :func:`claim_output`
@@ -251,14 +260,14 @@ def claim_trial_output(path: Path) -> Path:
 
 
 def claim_output(path: Path, check: Callable[[Path], None]) -> Path:
-    """Return the folder a user wants results in, made if need be, with links in its path resolved.
+    """Return the folder for results that a user named. Make it if needed, and resolve links in its path.
 
-    :param check: raises UsageError if a folder that is not empty may not be written; not called for others
-    :raise UsageError: it is a file, or may not be written; nothing was
-    :raise HostError: it cannot be made or written
+    :param check: raises UsageError if the lab may not write to a folder that is not empty; not called for other folders
+    :raise UsageError: the path is a file, or the lab may not write to the folder; the lab has written nothing
+    :raise HostError: the folder cannot be made or written
     """
     try:
-        # Its name goes into JSON, pages and commands to copy.
+        # The name appears in JSON, in pages and in commands to copy.
         if not is_utf8(str(path.resolve())):
             raise UsageError(f"output folder '{show_bytes(str(path.resolve()))}' is not UTF-8: name one that is")
         path.mkdir(parents=True, exist_ok=True)
@@ -275,14 +284,14 @@ def claim_output(path: Path, check: Callable[[Path], None]) -> Path:
 
 
 def refuse_output(folder: Path) -> UsageError:
-    """Return the error for a folder of the user's own."""
+    """Return the error for a folder with files of the user."""
     return UsageError(
         f"output folder '{folder}' holds something that this command may not replace: name an empty or new one"
     )
 
 
 def is_marked(path: Path) -> bool:
-    """Tell whether a folder is that of a run."""
+    """Return True if a folder is the folder of a run."""
     try:
         return stat.S_ISREG(os.lstat(path / RUN_MARKER).st_mode)
     except OSError:
@@ -290,7 +299,7 @@ def is_marked(path: Path) -> bool:
 
 
 def holds_only_evidence(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but a trial's evidence, so that replacing it loses nothing of the user's."""
+    """Return True if a folder contains only a trial's evidence, so a replacement loses no file of the user."""
     try:
         with ForeignFolder(folder) as source:
             listed = {file.name for file in _read_manifest(source).files}
@@ -301,7 +310,7 @@ def holds_only_evidence(folder: Path) -> bool:
 
 
 def is_raw_name(name: str) -> bool:
-    """Say whether a name is one that a raw file of an evidence folder may have."""
+    """Return True if a raw file of an evidence folder may have this name."""
     return _RAW_NAME.fullmatch(name) is not None and name not in _WITNESSES | {MANIFEST, VERDICT}
 
 
@@ -331,7 +340,7 @@ def _require(source: ForeignFolder, data: Mapping[str, bytes], name: str, kind: 
 
 
 def _check_scenario(source: ForeignFolder, scenario: Scenario) -> Scenario:
-    """Hold a foreign scenario to what a user may ask for, so that no reader loops over a billion vCPUs."""
+    """Refuse a foreign scenario that a user could not ask for, so that no reader loops over a billion vCPUs."""
     try:
         Topology.parse(str(scenario.topology))
         scenario.check()

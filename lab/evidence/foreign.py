@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading a folder that may come from anywhere: regular files only, bounded, and by names that the caller chose."""
+"""Read a folder that may come from anywhere: only regular files of limited size, by names that the caller chose."""
 
 import os
 import stat
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class ForeignFolder:
-    """A folder held open, so that all files are read from one folder even if its name is given away meanwhile.
+    """An open folder. All files come from this one folder, even if another folder gets its name meanwhile.
 
-    A context manager. Everything it finds wrong is an :class:`lab.errors.EvidenceError` of one sentence.
+    A context manager. Each defect of the folder is an :class:`lab.errors.EvidenceError` of one sentence.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,7 @@ class ForeignFolder:
     def __enter__(self) -> "ForeignFolder":
         """Open the folder.
 
-        :raise EvidenceError: it is no folder, or not readable
+        :raise EvidenceError: the path is not a folder, or the folder is not readable
         """
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -41,13 +41,13 @@ class ForeignFolder:
         os.close(self._descriptor)
 
     def refuse(self, what: str) -> EvidenceError:
-        """Return the error that says why this folder cannot be read."""
+        """Return the error that says why the lab cannot read this folder."""
         return EvidenceError(f"evidence folder '{self.path}' cannot be read: {what}")
 
     def list_names(self) -> set[str]:
-        """Return the names of all that the folder holds.
+        """Return the names of all entries of the folder.
 
-        :raise EvidenceError: it cannot be listed
+        :raise EvidenceError: the folder cannot be listed
         """
         try:
             with os.scandir(self._descriptor) as entries:
@@ -56,10 +56,10 @@ class ForeignFolder:
             raise self.refuse("it cannot be listed") from error
 
     def read(self, name: str, limit: int) -> bytes:
-        """Read a regular file whole; a link is not followed, and O_NONBLOCK keeps a FIFO from blocking for ever.
+        """Read a regular file completely. Do not follow a link. O_NONBLOCK keeps a FIFO from blocking for ever.
 
-        :param limit: the most bytes it may have
-        :raise EvidenceError: it is missing, no regular file, too large or not readable
+        :param limit: largest size in bytes
+        :raise EvidenceError: the file is missing, not regular, too large or not readable
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -76,9 +76,9 @@ class ForeignFolder:
             raise self.refuse(f"{name} is not a readable regular file") from error
 
     def decode(self, name: str, data: bytes, kind: type[T]) -> T:
-        """Return what a file's JSON says, held to a type.
+        """Decode a file's JSON to a type.
 
-        :raise EvidenceError: it is no JSON, or of another type
+        :raise EvidenceError: the data are not JSON, or have another type
         """
         try:
             return msgspec.json.decode(data, type=kind)

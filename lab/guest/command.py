@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's command line, as a pure function of what is asked for."""
+"""QEMU's command line, as a pure function of the guest's specification."""
 
 from typing import Final
 
@@ -8,11 +8,11 @@ import msgspec
 from lab.guest.config import GuestSpec
 from lab.model.qemu import name_monitor
 
-#: nokaslr: the observer's landmarks are link-time addresses. apic_extnmi=all: without it inject-nmi reaches CPU 0 only.
-#: tsc=reliable: without the hypervisor bit the clocksource watchdog would distrust an emulated TSC. panic=-1: a panic
-#: resets at once, which -no-reboot turns into an end.
-#: log_buf_len: for thousands of loads. Once the log is full, how far a printk() has to push its tail differs from
-#: load to load.
+#: nokaslr: the observer's landmarks are link-time addresses. apic_extnmi=all: without this option, inject-nmi reaches
+#: only CPU 0. tsc=reliable: without the hypervisor bit, the clocksource watchdog would distrust an emulated TSC.
+#: panic=-1: a panic resets the guest at once, and -no-reboot turns the reset into an end. log_buf_len: room for
+#: thousands of loads. Once the log is full, the distance that a printk() has to push the tail differs from load to
+#: load.
 KERNEL_ARGS = (
     "console=ttyS0",
     "nokaslr",
@@ -23,22 +23,27 @@ KERNEL_ARGS = (
     "log_buf_len=4M",
 )
 
-#: Where QEMU's user network puts a guest that nobody configured otherwise, which images/initramfs/init relies on.
+#: Port of the guest's SSH server. QEMU forwards to the address that its user network gives a guest without other
+#: configuration; images/initramfs/init relies on this address.
 GUEST_SSH_PORT = 22
 
-#: The guest is hostile, so QEMU keeps no right it can do without. ``spawn`` denies new processes, and threads made in
-#: any way but pthread_create()'s, so vCPU threads and those of a plugin still start; ``resourcecontrol`` denies
-#: changing priorities and affinity, which neither MTTCG nor plugins nor user networking do. The price is that
+#: The guest is hostile, so QEMU keeps only the rights that it needs. ``spawn`` denies new processes, and threads that
+#: pthread_create() does not make; so vCPU threads and threads of a plugin still start. ``resourcecontrol`` denies
+#: changes of priorities and affinity; MTTCG, plugins and user networking make no such changes. One restriction follows:
 #: ``exec:`` migration kills QEMU.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
-#: The version since which ``-singlestep`` is ``one-insn-per-tb`` (its release notes; the option is gone in 9.0).
+#: In this version and later, ``-singlestep`` is the property ``one-insn-per-tb`` (QEMU's release notes). QEMU 9.0 has
+#: no ``-singlestep``.
 STEPPED_BY_PROPERTY: Final = (8, 1)
 
 
 class InheritedFds(msgspec.Struct, frozen=True, kw_only=True):
-    """QEMU's ends of the socket pairs it inherits; nobody else can open them and no path can be raced for."""
+    """QEMU's ends of the socket pairs that QEMU inherits.
+
+    No other process can open them, and there is no path to race for.
+    """
 
     monitor: int
     nmi_monitor: int
@@ -56,7 +61,7 @@ def _accelerate(spec: GuestSpec) -> tuple[str, ...]:
 
 
 def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
-    """Return the words that start the guest."""
+    """Return the words of the command that starts the guest."""
     topology = spec.topology
     smp = f"{topology.vcpus},sockets={topology.sockets},cores={topology.cores},threads={topology.threads}"
     # fmt: off
@@ -65,8 +70,8 @@ def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
-        # QEMU's default is to stop a guest at its pvpanic write, which in NMI context comes before the panic's text
-        # has been printed; the event is sent all the same, and the reset that follows ends QEMU.
+        # By default, QEMU stops a guest at its write to pvpanic. In NMI context this write comes before the kernel
+        # prints the panic's text. With none, QEMU still sends the event, and the reset that follows ends QEMU.
         "-action", "panic=none",
         "-display", "none",
         "-sandbox", SANDBOX,
@@ -79,12 +84,14 @@ def command_line(spec: GuestSpec, fds: InheritedFds) -> tuple[str, ...]:
         *name_monitor(spec.qemu.release, "monitor"),
         "-chardev", f"socket,id=nmi,fd={fds.nmi_monitor}",
         *name_monitor(spec.qemu.release, "nmi"),
-        # Not -qtest: in 7.2 that takes no chardev of another name than its own. log=none: else each command is logged.
+        # Not -qtest: QEMU 7.2 accepts only a chardev with its own name there. log=none: otherwise QEMU logs each
+        # command.
         "-chardev", f"socket,id=aim,fd={fds.qtest}",
         "-object", "qtest,id=qtest,chardev=aim,log=none",
         "-chardev", f"socket,id=console,fd={fds.console}",
         "-serial", "chardev:console",
-        # Port 0: the kernel picks a free one, so that parallel guests cannot race for it; `info usernet` tells which.
+        # Port 0: the kernel picks a free port, so parallel guests cannot race for a port. `info usernet` shows the
+        # port.
         "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:{GUEST_SSH_PORT}",
         "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci",

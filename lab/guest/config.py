@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest is made of."""
+"""The parts of a guest: QEMU, kernel, initrd, options and keys."""
 
 import enum
 from pathlib import Path
@@ -10,7 +10,7 @@ import paramiko
 from lab.model.qemu import Qemu
 from lab.model.topology import Topology
 
-#: An Intel model that TCG can emulate and that has SMT. The kernel's microcode loader refuses to attach where CPUID
+#: An Intel model that TCG can emulate and that has SMT. The kernel's microcode loader does not attach if CPUID
 #: shows a hypervisor.
 SIGNATURE = 0x50654
 #: Since 6.16 kernels taint themselves ("old_microcode") on a CPU whose microcode is older than what their table names
@@ -24,21 +24,22 @@ DEFAULT_MEMORY_MIB = 256
 
 
 class Accelerator(enum.Enum):
-    """How the guest's instructions are executed; values are QEMU's."""
+    """How QEMU executes the guest's instructions. The values are QEMU's own."""
 
-    #: One thread per vCPU. With thread=single no two vCPUs ever overlap, so a stretched window would show nothing.
+    #: One thread per vCPU. With thread=single two vCPUs never overlap, so a stretched window would show nothing.
     TCG = "tcg,thread=multi"
-    #: Without an observer: plugins exist under TCG only.
+    #: Without an observer: QEMU supports plugins under TCG only.
     KVM = "kvm"
 
 
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A machine to start.
 
-    :param qemu: what runs it
-    :param initrd: the part that all runs share; the run's keys are appended to a copy
-    :param kernel_args: appended to the lab's own kernel command line
-    :param plugin: value of QEMU's ``-plugin``, or empty for none; may name the descriptor passed as ``observer_fd``
+    :param qemu: the QEMU that runs the guest
+    :param initrd: the archive that all runs share; the lab appends the run's keys to a copy
+    :param kernel_args: words to append to the lab's own kernel command line
+    :param plugin: value of QEMU's ``-plugin``, or empty for no plugin; may name the descriptor passed as
+        ``observer_fd``
     :param stepped: QEMU translates one instruction at a time
     """
 
@@ -55,11 +56,11 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """How the lab and one guest know each other.
+    """The keys by which the lab and one guest recognise each other.
 
-    :param client_key: what the lab logs in with
-    :param host_public: the one key that the guest may show
-    :param archive: a cpio archive that puts the guest's halves in place, appended to its initramfs
+    :param client_key: the key the lab logs in with
+    :param host_public: the only host key that the lab accepts from the guest
+    :param archive: a cpio archive with the guest's halves of the keys, appended to its initramfs
     """
 
     client_key: paramiko.PKey

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's serial console: kept in a file, watched live."""
+"""The guest's serial console: write it to a file, and watch it live."""
 
 import re
 import socket
@@ -17,25 +17,25 @@ from lab.model.evidence import Ending
 
 #: A hostile or looping guest must not fill the disk.
 MAX_LOG_BYTES = 16 << 20
-#: What stays in memory for tail() and part(); a trial prints some 10 KiB.
+#: This much stays in memory for tail() and part(). A trial prints about 10 KiB.
 RECENT_BYTES = 1 << 20
-#: A guest that never ends a line still gets its text looked at.
+#: A line of this length is checked even if the guest never ends the line.
 MAX_PENDING_BYTES = 8 << 10
-#: How long a thread that has been told to end may take.
+#: A thread gets this time to end after the lab told it to end.
 JOIN_S = 5.0
 
-#: ``[    1.234567][    C1] Kernel panic - not syncing: Timeout during microcode update!``
-#: Anchored behind printk's prefix, since user space may print the words as well.
+#: ``[    1.234567][    C1] Kernel panic - not syncing: Timeout during microcode update!`` The pattern requires printk's
+#: prefix, since user space may print the same words.
 PANIC = re.compile(rb"(?:^|\] )Kernel panic - not syncing")
-#: ``[    0.000000][    T0] Linux version 6.1.0 (...)``: harmless once, a reset when seen again.
+#: ``[    0.000000][    T0] Linux version 6.1.0 (...)``: expected once; a second such line shows a reset.
 BOOT = re.compile(rb"(?:^|\] )Linux version [0-9]")
 
 
 class ConsolePart(msgspec.Struct, frozen=True):
-    """What the console showed since a mark.
+    """The part of the console's output since a mark.
 
-    :param lines: cleaned, without empty ones
-    :param lost_bytes: how much of its beginning was no longer kept
+    :param lines: cleaned lines, without empty lines
+    :param lost_bytes: size of the beginning that the lab no longer keeps
     """
 
     lines: tuple[str, ...]
@@ -43,7 +43,7 @@ class ConsolePart(msgspec.Struct, frozen=True):
 
 
 class Console:
-    """Reads one end of a socket pair, whose other end is the guest's serial port, until that is closed."""
+    """Read one end of a socket pair until it closes. The other end is the guest's serial port."""
 
     def __init__(self, end: socket.socket, log: Path, ending: EndLatch) -> None:
         self._end = end
@@ -68,7 +68,7 @@ class Console:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # QEMU is gone by now, so the thread meets the end of the stream by itself, once all has been read.
+        # QEMU has ended by now. So the thread reads the rest, meets the end of the stream, and ends by itself.
         self._thread.join(JOIN_S)
         if self._thread.is_alive():
             self._end.shutdown(socket.SHUT_RDWR)
@@ -78,17 +78,17 @@ class Console:
 
     @property
     def dropped_bytes(self) -> int:
-        """How much was not written to the log, since that had reached its bound or the disk was full."""
+        """Return how many bytes are not in the log, since the log reached its limit or the disk was full."""
         with self._changed:
             return self._dropped
 
     def mark(self) -> int:
-        """Return the present place in the stream, to be given to part() and wait_for()."""
+        """Return the present position in the stream, for part() and wait_for()."""
         with self._changed:
             return self._received
 
     def part(self, since: int) -> ConsolePart:
-        """Return what came since a mark."""
+        """Return the output since a mark."""
         raw, lost = self._take(since)
         return ConsolePart(lines=clean_lines(raw), lost_bytes=lost)
 
@@ -98,11 +98,12 @@ class Console:
         return clean_lines(raw)[-count:]
 
     def wait_for(self, pattern: str, deadline: Deadline, since: int = 0) -> str:
-        """Wait until a line, whole or not, matches, and return it cleaned.
+        """Wait until a line matches, and return the cleaned line. An unfinished line may match, too.
 
-        :param pattern: regular expression, searched for in cleaned lines
-        :raise GuestGone: the guest ended first
-        :raise DeadlineError: the deadline came first
+        :param pattern: regular expression; the search is in cleaned lines
+        :param since: a mark; earlier output is ignored
+        :raise GuestGone: the guest ended before a match
+        :raise DeadlineError: the deadline passed before a match
         """
         wanted = re.compile(pattern)
         what = f"'{pattern}' on the console"
@@ -113,7 +114,7 @@ class Console:
                 for line in map(clean_line, raw.split(b"\n")):
                     if wanted.search(line):
                         return line
-                # The last line may go on, so it is looked at again next time.
+                # The last line may continue, so the next round checks this line again.
                 since += lost + raw.rfind(b"\n") + 1
                 with self._changed:
                     self._changed.wait_for(
@@ -126,12 +127,15 @@ class Console:
                 deadline.check(what)
 
     def wait_closed(self, deadline: Deadline) -> bool:
-        """Wait until QEMU has closed its end and all has been read; False when the deadline came first."""
+        """Wait until QEMU has closed its end and the lab has read all output.
+
+        Return False if the deadline passed first.
+        """
         with self._changed:
             return self._changed.wait_for(lambda: self._closed, deadline.remaining_s)
 
     def _take(self, since: int) -> tuple[bytes, int]:
-        """Return what is kept from a place on, and how much before it is not."""
+        """Return the kept output from a position on, and how many bytes before it are lost."""
         with self._changed:
             first = self._received - len(self._recent)
             lost = max(0, first - since)
@@ -164,8 +168,8 @@ class Console:
             try:
                 self._log.write(room)
             except OSError:
-                # Out of space: the guest's evidence is then what is kept in memory. Reading goes on, since a guest
-                # whose console nobody reads comes to a halt.
+                # The disk is full: from now on, only the output in memory is evidence. Reading continues, since a guest
+                # stops if nobody reads its console.
                 room = b""
         with self._changed:
             self._logged += len(room)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The memory of a guest that no longer answers, for crash(8) or gdb(1): QEMU writes it into a file of the lab's.
+"""The memory of a guest that no longer answers, for crash(8) or gdb(1). QEMU writes the memory to a file of the lab.
 
-QEMU may be another user, and may open nothing itself: it is handed the descriptor over its monitor, and writes there.
+QEMU may run as another user, and may not open files itself. The lab passes the descriptor over QEMU's monitor, and QEMU
+writes to this descriptor.
 """
 
 import os
@@ -19,17 +20,18 @@ from lab.host.deadline import Deadline
 if TYPE_CHECKING:
     from lab.guest.qmp import QmpChannel
 
-#: 256 MiB of memory take a second or two on a free CPU; a crowded host is slower.
+#: QEMU writes 256 MiB of memory in one or two seconds on a free CPU. A busy host is slower.
 DUMP_S: Final = 60.0
-#: So much of a guest's memory may be kept: all of it, uncompressed, and headers.
+#: Limit of a dump that is kept: the whole memory of a guest, uncompressed, and headers.
 MAX_DUMP_MIB: Final = 320
-#: How often the size of what is being written is looked at: QEMU writes a few MiB meanwhile.
+#: Interval between two checks of the file's size. QEMU writes a few MiB in this time.
 STEP_S: Final = 0.02
-#: By QEMU's names, the first that it has; an ELF file has the whole memory in it, uncompressed.
+#: Formats by QEMU's names; the lab takes the first format that QEMU supports. An ELF file contains the whole memory,
+#: uncompressed.
 _FORMATS: Final = {"kdump-zlib": "memory.kdump", "elf": "memory.elf"}
-#: What the evidence folder calls dumps.
+#: The names of dumps in the evidence folder.
 DUMPS: Final = frozenset(_FORMATS.values())
-#: Headers, and the registers of each vCPU, of an ELF file.
+#: Room for the headers of an ELF file, and the registers of each vCPU.
 _ELF_SLACK_BYTES: Final = 4 << 20
 _BYTES_PER_MIB: Final = 1 << 20
 _FD_NAME: Final = "memory-dump"
@@ -38,7 +40,7 @@ _FD_NAME: Final = "memory-dump"
 class Dump(msgspec.Struct, frozen=True, kw_only=True):
     """A guest's memory.
 
-    :param name: says its format: ``memory.kdump``, compressed, in makedumpfile's flattened form, or ``memory.elf``
+    :param name: names the format: ``memory.kdump`` is compressed, in makedumpfile's flattened form; or ``memory.elf``
     """
 
     name: str
@@ -46,15 +48,15 @@ class Dump(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def dump_memory(qmp: "QmpChannel", folder: Path, limit_mib: int, deadline: Deadline) -> Dump:
-    """Return a guest's memory; it is stopped meanwhile.
+    """Stop a guest, and return its memory.
 
-    One that is given up, since it grows too large or takes too long, is still being written: QEMU is to be ended.
+    If the dump grows too large or takes too long, the lab gives up, but QEMU still writes. The caller must end QEMU.
 
-    :param folder: where the file is for as long as this takes, without a name
-    :param limit_mib: how large it may be
+    :param folder: folder of the file during the dump; the file has no name
+    :param limit_mib: maximum size
     :raise GuestGone: QEMU ended
-    :raise DeadlineError: it did not answer
-    :raise GuestError: QEMU cannot do it, or it would be, or became, too large, or the folder has no room
+    :raise DeadlineError: QEMU did not answer
+    :raise GuestError: QEMU cannot dump, the dump would be or became too large, or the folder has no room
     """
     told = cast(dict[str, Any], qmp.execute("query-dump-guest-memory-capability", deadline=deadline))
     kind = next((kind for kind in _FORMATS if kind in told.get("formats", ())), "")

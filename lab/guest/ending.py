@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a guest ended, known at once to everybody who waits for it."""
+"""The end of a guest. All waits learn of the end at once."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ from lab.errors import GuestGone
 from lab.host.deadline import Deadline
 from lab.model.evidence import Ending
 
-#: A guest can print any number of panics; the first few tell all there is.
+#: A guest can print any number of panics. The first few contain all the information.
 MAX_REPORTS = 16
-#: How many of them the reason quotes: QEMU's event says that it was a panic, the console says which.
+#: The reason quotes this many reports: QEMU's event says that there was a panic, and the console says which panic.
 QUOTED_REPORTS = 2
 
 
 class GuestEnd(msgspec.Struct, frozen=True):
-    """What was seen of a guest's end.
+    """What the lab saw of a guest's end.
 
-    :param kind: PANIC or GONE; LAB where the guest had no part in it
+    :param kind: PANIC or GONE; LAB if the guest did not cause the end
     :param reason: who saw what, in words
     """
 
@@ -30,9 +30,9 @@ class GuestEnd(msgspec.Struct, frozen=True):
 
 
 class EndLatch:
-    """Set once, by whichever witness sees the end first: console, QMP, or the process's exit.
+    """A latch that the first report of the end sets: from the console, from QMP, or from the process's exit.
 
-    Later reports refine it: a panic outranks the exit that follows from it, whoever is heard first.
+    Later reports refine the first: a panic outranks the exit that the panic causes, in whatever order they arrive.
     """
 
     def __init__(self) -> None:
@@ -52,12 +52,12 @@ class EndLatch:
         os.close(self._fd)
 
     def fileno(self) -> int:
-        """Return a descriptor that turns readable at the end, for poll(2); it is not to be read."""
+        """Return a descriptor for poll(2) that becomes readable at the end. Do not read from this descriptor."""
         return self._fd
 
     @property
     def seen(self) -> GuestEnd | None:
-        """How the guest ended, None while it has not."""
+        """How the guest ended; None while it runs."""
         with self._lock:
             if not self._reports:
                 return None
@@ -66,7 +66,7 @@ class EndLatch:
             return GuestEnd(told[0].kind, "; ".join(report.reason for report in told))
 
     def report(self, kind: Ending, reason: str) -> None:
-        """Tell that the guest has ended, and wake all who wait."""
+        """Report that the guest has ended, and wake all waits."""
         with self._lock:
             if self._sealed or len(self._reports) >= MAX_REPORTS:
                 return
@@ -79,30 +79,30 @@ class EndLatch:
             callback()
 
     def seal(self) -> None:
-        """Ignore reports from now on: what follows is the lab's own doing."""
+        """Ignore all later reports, since the lab itself causes what follows."""
         with self._lock:
             self._sealed = True
 
     def check(self, what: str) -> None:
-        """Raise once the guest has ended.
+        """Raise an error if the guest has ended.
 
-        :param what: what is being waited for, for the message
-        :raise GuestGone: it has
+        :param what: what the caller waits for, for the message
+        :raise GuestGone: the guest has ended
         """
         end = self.seen
         if end is not None:
             raise GuestGone(f"{end.reason}, while waiting for {what}")
 
     def wait(self, deadline: Deadline) -> GuestEnd | None:
-        """Wait for the end; None when the deadline came first."""
+        """Wait for the end; return None if the deadline passed first."""
         self._event.wait(deadline.remaining_s)
         return self.seen
 
     @contextlib.contextmanager
     def calling(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Have a function called once at the end, at once if that has been; it runs in any thread and must not block.
+        """Call a function once at the end of the guest, or at once if the guest has ended already.
 
-        It may still run while the block is being left.
+        The function runs in any thread and must not block. It may still run while the caller leaves the block.
         """
         with self._lock:
             ended = self._event.is_set()

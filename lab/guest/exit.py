@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's exit: noticed when it happens, and what QEMU had to say about it."""
+"""QEMU's exit: the lab notices the exit at once, and reads QEMU's last messages."""
 
 import os
 import select
@@ -12,14 +12,14 @@ from lab.guest.text import clean_lines
 from lab.host import proc
 from lab.model.evidence import Ending
 
-#: How much of QEMU's messages is read, from their end.
+#: The lab reads this much of QEMU's messages, from their end.
 MAX_MESSAGE_BYTES = 64 << 10
-#: One line per missing CPU feature and vCPU, of every guest under TCG: expected, and tells nothing.
+#: QEMU prints one such line per missing CPU feature and vCPU, for every guest under TCG. The line has no information.
 NOISE = "TCG doesn't support requested feature"
 
 
 def read_messages(log: Path) -> tuple[str, ...]:
-    """Return QEMU's messages, cleaned, without those that every guest causes; empty when there are none."""
+    """Return QEMU's messages, cleaned, without those that every guest causes. The result may be empty."""
     try:
         with open(log, "rb") as source:
             source.seek(max(0, log.stat().st_size - MAX_MESSAGE_BYTES))
@@ -29,7 +29,7 @@ def read_messages(log: Path) -> tuple[str, ...]:
 
 
 def describe_exit(status: int) -> str:
-    """Name an exit status or signal."""
+    """Describe an exit status or signal."""
     if status >= 0:
         return f"QEMU ended with status {status}"
     try:
@@ -63,9 +63,9 @@ class ExitWatch:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         poll.register(self._stop, select.POLLIN)
-        # Without a timeout: the stop above always comes.
+        # Needs no timeout: __exit__() always signals the stop descriptor.
         if self._pidfd in dict(poll.poll()):
             said = "".join(f": {line}" for line in read_messages(self._log)[-1:])
             status = self._process.wait()
-            # A signal is of the host, or of a defect in QEMU: no guest can send one.
+            # A signal comes from the host, or from a defect in QEMU. No guest can send a signal to QEMU.
             self._ending.report(Ending.LAB if status < 0 else Ending.GONE, describe_exit(status) + said)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands and one-line replies over a socket, without a thread in between: what injecting needs is a low latency."""
+"""Commands and one-line replies over a socket. No thread is in between, since injection needs low latency."""
 
 import select
 import socket
@@ -14,12 +14,12 @@ from lab.host.deadline import Deadline
 
 #: A reply is one short line.
 MAX_REPLY_BYTES = 1 << 16
-#: When the channel breaks, QEMU's exit is told within this time, which makes a better message.
+#: When the channel breaks, the lab waits this long for the report of QEMU's exit, which makes a better message.
 EXIT_NEWS_S = 1.0
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One exchange; CLOCK_MONOTONIC ns before the command was written and after its reply was read."""
+    """One exchange. Times are CLOCK_MONOTONIC ns, before the command was written and after its reply was read."""
 
     send_ns: int
     reply_ns: int
@@ -27,9 +27,9 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class LineChannel:
-    """One end of a socket pair whose other end answers every command with one line, in order.
+    """One end of a socket pair. The other end answers every command with one line, in order.
 
-    :param is_reply: tells replies from lines that come unasked
+    :param is_reply: tells replies from lines that QEMU sends by itself
     :param unasked: how many replies come before the first command
     """
 
@@ -48,17 +48,18 @@ class LineChannel:
     def exchange(self, command: bytes, deadline: Deadline, what: str) -> Reply:
         """Send a command and read its reply.
 
-        :param what: what is being waited for, for the message
+        :param what: what the caller waits for, for the message
         :raise GuestGone: the guest ended, or closed the channel
-        :raise DeadlineError: no reply came; a late one will be dropped
+        :raise DeadlineError: no reply came before the deadline; the channel drops a late reply
         """
         self._ending.check(what)
         send_ns = time.monotonic_ns()
         try:
-            # Does not block: commands are far smaller than the socket's buffer, and where that is full it fails.
+            # Does not block: a command is far smaller than the socket's buffer, and the call fails if the buffer is
+            # full.
             self._end.send(command, socket.MSG_DONTWAIT)
         except OSError as error:
-            raise self._explain(deadline, what) from error
+            raise self._make_error(deadline, what) from error
         self._unanswered += 1
         while True:
             line = self._read_line(deadline, what)
@@ -79,13 +80,13 @@ class LineChannel:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise self._explain(deadline, what) from error
+                raise self._make_error(deadline, what) from error
             if not data or len(self._received) > MAX_REPLY_BYTES:
-                raise self._explain(deadline, what)
+                raise self._make_error(deadline, what)
             self._received += data
         line, _, self._received = self._received.partition(b"\n")
         return line.rstrip(b"\r")
 
-    def _explain(self, deadline: Deadline, what: str) -> GuestGone:
+    def _make_error(self, deadline: Deadline, what: str) -> GuestGone:
         end = self._ending.wait(deadline.within(EXIT_NEWS_S))
         return GuestGone(f"{end.reason if end else 'QEMU closed the channel'}, while waiting for {what}")

@@ -35,25 +35,25 @@ CONSOLE_LOG = "console.log"
 QEMU_LOG = "qemu.log"
 INITRD = "initrd"
 
-#: What images/initramfs/init prints once its SSH server listens. Waiting for it is quicker than knocking: a connection
-#: that comes before the guest's network card is up is only tried anew after a second.
+#: images/initramfs/init prints this line once its SSH server listens. To wait for the line is faster than to try to
+#: connect: a connection that comes before the guest's network card works is retried only after a second.
 READY = r"mclab: ready"
-#: An initramfs of another making may not say so; from then on the lab knocks.
+#: An initramfs from elsewhere may not print this line. After this time the lab tries to connect.
 READY_S = 20.0
-#: How often it is asked meanwhile whether it can boot at all.
+#: Interval between two checks whether the guest has halted for good.
 LOOK_S = 2.0
 
-#: How many lines of console and of QEMU's messages an error quotes.
+#: An error quotes this many lines of the console and of QEMU's messages.
 QUOTED_LINES = 12
 
 
-#: The QEMUs of this process, whatever they are called.
+#: The QEMU processes of this lab, whatever their programs are called.
 _guests: set[proc.Process] = set()
 _guests_lock = threading.Lock()
 
 
 class Machine:
-    """A guest that runs. Made by start_guest()."""
+    """A guest that runs. start_guest() makes it."""
 
     def __init__(
         self,
@@ -81,11 +81,14 @@ class Machine:
 
     @property
     def ending(self) -> GuestEnd | None:
-        """How the guest ended, None while it runs."""
+        """How the guest ended; None while it runs."""
         return self.latch.seen
 
     def wait_settled(self, deadline: Deadline) -> None:
-        """After an end, let QEMU exit and the console drain, so that evidence is whole; stops at the deadline."""
+        """After an end, wait until QEMU exits and the console is read, so that evidence is complete.
+
+        Stop at the deadline.
+        """
         self.console.wait_closed(deadline)
 
     def vcpu_threads(self, deadline: Deadline) -> tuple[int, ...]:
@@ -98,11 +101,11 @@ class Machine:
         return tuple(cpu["thread-id"] for cpu in sorted(listed, key=lambda cpu: cpu["cpu-index"]))
 
     def read_schedstat(self, threads: tuple[int, ...]) -> tuple[VcpuRunning, ...]:
-        """Return what the host has given each vCPU thread so far, ns run and ns waited for a CPU.
+        """Return the CPU time of each vCPU thread so far: ns that it ran, and ns that it waited for a CPU.
 
         :param threads: from vcpu_threads()
         :raise GuestGone: QEMU ended
-        :raise HostError: the host's kernel does not tell
+        :raise HostError: the host's kernel does not report these times
         """
         return tuple(
             read_schedstat(Path("/proc", str(self.pid), "task", str(thread), "schedstat"), vcpu)
@@ -111,7 +114,7 @@ class Machine:
 
 
 def read_schedstat(path: Path, vcpu: int) -> VcpuRunning:
-    """Read ``<ns run> <ns waited> <timeslices>``; raises as Machine.read_schedstat() does."""
+    """Read ``<ns run> <ns waited> <timeslices>``; raises the same errors as Machine.read_schedstat()."""
     try:
         ran, waited, _ = path.read_text().split()
         return VcpuRunning(vcpu=vcpu, ran_ns=int(ran), waited_ns=int(waited))
@@ -134,14 +137,14 @@ def start_guest(
     observer_fd: int | None = None,
     handed: HandedFiles | None = None,
 ) -> Iterator[Machine]:
-    """Start a guest, yield it once a shell answers, and leave nothing of it behind.
+    """Start a guest, and yield it once a shell answers. On leaving, remove all that the guest left.
 
-    :param run_dir: private to this guest; gets console.log, qemu.log and the initrd
+    :param run_dir: private to this guest; receives console.log, qemu.log and the initrd
     :param observer_fd: a descriptor that QEMU inherits under the same number, for the plugin
-    :param handed: the files that ``spec.plugin`` names, where there are any
-    :raise HostError: QEMU could not be started, or run_dir not be written
-    :raise GuestGone: the guest ended while it booted; the text quotes its console and QEMU's messages
-    :raise DeadlineError: it did not boot in time; quotes the same
+    :param handed: the files that ``spec.plugin`` names, if there are any
+    :raise HostError: QEMU did not start, or run_dir is not writable
+    :raise GuestGone: the guest ended during boot; the text quotes its console and QEMU's messages
+    :raise DeadlineError: the guest did not boot before the deadline; the text quotes the same
     """
     if not os.access(spec.qemu.path, os.X_OK):
         raise HostError(f"QEMU '{spec.qemu.path}' is not there, or not executable")
@@ -156,7 +159,8 @@ def start_guest(
         fds = InheritedFds(**{name: end.fileno() for name, end in theirs.items()})
         console = stack.enter_context(Console(ours["console"], run_dir / CONSOLE_LOG, latch))
         qmp = stack.enter_context(QmpChannel(ours["monitor"], latch))
-        # Entered after what reads from QEMU and so ended before it: then each reader meets the end of its stream.
+        # Entered after the readers of QEMU's channels, so QEMU ends before them. Then each reader meets the end of its
+        # stream.
         with handed or HandedFiles(choose_user(spec.accelerator)) as files:
             started = msgspec.structs.replace(spec, kernel=files.hand(spec.kernel), initrd=files.hand(initrd))
             process = stack.enter_context(_start_qemu(started, fds, observer_fd, files, run_dir / QEMU_LOG))
@@ -187,9 +191,9 @@ def start_guest(
 
 
 def _wait_ready(console: Console, qmp: QmpChannel, vcpus: int, bound: Deadline) -> None:
-    """Wait until the guest says that it is ready, or the bound.
+    """Wait until the guest says that it is ready, or until the bound.
 
-    :raise GuestGone: it ended, or has halted for good
+    :raise GuestGone: the guest ended, or has halted for good
     """
     while not bound.expired:
         with contextlib.suppress(DeadlineError):
@@ -226,12 +230,12 @@ def _start_qemu(
         finally:
             with _guests_lock:
                 _guests.discard(process)
-            # Diskless, so there is nothing it could save; SIGKILL also ends one that is stopped.
+            # The guest has no disk, so there is nothing to save. SIGKILL also ends a stopped QEMU.
             process.kill()
 
 
 def kill_guests() -> None:
-    """End all guests of this process now, from whichever thread; their owners see that they are gone."""
+    """End all guests of this process now. Any thread may call this; the guests' owners see that the guests are gone."""
     with _guests_lock:
         for process in _guests:
             process.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's memory, written from outside while it runs."""
+"""Writes to the guest's memory from outside, while the guest runs."""
 
 from typing import Final
 
@@ -7,25 +7,25 @@ from lab.errors import GuestError, UsageError
 from lab.guest.lines import LineChannel
 from lab.host.deadline import Deadline
 
-#: Where the kernel's image is mapped from (__START_KERNEL_map); without KASLR what lies at an address of it lies at the
-#: rest in memory.
+#: The kernel's image is mapped at this address (__START_KERNEL_map). Without KASLR, an address of the image minus this
+#: base is the physical address.
 KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
-#: What qtest calls a write of so many bytes.
+#: qtest's name of the command that writes so many bytes.
 _COMMANDS: Final = {1: "writeb", 2: "writew", 4: "writel", 8: "writeq"}
 
 
 class GuestMemory:
-    """Writes numbers to the kernel's data and code, through qtest."""
+    """Write numbers to the kernel's data and code, through qtest."""
 
     def __init__(self, qtest: LineChannel) -> None:
         self._qtest = qtest
 
     def write_kernel(self, address: int, value: int, size: int, deadline: Deadline) -> None:
-        """Write a number in one store where the kernel of a guest without KASLR has it.
+        """Write a number in one store, at an address of the kernel. The guest must run without KASLR.
 
-        :param address: of the kernel's image, from its symbols
+        :param address: address in the kernel's image, from its symbols
         :param size: in bytes: 1, 2, 4 or 8
-        :raise UsageError: it is no address of the kernel's image, or of another size
+        :raise UsageError: the address is not in the kernel's image, or the size is not one of these
         :raise GuestError: QEMU refused
         :raise GuestGone: the guest ended
         :raise DeadlineError: no reply came

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NMIs from outside the guest, to all vCPUs or to one.
+"""NMIs from outside the guest, to all vCPUs or to one vCPU.
 
-Both ways set the pending bit before they reply, also while the target is held in a plugin's callback.
+Both ways set the pending bit before they reply, even while a plugin's callback stops the target.
 """
 
 import socket
@@ -15,11 +15,11 @@ from lab.guest.lines import LineChannel
 from lab.host.deadline import Deadline
 from lab.model.topology import Topology
 
-#: Bound of one injection where the caller gives none; the slowest seen on an idle host was 14 ms.
+#: Limit of one injection if the caller gives none. The slowest injection on an idle host took 14 ms.
 INJECT_S = 5.0
 
-#: Where a write from outside is a message-signalled interrupt (SDM 3A 11.11): the APIC id in bits 12 to 19, and data
-#: whose delivery mode in bits 8 to 10 is NMI.
+#: A write from outside to this address is a message-signalled interrupt (SDM 3A 11.11). Bits 12 to 19 of the address
+#: are the APIC id; bits 8 to 10 of the data are the delivery mode, here NMI.
 MSI_BASE = 0xFEE00000
 MSI_NMI = 0x400
 
@@ -32,31 +32,32 @@ class Injector(Protocol):
     def inject(self, vcpu: int, deadline: Deadline | None = None) -> tuple[int, int]:
         """Send one NMI, and wait until QEMU has set it pending.
 
-        :param vcpu: whom, or ALL_VCPUS
+        :param vcpu: the target, or ALL_VCPUS
         :return: CLOCK_MONOTONIC ns before the command was written and after its reply was read
-        :raise GuestError: it cannot be sent so, or was refused
+        :raise GuestError: this injector cannot send such an NMI, or QEMU refused
         :raise GuestGone: the guest ended
         :raise DeadlineError: no reply came
         """
 
 
 class BroadcastInjector:
-    """QMP ``inject-nmi``: pulls LINT1 of every vCPU's APIC, which an offline one has masked.
+    """QMP ``inject-nmi``: pulls LINT1 of every vCPU's APIC. An offline vCPU has LINT1 masked.
 
-    Over a monitor of its own: passing through the event loop of QmpChannel takes two changes of threads, which on a
-    busy host doubled the time between send and reply, and an NMI is proven in a window only if both lie in it.
+    The injector has a monitor of its own. The event loop of QmpChannel needs two changes of threads per command; on a
+    busy host these doubled the time between send and reply. An NMI is proven in a window only if both times are in the
+    window.
     """
 
     def __init__(self, end: socket.socket, ending: EndLatch) -> None:
-        # The greeting is the reply that comes unasked; events come on every monitor.
+        # The greeting is the one reply without a command. Events come on every monitor.
         self._lines = LineChannel(end, ending, is_reply=lambda line: "event" not in _decode(line), unasked=1)
 
     def connect(self, deadline: Deadline) -> None:
-        """Take QEMU's greeting; raises as inject() does."""
+        """Read QEMU's greeting; raises the same errors as inject()."""
         self._execute("qmp_capabilities", deadline)
 
     def inject(self, vcpu: int = ALL_VCPUS, deadline: Deadline | None = None) -> tuple[int, int]:
-        """Send one NMI to all; see Injector."""
+        """Send one NMI to all vCPUs; see Injector."""
         if vcpu != ALL_VCPUS:
             raise GuestError(f"inject-nmi reaches all vCPUs, it cannot be aimed at vCPU {vcpu}")
         return self._execute("inject-nmi", deadline or Deadline.after(INJECT_S))
@@ -76,9 +77,11 @@ def _decode(line: bytes) -> dict[str, object]:
 
 
 class AimedInjector:
-    """An MSI write through qtest: one vCPU, also an offline one. Never for a vCPU that waits for its SIPI.
+    """An MSI write through qtest: reaches one vCPU, even an offline vCPU.
 
-    :ivar qtest: the channel, which writes all of the guest's memory
+    Never use it on a vCPU that waits for its SIPI.
+
+    :ivar qtest: the channel, which can write to all of the guest's memory
     """
 
     def __init__(self, end: socket.socket, topology: Topology, ending: EndLatch) -> None:

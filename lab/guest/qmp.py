@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's monitor, for callers that are not asynchronous themselves."""
+"""QEMU's monitor, for callers that are not asynchronous."""
 
 import asyncio
 import contextlib
@@ -17,24 +17,24 @@ from lab.guest.lines import EXIT_NEWS_S
 from lab.host.deadline import Deadline
 from lab.model.evidence import Ending
 
-#: How long the channel may take to shut down in an orderly way; QEMU may be stopped and never read another byte.
+#: Limit of an orderly shutdown of the channel. A stopped QEMU never reads another byte.
 CLOSE_S = 1.0
-#: Beyond the deadline, for the loop's own thread to say so; only a defect of this module takes longer.
+#: Time beyond the deadline for the loop's own thread to report the timeout. Only a defect of this module takes longer.
 BACKSTOP_S = 2.0
 
 _Result = TypeVar("_Result")
 
-#: Events that end all waits.
+#: These events end all waits.
 _ENDINGS = {"SHUTDOWN": Ending.GONE, "RESET": Ending.GONE, "GUEST_PANICKED": Ending.PANIC}
 
-#: How the reasons of events begin that the guest has no part in, such as ``host-signal``.
+#: An event's reason has this prefix if the guest did not cause the event, such as ``host-signal``.
 _HOSTS_DOING = "host-"
 
 
 class QmpChannel:
-    """A QMP session over one end of a socket pair; a thread of its own runs its event loop.
+    """A QMP session over one end of a socket pair. A thread of its own runs the session's event loop.
 
-    Leaving the context ends session, loop and thread on every path, also when QEMU is dead or stopped.
+    Leaving the context ends session, loop and thread in all cases, even if QEMU is dead or stopped.
     """
 
     def __init__(self, end: socket.socket, ending: EndLatch) -> None:
@@ -58,7 +58,7 @@ class QmpChannel:
 
     @property
     def qemu_version(self) -> str:
-        """QEMU's version with the packager's, such as ``7.2.22 (Debian 1:7.2+dfsg-7)``."""
+        """QEMU's version with the packager's version, such as ``7.2.22 (Debian 1:7.2+dfsg-7)``."""
         greeting = self._client.greeting
         if greeting is None:
             return ""
@@ -68,31 +68,31 @@ class QmpChannel:
         return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}" + (f" ({package})" if package else "")
 
     def connect(self, deadline: Deadline) -> None:
-        """Take QEMU's greeting and begin to watch its events.
+        """Read QEMU's greeting, and begin to watch its events.
 
         :raise GuestGone: QEMU ended
-        :raise DeadlineError: it said nothing
+        :raise DeadlineError: QEMU sent no greeting
         """
         self._await(self._connect(), deadline, "QEMU's greeting")
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline) -> object:
         """Run a command and return its result.
 
-        :raise GuestError: QEMU refused it
+        :raise GuestError: QEMU refused the command
         :raise GuestGone: the guest ended
-        :raise DeadlineError: no reply came; a late one will be dropped
+        :raise DeadlineError: no reply came before the deadline; the channel drops a late reply
         """
         return self._await(self._client.execute(command, arguments), deadline, f"QMP '{command}'")
 
     def hand(self, name: str, descriptor: int, *, deadline: Deadline) -> None:
-        """Give QEMU a descriptor, which it then knows by a name; the caller's own stays open.
+        """Give QEMU a descriptor under a name. The caller's own descriptor stays open.
 
         :raise GuestError: as :meth:`execute`
         """
         self._await(self._hand(name, descriptor), deadline, "QMP 'getfd'")
 
     def _await(self, work: Coroutine[Any, Any, _Result], deadline: Deadline, what: str) -> _Result:
-        """Have the loop do something, and wait for it, for the guest's end or for the deadline."""
+        """Run work in the loop, and wait for its result, for the guest's end or for the deadline."""
         future = asyncio.run_coroutine_threadsafe(self._bound(work, deadline, what), self._loop)
         try:
             return future.result(deadline.remaining_s + BACKSTOP_S)
@@ -124,7 +124,7 @@ class QmpChannel:
         await self._client.execute("getfd", {"fdname": name})
 
     async def _connect(self) -> None:
-        # Registered before the session exists, so that no event can come too early.
+        # Register the listener before the session exists, so that the listener misses no event.
         listener = EventListener(names=_ENDINGS)
         self._client.register_listener(listener)
         self._watcher = asyncio.ensure_future(self._watch(listener))
@@ -142,7 +142,7 @@ class QmpChannel:
             if not self._gone.done():
                 self._gone.set_result(None)
 
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # The loop is closed, so no thread waits.
             self._loop.call_soon_threadsafe(tell)
 
     def _run(self) -> None:
@@ -154,7 +154,7 @@ class QmpChannel:
 
     def _close(self) -> None:
         future = asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop)
-        # What broke the session has been told to whom it concerned.
+        # Whoever used the session has already received the error that broke it.
         with contextlib.suppress(Exception):
             future.result(CLOSE_S + BACKSTOP_S)
         with contextlib.suppress(OSError):

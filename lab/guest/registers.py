@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every vCPU's registers, of a guest that no longer answers: QEMU may answer still, or be stuck itself."""
+"""The registers of all vCPUs of a guest that no longer answers. QEMU may still answer, or be stuck itself."""
 
 import re
 from typing import Final
@@ -9,15 +9,15 @@ import msgspec
 from lab.guest.qmp import QmpChannel
 from lab.host.deadline import Deadline
 
-#: QEMU answers within milliseconds, or not at all.
+#: QEMU answers within milliseconds, or never.
 ASK_S: Final = 3.0
-#: Some 3 KiB a vCPU.
+#: QEMU prints about 3 KiB per vCPU.
 MAX_TEXT_CHARS: Final = 256 << 10
 #: RFLAGS.IF, SDM 1 3.4.3.
 _INTERRUPTS: Final = 1 << 9
 
-#: ``CPU#1``, then among others ``RIP=ffffffff81357cc3 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1``,
-#: and ``EIP=000fd09a EFL=00000002`` of one that is not in 64-bit mode.
+#: QEMU prints ``CPU#1``, and then among others ``RIP=ffffffff81357cc3 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0
+#: HLT=1``; or ``EIP=000fd09a EFL=00000002`` for a vCPU that is not in 64-bit mode.
 _HEAD: Final = re.compile(r"^CPU#(\d{1,4})\s*$", re.ASCII | re.MULTILINE)
 _RIP: Final = re.compile(
     r"^[RE]IP=([0-9a-f]{1,16}) (?:RFL|EFL)=([0-9a-f]{1,16}) .{0,100}?\bHLT=([01])", re.ASCII | re.MULTILINE
@@ -25,9 +25,9 @@ _RIP: Final = re.compile(
 
 
 class VcpuRegisters(msgspec.Struct, frozen=True, kw_only=True):
-    """What matters of one vCPU's registers.
+    """The registers of one vCPU that the lab needs.
 
-    :param interrupts: it would take them
+    :param interrupts: the vCPU accepts interrupts
     """
 
     vcpu: int
@@ -37,10 +37,10 @@ class VcpuRegisters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_registers(qmp: QmpChannel, deadline: Deadline) -> str:
-    """Stop the guest for good and return what QEMU says of all its vCPUs' registers.
+    """Stop the guest for good, and return QEMU's text about the registers of all vCPUs.
 
-    It is stopped since RIP is kept up to date between chains of translated blocks only: of a vCPU that loops in one it
-    would be that of long ago.
+    The guest must stop because QEMU updates RIP only between chains of translated blocks. For a vCPU that loops in one
+    chain, RIP would be from long ago.
 
     :raise GuestGone: the guest ended
     :raise DeadlineError: QEMU did not answer
@@ -52,10 +52,10 @@ def read_registers(qmp: QmpChannel, deadline: Deadline) -> str:
 
 
 def is_halted(qmp: QmpChannel, vcpus: int, deadline: Deadline) -> bool:
-    """Say whether no vCPU will ever run again but for an NMI: all are halted, and would take no interrupt.
+    """Return True if only an NMI can make a vCPU run again: all vCPUs are halted, with interrupts off.
 
-    So ends a kernel that cannot be unpacked, without a word on its console. The guest is not stopped for it; registers
-    of a vCPU that is halted are up to date.
+    A kernel that cannot be unpacked ends in this state, and prints nothing on its console. The guest keeps running
+    during the check, since the registers of a halted vCPU are up to date.
 
     :raise GuestGone: the guest ended
     :raise DeadlineError: QEMU did not answer
@@ -67,7 +67,7 @@ def is_halted(qmp: QmpChannel, vcpus: int, deadline: Deadline) -> bool:
 
 
 def parse_registers(text: str) -> tuple[VcpuRegisters, ...]:
-    """Return what ``info registers -a`` says, in order of vCPUs; what cannot be read is left out."""
+    """Parse the text of ``info registers -a``, in order of vCPUs. Leave out vCPUs whose text is not readable."""
     heads = list(_HEAD.finditer(text))
     found = {}
     for at, head in enumerate(heads):

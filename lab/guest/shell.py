@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A shell in the guest that stays open, so that a command costs a message and not a login.
+"""A shell in the guest that stays open, so that a command costs a message instead of a login.
 
-paramiko measures its timeouts by the wall clock: one that is set by a day while a command runs would make it late, and
-its trial one of a guest that does not answer. So paramiko is given none; all waits are bounded here.
+paramiko measures its timeouts by the wall clock. If somebody sets this clock forward by a day while a command runs, the
+command would time out, and its trial would show a guest that does not answer. So the lab gives paramiko no timeout;
+this module limits all waits.
 """
 
 import base64
@@ -21,28 +22,28 @@ from lab.guest.ending import EndLatch
 from lab.guest.lines import EXIT_NEWS_S
 from lab.host.deadline import Deadline
 
-#: What one command may print; more is read and dropped.
+#: Maximum output of one command that is kept. The shell reads and drops the rest.
 MAX_OUTPUT_BYTES = 8 << 20
-#: What one command may consist of; it travels as one word of the shell.
+#: Maximum size of one script. A script travels as one word of the shell.
 MAX_SCRIPT_BYTES = 4 << 20
 
-#: Words by which a script could end the shell or change it for the next one. Such a script gets a subshell, and no
-#: other does: the fork costs 3 to 5 ms under TCG, where everything else costs 1.
+#: Words that can end the shell or change the shell for the next script. Only a script with such a word gets a subshell:
+#: the fork costs 3 to 5 ms under TCG, and the rest of a command costs 1 ms.
 _ENDS_SHELL = re.compile(r"\b(?:cd|exec|exit|return|set|trap|ulimit|umask)\b")
 
 _CHUNK_BYTES = 1 << 16
-#: In place of a timeout where None stands for paramiko's own.
+#: Stands for "no timeout" where None means paramiko's own timeout.
 NEVER_S = float("inf")
 #: Room for the line end, the nonce, a blank, three digits and a line end.
 _MARKER_BYTES = 64
 
 
 class ShellResult(msgspec.Struct, frozen=True):
-    """What a command did.
+    """The result of a command.
 
     :param status: its exit status
-    :param stdout: what it printed, both streams in order
-    :param dropped_bytes: how much more it printed than is kept
+    :param stdout: its output, both streams in order
+    :param dropped_bytes: size of the output that is not kept
     """
 
     status: int
@@ -51,7 +52,7 @@ class ShellResult(msgspec.Struct, frozen=True):
 
 
 class _Output:
-    """Collects output up to the marker that follows a command."""
+    """Collect output up to the marker that follows a command."""
 
     def __init__(self, nonce: str) -> None:
         self._marker = b"\n" + nonce.encode() + b" "
@@ -60,7 +61,7 @@ class _Output:
         self._dropped = 0
 
     def feed(self, data: bytes) -> ShellResult | None:
-        """Take more output; return the result once the marker's line is whole."""
+        """Take more output; return the result once the marker's line is complete."""
         self._recent += data
         at = self._recent.find(self._marker)
         if at >= 0:
@@ -70,7 +71,7 @@ class _Output:
             self._keep(at)
             status = int(self._recent[len(self._marker) : end - at])
             return ShellResult(status, bytes(self._kept), self._dropped)
-        # The marker may have begun in what is held back.
+        # The end of the recent bytes may be the beginning of the marker.
         self._keep(len(self._recent) - _MARKER_BYTES)
         return None
 
@@ -83,9 +84,9 @@ class _Output:
 
 
 class GuestShell:
-    """One ``sh`` at the end of one SSH channel; commands run one at a time, and their variables last.
+    """One ``sh`` at the end of one SSH channel. Commands run one at a time, and their variables stay set.
 
-    A command that outlives its deadline loses its channel; the next one gets a channel of its own.
+    A command that runs past its deadline loses its channel. The next command gets a new channel.
     """
 
     def __init__(self, transport: paramiko.Transport, ending: EndLatch) -> None:
@@ -97,9 +98,9 @@ class GuestShell:
     def run(self, script: str, deadline: Deadline) -> ShellResult:
         """Run a script and wait for its end; its standard input is empty.
 
-        :raise UsageError: the script is too long or holds a NUL
-        :raise GuestGone: the guest ended, or the shell did
-        :raise DeadlineError: the script did not end in time; it may still run
+        :raise UsageError: the script is too long or contains a NUL
+        :raise GuestGone: the guest or the shell ended
+        :raise DeadlineError: the script did not end before the deadline; the script may still run
         """
         if "\0" in script or len(script) > MAX_SCRIPT_BYTES:
             raise UsageError(
@@ -107,8 +108,8 @@ class GuestShell:
             )
         what = f"the guest to run '{script.strip().partition(chr(10))[0][:60]}'"
         nonce = secrets.token_hex(16)
-        # eval, so that a syntax error is the script's alone, and "command", without which sh would end at one.
-        # The nonce in two words, so that a shell that prints what it reads does not print the marker.
+        # eval limits a syntax error to the script. Without "command", sh would end at a syntax error. The nonce is in
+        # two words, so that a shell that prints its input does not print the marker.
         body = (
             f"( eval {shlex.quote(script)} )" if _ENDS_SHELL.search(script) else f"command eval {shlex.quote(script)}"
         )
@@ -116,7 +117,7 @@ class GuestShell:
         output = _Output(nonce)
         try:
             channel = self.open(deadline)
-            # What fits is sent without a wait.
+            # A line that fits into the channel is sent without a wait.
             fits = len(line) <= min(_CHUNK_BYTES // 4, channel.out_window_size)
             with contextlib.nullcontext() if fits else self._cutting(deadline):
                 channel.settimeout(None)
@@ -137,13 +138,13 @@ class GuestShell:
             raise GuestError(f"the guest's shell answered nonsense, while waiting for {what}") from error
         except (paramiko.SSHException, EOFError, OSError) as error:
             self._drop()
-            raise self._explain(error, deadline, what) from error
+            raise self._make_error(error, deadline, what) from error
 
     def put(self, path: str, data: bytes, deadline: Deadline) -> None:
         """Write a small file in the guest.
 
-        :raise GuestError: the guest could not write it
-        :raise UsageError: it is too large; and otherwise as run() does
+        :raise GuestError: the guest could not write the file
+        :raise UsageError: the data are too large; for other errors see run()
         """
         text = base64.encodebytes(data).decode()
         result = self.run(f"base64 -d >{shlex.quote(path)} <<'END'\n{text}END\n", deadline)
@@ -151,7 +152,7 @@ class GuestShell:
             raise GuestError(f"the guest could not write '{path}': {result.stdout[:200]!r}")
 
     def open(self, deadline: Deadline) -> paramiko.Channel:
-        """Open the channel unless it is open, and return it; raises what paramiko does."""
+        """Open the channel if it is not open, and return it; raises paramiko's errors."""
         if self._channel is None or self._channel.closed:
             with self._cutting(deadline):
                 channel = self._transport.open_session(timeout=NEVER_S)
@@ -176,13 +177,13 @@ class GuestShell:
         with cutting(self._transport, deadline):
             yield
 
-    def _explain(self, error: Exception, deadline: Deadline, what: str) -> GuestError:
-        return explain(self._ending, error, deadline, what)
+    def _make_error(self, error: Exception, deadline: Deadline, what: str) -> GuestError:
+        return make_ssh_error(self._ending, error, deadline, what)
 
 
 @contextlib.contextmanager
 def cutting(transport: paramiko.Transport, deadline: Deadline) -> Iterator[None]:
-    """Break a connection once the deadline has passed: some of paramiko's waits have no other end."""
+    """Break a connection once the deadline has passed, since some of paramiko's waits have no other end."""
     timer = threading.Timer(deadline.remaining_s, cut, [transport])
     timer.daemon = True
     timer.start()
@@ -193,13 +194,13 @@ def cutting(transport: paramiko.Transport, deadline: Deadline) -> Iterator[None]
 
 
 def cut(transport: paramiko.Transport) -> None:
-    """Break a connection without waiting for anything; all who wait for it are woken."""
+    """Break a connection at once, and wake all threads that wait for the connection."""
     with contextlib.suppress(OSError):
         transport.sock.shutdown(2)
 
 
-def explain(ending: EndLatch, error: Exception, deadline: Deadline, what: str) -> GuestError:
-    """Say what a failure of a connection means: the guest's end first, then the deadline, then the failure itself."""
+def make_ssh_error(ending: EndLatch, error: Exception, deadline: Deadline, what: str) -> GuestError:
+    """Return the error for a broken connection: the guest's end if any, else the deadline, else the failure."""
     if isinstance(error, TimeoutError) or deadline.expired:
         end = ending.seen
         if end is None:

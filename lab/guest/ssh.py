@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The SSH connection to a guest: to one port, with one key, and to no other host key than this run's."""
+"""The SSH connection to a guest: to one port, with one key. The lab accepts only the host key of this run."""
 
 import contextlib
 import logging
@@ -14,29 +14,29 @@ from lab.guest.command import GUEST_SSH_PORT
 from lab.guest.config import GuestKeys
 from lab.guest.ending import EndLatch
 from lab.guest.qmp import QmpChannel
-from lab.guest.shell import NEVER_S, GuestShell, cut, cutting, explain
+from lab.guest.shell import NEVER_S, GuestShell, cut, cutting, make_ssh_error
 from lab.host.deadline import Deadline
 
 USER = "root"
-#: QEMU accepts connections long before the guest does; a banner that takes longer than this is asked for anew.
+#: QEMU accepts connections long before the guest does. If a banner takes longer than this, the lab connects again.
 BANNER_S = 5.0
-#: Key exchange and authentication under TCG with an empty translation cache; far above the 1.2 s measured.
+#: Limit of key exchange and authentication under TCG with an empty translation cache. Measured: 1.2 s.
 HANDSHAKE_S = 60.0
-#: Pause between attempts; it ends at once when the guest does.
+#: Pause between two attempts. The pause ends at once when the guest ends.
 RETRY_S = 0.05
 
 #: ``  TCP[HOST_FORWARD]   3       127.0.0.1 36305       10.0.2.15    22     0     0``
 _FORWARD = re.compile(rf"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+{GUEST_SSH_PORT}\s")
 
 _log = logging.getLogger(__name__)
-#: paramiko reports what its exceptions already say; nobody but a debugging person wants it.
+#: paramiko logs what its exceptions already say. Only a person who debugs needs the log.
 _PARAMIKO_LOG = f"{__name__}.paramiko"
 
 
 def find_port(qmp: QmpChannel, deadline: Deadline) -> int:
     """Return the host's port that leads to the guest's SSH server.
 
-    :raise GuestError: QEMU does not tell
+    :raise GuestError: QEMU does not report the port
     """
     text = str(qmp.execute("human-monitor-command", {"command-line": "info usernet"}, deadline=deadline))
     match = _FORWARD.search(text)
@@ -47,11 +47,11 @@ def find_port(qmp: QmpChannel, deadline: Deadline) -> int:
 
 @contextlib.contextmanager
 def open_shell(port: int, keys: GuestKeys, ending: EndLatch, deadline: Deadline) -> Iterator[GuestShell]:
-    """Log in, as often as it takes, and yield a shell.
+    """Log in, with as many attempts as needed, and yield a shell.
 
-    :raise GuestError: the host key is another than the guest's, or the guest refused the lab's
+    :raise GuestError: the host key is not the guest's key, or the guest refused the lab's key
     :raise GuestGone: the guest ended
-    :raise DeadlineError: no login succeeded
+    :raise DeadlineError: no login succeeded before the deadline
     """
     what = "an SSH login"
     while True:
@@ -72,7 +72,7 @@ def open_shell(port: int, keys: GuestKeys, ending: EndLatch, deadline: Deadline)
             except (paramiko.SSHException, EOFError, OSError) as error:
                 _log.debug("logging in on port %d: %s", port, error)
                 if deadline.expired:
-                    raise explain(ending, error, deadline, what) from error
+                    raise make_ssh_error(ending, error, deadline, what) from error
                 ending.wait(deadline.within(RETRY_S))
                 continue
             yield shell
@@ -91,7 +91,7 @@ def _log_in(
     transport.handshake_timeout = HANDSHAKE_S
     transport.auth_timeout = NEVER_S
     stack.callback(transport.close)
-    stack.callback(cut, transport)  # first, so that close() has nothing to wait for
+    stack.callback(cut, transport)  # Registered first, so that close() does not wait.
     stack.enter_context(ending.calling(lambda: cut(transport)))
     shell = GuestShell(transport, ending)
     with cutting(transport, deadline):

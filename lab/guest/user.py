@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom a guest's QEMU runs as, which under KVM depends on its device."""
+"""The user QEMU runs as. Under KVM, the user depends on the permissions of KVM's device."""
 
 import contextlib
 import stat
@@ -13,7 +13,7 @@ _KVM: Final = Path("/dev/kvm")
 
 
 def choose_user(accelerator: Accelerator) -> User | None:
-    """Return whom QEMU runs as: under KVM another user than the lab's only where its device is open to all."""
+    """Return the user QEMU runs as. Under KVM, QEMU keeps the lab's user unless every user may open KVM's device."""
     if accelerator is Accelerator.KVM:
         with contextlib.suppress(OSError):
             mode = _KVM.stat().st_mode

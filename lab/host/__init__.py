@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host gives: processes, deadlines, folders, and the vCPU budget guests share."""
+"""Access to the host: processes, deadlines, folders, and the budget of vCPUs that all guests share."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A host-wide budget of vCPUs, shared by all labs and test workers of this user.
+"""A host-wide budget of vCPUs. All labs and test workers of this user share the budget.
 
-Spinning vCPUs beyond the host's CPUs cost most of a trial's time and starve it into missed deadlines, so guests wait
-for their turn. Each vCPU of the budget is a file, and holding it means holding a lock (flock) on it, which the kernel
-takes back however the holder ends. A guest takes all it needs or none: only who holds the gate may gather, so two that
-have half each cannot wait for each other, and small guests cannot overtake a large one for ever.
+More spinning vCPUs than CPUs take most of a trial's time, and make the trial miss its deadlines. So guests wait for
+their turn. Each vCPU of the budget is a file. A guest takes a vCPU by a lock (flock) on the file; the kernel releases
+the lock when the process ends, for whatever reason. A guest takes all vCPUs that it needs, or none. Only the owner of
+the gate lock may collect vCPUs. So two guests with half of their vCPUs each cannot wait for each other, and small
+guests cannot overtake a large guest for ever.
 """
 
 import contextlib
@@ -20,10 +21,10 @@ from lab.host.deadline import Deadline
 from lab.host.lock import try_lock
 from lab.host.paths import NAME
 
-#: flock() can wait for a lock or give up at once, but not wait until a deadline: hence the asking again. Half of this
-#: is lost each time that one guest's vCPUs go to the next, beside a trial of a few tenths of a second.
+#: flock() can block, or fail at once, but flock() has no deadline. So the lab polls. On average, half of this interval
+#: is lost each time one guest's vCPUs go to the next guest; a trial takes a few tenths of a second.
 POLL_S = 0.005
-#: A wait that is longer than this is worth a word.
+#: The lab reports a wait that is longer than this.
 TELL_AFTER_S = 1.0
 
 _GATE = "gate"
@@ -37,16 +38,16 @@ def admit(
     tell: Callable[[str], None] | None = None,
     unwanted: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
-    """Hold a share of the host's vCPU budget; yields how large it is.
+    """Take a share of the host's vCPU budget for the block; yield the size of the share.
 
-    :param vcpus: how many the guest has; one larger than the budget takes all of it and so runs alone
-    :param budget: of this host, the number of its CPUs by default; all who share a host should give the same
-    :param tell: told, once, when it takes longer than a moment
-    :param unwanted: asked again and again while it waits
-    :raise UsageError: vcpus or budget is less than one
-    :raise HostError: the folder of locks is not this user's own
-    :raise DeadlineError: the deadline came first
-    :raise Withdrawn: the share is no longer wanted
+    :param vcpus: number of vCPUs of the guest; a guest larger than the budget takes the whole budget and runs alone
+    :param budget: budget of this host, by default its number of CPUs; all users of a host should give the same number
+    :param tell: called once, if the wait takes longer than a moment
+    :param unwanted: called repeatedly during the wait; True ends the wait
+    :raise UsageError: ``vcpus`` or ``budget`` is less than one
+    :raise HostError: the folder of locks does not belong to this user
+    :raise DeadlineError: the deadline passed before the share was free
+    :raise Withdrawn: the caller no longer wants the share
     """
     whole = max(os.cpu_count() or 1, 1) if budget is None else budget
     if vcpus < 1 or whole < 1:
@@ -72,13 +73,13 @@ def admit(
 
 
 class Turns:
-    """A share of the budget that is kept from one use to the next, until its turn is over. A context manager.
+    """A share of the budget that stays taken between uses, until its turn ends. A context manager.
 
-    For many short uses in a row: waiting for each would cost more than they last, and a share that is kept over all of
-    them would keep others waiting.
+    For many short uses in a row: a wait before each use would cost more time than the use itself, and a share that
+    stays taken during all uses would make others wait.
 
-    :param vcpus: and ``tell`` as :func:`admit` has them
-    :param turn_s: a use that begins later waits anew
+    :param vcpus: as in :func:`admit`; so is ``tell``
+    :param turn_s: a use that begins after this time waits for a new share
     """
 
     def __init__(self, vcpus: int, turn_s: float, tell: Callable[[str], None] | None = None) -> None:
@@ -99,9 +100,9 @@ class Turns:
 
     @contextlib.contextmanager
     def use(self, deadline: Deadline) -> Iterator[None]:
-        """Hold the share over the block, and behind it until the next use, or the end of the turn.
+        """Take the share for the block. The share stays taken until the next use, or until the turn ends.
 
-        :raise DeadlineError: and others, as :func:`admit` does
+        :raise DeadlineError: as :func:`admit`, which also raises other errors
         """
         if self._turn.expired:
             self._give_back()
@@ -121,7 +122,7 @@ class Turns:
 
 
 def find_folder() -> Path:
-    """Return the folder of locks: in ``$XDG_RUNTIME_DIR``, or below /tmp under a name with the user's id."""
+    """Return the folder of locks: in ``$XDG_RUNTIME_DIR``, or below /tmp under a name that contains the user's id."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if Path(base).is_absolute() and Path(base).is_dir():
         return Path(base) / f"{NAME}-vcpus"
@@ -130,7 +131,7 @@ def find_folder() -> Path:
 
 @contextlib.contextmanager
 def _open_folder(path: Path) -> Iterator[int]:
-    """Open the folder, made if need be, after making sure that nobody else can put files or links in it."""
+    """Open the folder, and make it if needed. Check first that no other user can put files or links in it."""
     try:
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
@@ -153,7 +154,7 @@ def _open_folder(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _open_lock(folder: int, name: str) -> Iterator[int]:
-    """Open a lock file, which no program started by the lab inherits; closing it gives the lock back."""
+    """Open a lock file that no program started by the lab inherits. Closing the file releases the lock."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         lock = os.open(name, flags, 0o600, dir_fd=folder)
@@ -166,7 +167,7 @@ def _open_lock(folder: int, name: str) -> Iterator[int]:
 
 
 class _Wait:
-    """One wait for a share, over both of its steps."""
+    """One wait for a share, during both of its steps."""
 
     def __init__(
         self,
@@ -186,8 +187,8 @@ class _Wait:
     def pause(self) -> None:
         """Sleep for a moment.
 
-        :raise DeadlineError: there is no time left
-        :raise Withdrawn: it is no longer wanted
+        :raise DeadlineError: no time is left
+        :raise Withdrawn: the caller no longer wants the share
         """
         if self._unwanted():
             raise Withdrawn(f"the wait for {self._share} vCPUs of this host was given up")

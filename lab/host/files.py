@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files written whole or not at all, and named by content."""
+"""Write files completely or not at all, read small files, and hash files."""
 
 import contextlib
 import hashlib
@@ -12,9 +12,9 @@ from lab.errors import HostError, UsageError
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees either all of it or none.
+    """Write a file so that a reader sees the whole content or no file.
 
-    :raise HostError: no space, or not writable
+    :raise HostError: the disk is full, or the file is not writable
     """
     name = ""
     try:
@@ -33,8 +33,9 @@ def write_whole(path: Path, data: bytes) -> None:
 def read_text(path: Path, max_bytes: int, what: str) -> str:
     """Return the text of a file that a user named.
 
-    :param what: what it is, for errors
-    :raise UsageError: it cannot be read, is too large, or is no UTF-8
+    :param max_bytes: largest size that is allowed
+    :param what: the purpose of the file, for errors
+    :raise UsageError: the file is not readable, is too large, or is not UTF-8
     """
     try:
         with open(path, "rb") as source:
@@ -52,7 +53,7 @@ def read_text(path: Path, max_bytes: int, what: str) -> str:
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex.
 
-    :raise HostError: it could not be read
+    :raise HostError: the file is not readable
     """
     try:
         with open(path, "rb") as source:
@@ -62,11 +63,11 @@ def hash_file(path: Path) -> str:
 
 
 def append_whole(sink: io.FileIO, data: bytes) -> None:
-    """Add whole lines to a file, and return once the disk has them; of those that do not fit, nothing is left.
+    """Append whole lines to a file, and return when they are on the disk. If they do not fit, remove the written part.
 
-    An interrupt leaves no part of a line either; once all is written, the lines stay.
+    After an interrupt, no partial line remains either. Once all bytes are written, the lines stay.
 
-    :raise OSError: no space, or not writable; what was there before stays whole
+    :raise OSError: the disk is full, or the file is not writable; the old content stays complete
     """
     rest = data
     begin = -1

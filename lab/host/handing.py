@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files for a QEMU that runs as another user than the lab: it inherits them open, and finds them by /proc/self/fd.
+"""Files for a QEMU that runs as another user. QEMU inherits the open files, and finds them by /proc/self/fd.
 
-Folders on the way to them, such as root's own, need not be open to it, and the run folder stays the lab's alone: QEMU
-can put nothing into it that the lab would read.
+So QEMU does not need access to the folders above these files, such as root's home. The run folder stays private to the
+lab: QEMU cannot put a file there that the lab would read.
 """
 
 import fcntl
@@ -20,9 +20,9 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | f
 
 
 class HandedFiles:
-    """What QEMU inherits. A context manager, to be left once QEMU has started.
+    """The files that QEMU inherits. A context manager; leave it once QEMU has started.
 
-    :param user: whom QEMU will run as; None for the lab's own user, who opens files by their paths
+    :param user: the user QEMU will run as; None for the lab's own user, who opens files by their paths
     """
 
     def __init__(self, user: User | None) -> None:
@@ -40,14 +40,14 @@ class HandedFiles:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What QEMU must inherit under the same numbers."""
+        """Return the descriptors that QEMU must inherit under the same numbers."""
         return tuple(self._descriptors)
 
     def hand(self, path: Path, *, writable: bool = False) -> Path:
-        """Return the path by which QEMU finds a file.
+        """Return the path by which QEMU opens a file.
 
-        :param writable: it is the lab's, and becomes QEMU's to write
-        :raise HostError: the lab itself cannot open it
+        :param writable: the file belongs to the lab, and QEMU gets the right to write to it
+        :raise HostError: the lab itself cannot open the file
         """
         if self.user is None:
             return path
@@ -63,7 +63,7 @@ class HandedFiles:
         return Path(f"/proc/self/fd/{descriptor}")
 
     def _copy(self, source: int, name: str) -> int:
-        """Return a copy in memory, which whoever inherits it can open and nobody can change."""
+        """Return a copy in memory. Each process that inherits the copy can open it, and no process can change it."""
         copy = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._descriptors.append(copy)
         while os.sendfile(copy, source, None, _CHUNK_BYTES):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Locks on open files and folders (flock(2)): the kernel takes one back however its holder ends."""
+"""Locks on open files and folders (flock(2)). The kernel releases a lock when its owner ends, for whatever reason."""
 
 import fcntl
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Take a lock if it is free now, and say whether it was; closing the descriptor gives it back.
+    """Take a lock if it is free now, and return True if it was free. Closing the descriptor releases the lock.
 
-    :param shared: beside others who take it so
+    :param shared: several owners may have the lock at once, if each takes it as shared
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -17,5 +17,5 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def take_lock(descriptor: int) -> None:
-    """Take a lock that others hold for moments only; closing the descriptor gives it back."""
+    """Wait for a lock that others keep for moments only, and take it. Closing the descriptor releases the lock."""
     fcntl.flock(descriptor, fcntl.LOCK_EX)

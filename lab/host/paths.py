@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things live on the host: the checkout, and the cache that checkouts share."""
+"""Paths on the host: the checkout, and the cache that all checkouts share."""
 
 import os
 import tempfile
@@ -8,21 +8,22 @@ from pathlib import Path
 from lab.errors import HostError
 
 _LAB = Path(__file__).resolve().parents[1]
-#: The checkout. Only what runs in one, such as its tests, may look for anything there.
+#: The checkout. Only code that runs in a checkout, such as its tests, may look for files there.
 ROOT = _LAB.parent
-#: A wheel has copies of what the links in a checkout's lab/data lead to.
+#: A wheel contains copies of the targets of the links in a checkout's lab/data.
 IMAGES = (_LAB / "data" / "images").resolve()
 SCENARIOS = (_LAB / "data" / "scenarios").resolve()
-#: The reviewed list of what is held to be sound.
+#: The reviewed list of cells that are expected sound.
 SOUND = _LAB / "expected" / "sound.toml"
 
 NAME = "microcode-nmi-lab"
 
 
 def find_cache() -> Path:
-    """Return the cache folder, made if need be: ``$XDG_CACHE_HOME/microcode-nmi-lab``, or below ``~/.cache``.
+    """Return the cache folder: ``$XDG_CACHE_HOME/microcode-nmi-lab``, or below ``~/.cache``. Make it if needed.
 
-    :raise HostError: it cannot be made or written, or its path is not UTF-8, which what is built could not name
+    :raise HostError: the folder cannot be made or written, or its path is not UTF-8, and builds could not name such a
+        path
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     cache = (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / NAME
@@ -40,7 +41,7 @@ def find_cache() -> Path:
 
 
 def is_utf8(name: str) -> bool:
-    """Tell whether a name the system gave is text; of what is not, Python makes surrogates (PEP 383)."""
+    """Return True if a name from the system is text. Python decodes other bytes to surrogates (PEP 383)."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -49,5 +50,5 @@ def is_utf8(name: str) -> bool:
 
 
 def show_bytes(name: str) -> str:
-    """Return a name the system gave with each byte that is not text as an escape."""
+    """Return a name from the system, with an escape for each byte that is not text."""
     return os.fsencode(name).decode(errors="backslashreplace")

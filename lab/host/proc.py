@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one place that starts programs.
+"""The only module that starts programs.
 
-Each dies with the lab, even when the lab is killed by SIGKILL: setpriv(1) asks the kernel for it
-(PR_SET_PDEATHSIG). The kernel means the parent *thread*, so all programs are started by one thread that ends only
-with the lab itself.
+Each program dies with the lab, even if SIGKILL ends the lab: setpriv(1) asks the kernel for this (PR_SET_PDEATHSIG).
+The kernel watches the parent *thread*. So one thread starts all programs, and this thread ends only with the lab.
 """
 
 import contextlib
@@ -20,16 +19,16 @@ from typing import IO
 from lab.errors import DeadlineError, HostError, ProcessError
 from lab.host.deadline import Deadline
 
-#: How long a program may take to end after SIGTERM before it gets SIGKILL.
+#: A program gets this time to end after SIGTERM; then the lab sends SIGKILL.
 TERM_GRACE_S = 2.0
-#: How much of a program's output an error quotes.
+#: An error quotes this much of a program's output.
 OUTPUT_TAIL_CHARS = 4_000
 
 Process = subprocess.Popen[bytes]
 
 
 class _Spawner:
-    """A thread that starts programs and never ends before the lab does."""
+    """A thread that starts programs, and never ends before the lab ends."""
 
     def __init__(self) -> None:
         self._requests: queue.SimpleQueue[tuple[Callable[[], Process], Future[Process]]] = queue.SimpleQueue()
@@ -99,10 +98,10 @@ def start_process(
     stderr: IO[bytes] | int = subprocess.DEVNULL,
     privileges: Sequence[str] = (),
 ) -> Iterator[Process]:
-    """Start a program in a process group of its own, and end the group and reap the program on leaving.
+    """Start a program in a process group of its own. On leaving, end the group and reap the program.
 
-    :param privileges: options of setpriv(1) that say what the program may be, such as those of lab.host.user
-    :raise HostError: it could not be started
+    :param privileges: options of setpriv(1) that limit the program's rights, such as those of lab.host.user
+    :raise HostError: the program did not start
     """
     process = _popen(command, cwd=cwd, env=env, pass_fds=pass_fds, stdout=stdout, stderr=stderr, privileges=privileges)
     try:
@@ -112,7 +111,7 @@ def start_process(
 
 
 def end_process(process: Process) -> None:
-    """End a program's whole process group, politely first, and reap the program."""
+    """End the whole process group of a program, first with SIGTERM, and reap the program."""
     if process.poll() is None:
         _signal_group(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -134,12 +133,12 @@ def run(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> str:
-    """Run a program to its end and return what it printed as text, both streams together.
+    """Run a program to its end, and return its output as text. Both streams are in one text.
 
-    :param log: append the output to this file as it comes and return it from there
-    :raise HostError: it could not be started
+    :param log: append the output to this file while the program runs, and return the output from this file
+    :raise HostError: the program did not start
     :raise ProcessError: its exit status is not 0
-    :raise DeadlineError: it ran past the deadline, and was ended
+    :raise DeadlineError: the program did not end before the deadline, and the lab ended it
     """
     words = tuple(os.fspath(word) for word in command)
     with contextlib.ExitStack() as stack:
@@ -163,9 +162,9 @@ def read(
     deadline: Deadline,
     env: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Run a program to its end and return its output as it is; what it says on the other stream is for its errors.
+    """Run a program to its end, and return the bytes of its standard output. Its standard error appears only in errors.
 
-    Raises as :func:`run` does.
+    Raises the same errors as :func:`run`.
     """
     words = tuple(os.fspath(word) for word in command)
     with start_process(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Short-lived folders, one for each guest.
 
-Each is removed when its guest ends. A lab that was killed cannot do so: the next one does. A folder is in use as long
-as somebody holds the lock (flock) on the file in it, which the kernel takes back however the holder ends.
+The lab removes a folder when its guest ends. A killed lab cannot remove its folders; the next lab does. A folder is in
+use while a process has the lock (flock) on the file in it. The kernel releases the lock when this process ends, for
+whatever reason.
 """
 
 import contextlib
@@ -19,20 +20,21 @@ from typing import Final
 from lab.errors import HostError
 from lab.host.lock import take_lock, try_lock
 
-#: Short, since a unix socket's path has room for 108 bytes only, which a test's own folder may take up alone.
+#: A short path, since the path of a unix socket is at most 108 bytes long. The temporary folder of a test may need all
+#: of them.
 PARENT: Final = Path("/tmp")  # noqa: S108  each folder in it is made by mkdtemp, for this user alone
 PREFIX: Final = "mclab-"
 _LOCK: Final = "in-use"
 _MAKER: Final = re.compile(re.escape(PREFIX) + r"([0-9]+)-.*", re.ASCII)
-#: A folder this young may not be locked yet, unless the process in its name is gone.
+#: A younger folder may not be locked yet, unless the process in its name has ended.
 _YOUNG_S: Final = 60.0
 
 
 @contextlib.contextmanager
 def make_run_dir() -> Iterator[Path]:
-    """Make a 0700 folder with a short path, and remove it on leaving; those of killed labs are removed first.
+    """Make a folder with mode 0700 and a short path, and remove it on leaving. Remove the folders of killed labs first.
 
-    :raise HostError: it cannot be made
+    :raise HostError: the folder cannot be made
     """
     sweep()
     try:
@@ -40,14 +42,14 @@ def make_run_dir() -> Iterator[Path]:
     except OSError as error:
         raise HostError(f"a run folder below {PARENT} could not be made: {error.strerror}") from error
     try:
-        with _hold(path / _LOCK):
+        with _locked(path / _LOCK):
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _hold(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -60,11 +62,11 @@ def _hold(path: Path) -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Remove this user's folders that nobody uses any more."""
+    """Remove those folders of this user that no process uses any more."""
     for path in PARENT.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             status = path.lstat()
-            # A clock that was put back makes it come from the future.
+            # If somebody set the clock back, the folder's time is in the future.
             young = abs(time.time() - status.st_mtime) < _YOUNG_S and not _is_orphan(path.name)
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or young:
                 continue
@@ -77,6 +79,6 @@ def sweep() -> None:
 
 
 def _is_orphan(name: str) -> bool:
-    """Say whether the process that made a folder has ended."""
+    """Return True if the process that made a folder has ended."""
     made_by = _MAKER.fullmatch(name)
     return made_by is not None and not Path("/proc", made_by[1]).exists()

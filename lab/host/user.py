@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom QEMU runs as: guests are hostile, so where the lab is root, QEMU is nobody.
+"""The user QEMU runs as. Guests are hostile, so a lab that runs as root starts QEMU as nobody.
 
-The change is made before QEMU is executed: its own ``-runas`` comes after the sandbox that forbids it. So QEMU never
-has a right of root's, and what it may read and write is what the lab hands to it.
+The lab changes the user before it executes QEMU. QEMU's own ``-runas`` is not usable: QEMU enters its sandbox first,
+and the sandbox forbids the change. So QEMU never has a right of root, and may read and write only the files that the
+lab passes to it.
 """
 
 import functools
@@ -17,30 +18,33 @@ from lab.host import proc
 from lab.host.deadline import Deadline
 
 NAME: Final = "nobody"
-#: Where a host has no such name.
+#: The id to use if the host has no user of that name.
 _FALLBACK_ID: Final = 65534
 _PROBE_S: Final = 10.0
 
 
 class User(msgspec.Struct, frozen=True):
-    """Whom a program runs as, by number."""
+    """The user a program runs as, by number."""
 
     uid: int
     gid: int
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What setpriv(1) is told: neither other groups nor any way back."""
+        """Return the options for setpriv(1): no other groups, and no way back to the old rights."""
         return (f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--no-new-privs")
 
 
 def find_unprivileged() -> User | None:
-    """Return whom QEMU is to run as; None where it stays who the lab is, who is not root or cannot be another."""
+    """Return the user QEMU runs as; None if QEMU keeps the lab's user.
+
+    QEMU keeps the lab's user if that user is not root, or if root cannot change to another user.
+    """
     return _probe() if os.geteuid() == 0 else None
 
 
 def describe_user() -> str:
-    """Say in a few words whom QEMU runs as."""
+    """Describe the user QEMU runs as in a few words."""
     if os.geteuid() != 0:
         return "you, who are not root"
     return f"{NAME}, though the lab is root" if find_unprivileged() else f"root: this host lets root become no {NAME}"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a vmlinux says: symbols, code, control flow, and from them the landmarks. Nothing is run to find out."""
+"""Readers of a vmlinux: symbols, code and control flow, and the landmarks from them. Nothing in it is executed."""

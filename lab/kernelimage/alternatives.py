@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a kernel may put in place of parts of its code at boot (``.altinstructions``)."""
+"""Code that a kernel may patch into its own code at boot (``.altinstructions``)."""
 
 import struct
 from typing import Final
@@ -10,14 +10,14 @@ from lab.kernelimage.vmlinux import Function, Instruction, Kernel, disassemble
 
 _TABLE: Final = ".altinstructions"
 _CODE: Final = ".altinstr_replacement"
-#: Of ``struct alt_instr``: how long it is, and where its two lengths are. Both have been so since 6.3, before it, and
-#: before 5.12.
+#: Layouts of ``struct alt_instr``: its size, and the position of its two lengths. One layout per range of versions:
+#: since 6.3, before 6.3, and before 5.12.
 _LAYOUTS: Final = ((14, 12), (12, 10), (13, 10))
 _OFFSETS: Final = struct.Struct("<ii")
 
 
 class Alternative(msgspec.Struct, frozen=True):
-    """One place, and what may be put there."""
+    """One place in the code, and its possible replacement."""
 
     start: int
     size: int
@@ -26,9 +26,9 @@ class Alternative(msgspec.Struct, frozen=True):
 
 
 def list_replacements(kernel: Kernel, function: Function) -> tuple[tuple[Instruction, ...], ...]:
-    """Return the instructions that may be put in place of parts of a function, at the addresses that they come from.
+    """Return the possible replacements for parts of a function, as instructions at the addresses of their section.
 
-    The kernel adjusts what is relative in them, so that calls and jumps go where they do from there.
+    The kernel adjusts relative operands. So calls and jumps have the targets that they have at these addresses.
     """
     section = kernel.sections.get(_CODE)
     if section is None:
@@ -50,7 +50,7 @@ def _read_alternatives(kernel: Kernel) -> tuple[Alternative, ...]:
 
 
 def _read_as(kernel: Kernel, size: int, lengths_at: int) -> tuple[Alternative, ...] | None:
-    """Read the table as if its entries were of that layout; None when they are not."""
+    """Read the table as if its entries had this layout. Return None if they do not have this layout."""
     table, code = kernel.sections.get(_TABLE), kernel.sections.get(_CODE)
     if table is None or code is None or len(table.data) % size:
         return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a bzImage says of itself: its version, and the notes of the kernel packed into it.
+"""The properties of a bzImage: its version, and the notes of the kernel packed into it.
 
-Offsets are those of the x86 boot protocol (Documentation/arch/x86/boot.rst), which has had them since 2.08.
+Offsets are those of the x86 boot protocol (Documentation/arch/x86/boot.rst), valid since version 2.08.
 """
 
 import bz2
@@ -22,24 +22,24 @@ _MAGIC_AT: Final = 0x202
 _MAGIC: Final = b"HdrS"
 _PROTOCOL: Final = struct.Struct("<H")
 _PROTOCOL_AT: Final = 0x206
-#: The first with ``payload_offset`` and ``payload_length``.
+#: The first version with ``payload_offset`` and ``payload_length``.
 _FIRST_PROTOCOL: Final = 0x0208
 _SECTORS_AT: Final = 0x1F1
 _SECTOR_BYTES: Final = 512
-#: What zero stands for in ``setup_sects``.
+#: The meaning of zero in ``setup_sects``.
 _DEFAULT_SECTORS: Final = 4
 _VERSION: Final = struct.Struct("<H")
 _VERSION_AT: Final = 0x20E
-#: ``kernel_version`` counts from here.
+#: ``kernel_version`` counts from this offset.
 _VERSION_BASE: Final = 0x200
 _MAX_VERSION_BYTES: Final = 400
 _PAYLOAD: Final = struct.Struct("<II")
 _PAYLOAD_AT: Final = 0x248
 _HEADER_BYTES: Final = 0x250
 
-#: A distribution's kernel is 15 MiB; with everything built in, some 60.
+#: A distribution's kernel has 15 MiB. A kernel with all drivers built in has about 60 MiB.
 MAX_IMAGE_BYTES: Final = 512 * 2**20
-#: What is unpacked is mapped below 1 GiB (KERNEL_IMAGE_SIZE); a payload that claims to be more is none.
+#: An unpacked kernel is mapped below 1 GiB (KERNEL_IMAGE_SIZE). A payload that claims a larger size is not valid.
 MAX_KERNEL_BYTES: Final = 2**30
 
 
@@ -47,7 +47,7 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-#: What Python's own library unpacks, by the payload's first bytes; zstd, lz4 and lzo are not among it.
+#: Unpackers of Python's own library, by the first bytes of the payload. The library has no zstd, lz4 and lzo.
 _UNPACKERS: Final[tuple[tuple[bytes, Callable[[], _Unpacker]], ...]] = (
     (b"\x1f\x8b\x08", lambda: zlib.decompressobj(wbits=31)),
     (b"BZh", bz2.BZ2Decompressor),
@@ -60,7 +60,7 @@ class BzImage(msgspec.Struct, frozen=True):
     """A bzImage.
 
     :param version: as in its setup header: release, builder, number and time of the build
-    :param build_id: of the kernel inside, in hex; empty when it has none, or is packed in a way that cannot be read
+    :param build_id: of the kernel inside, in hex; empty if the kernel has none, or if the lab cannot unpack the kernel
     """
 
     version: str
@@ -68,14 +68,14 @@ class BzImage(msgspec.Struct, frozen=True):
 
     @property
     def release(self) -> str:
-        """What ``uname -r`` will print."""
+        """The output of ``uname -r`` on this kernel."""
         return self.version.split(" ")[0]
 
 
 def read_bzimage(path: Path) -> BzImage:
     """Read a bzImage.
 
-    :raise UsageError: it cannot be read, or is none
+    :raise UsageError: the file is not readable, or is not a bzImage
     """
     try:
         with open(path, "rb") as source:

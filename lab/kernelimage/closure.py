@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Wait regions closed over what compilers, mitigations and debugging put between a wait and its loop.
+"""Close wait regions over code that compilers, mitigations and debugging put between a wait and its loop.
 
-A mechanism declares the stretches of code that wait, and the functions that these call to wait (``wait_calls``). The
-region is those stretches, and all that is reached from them by direct calls, jumps, and pointers whose values vmlinux
-tells, under two rules:
+A mechanism declares the stretches of code that wait, and the functions that these stretches call to wait
+(``wait_calls``). The region contains these stretches, and the code that they reach by direct calls, by jumps, and by
+pointers whose values are known from vmlinux. Two rules apply:
 
-- From the stretches themselves only the declared functions are followed, and what a build inserts: thunks of
-  mitigations, stubs of tracing, checks of preemption. A wait that calls anything else has left its region: otherwise a
-  broken kernel would itself say what it may execute.
-- From those, all is followed but what no waiting thread may do (:mod:`lab.kernelimage.exclusions`).
+- From the stretches, the closure follows only the declared functions and the code that a build inserts: thunks of
+  mitigations, stubs of tracing, checks of preemption. A wait that calls any other function has left its region.
+  Otherwise a broken kernel would itself decide what it may execute.
+- From these functions, the closure follows everything except what no waiting thread may do
+  (:mod:`lab.kernelimage.exclusions`).
 """
 
 import re
@@ -27,8 +28,8 @@ from lab.kernelimage.pointers import find_targets
 from lab.kernelimage.vmlinux import Function, Instruction, Kernel
 from lab.mechanisms.code_places import CopiedStretch, Stretch
 
-#: What a build inserts into functions whose source has nothing of it, beside the thunks: tracing, checks of preemption
-#: (CONFIG_DEBUG_PREEMPT), coverage (CONFIG_KCOV), trampolines of static calls.
+#: Functions that a build inserts although the source does not contain them, apart from thunks: tracing, checks of
+#: preemption (CONFIG_DEBUG_PREEMPT), coverage (CONFIG_KCOV), trampolines of static calls.
 _INSERTED: Final = re.compile(
     r"__fentry__|mcount|ftrace_(?:stub|caller|regs_caller)"
     r"|preempt_count_(?:add|sub)|debug_smp_processor_id|__this_cpu_preempt_check"
@@ -37,10 +38,10 @@ _INSERTED: Final = re.compile(
 )
 
 
-class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """Code of a wait region.
+class RegionPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of code in a wait region.
 
-    :param why: through what it is reached
+    :param why: how the region reaches this code
     """
 
     name: str
@@ -50,7 +51,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
-    """What code of a wait region calls or jumps to, and what is none of it.
+    """The target of a call or jump from a wait region that is not part of the region.
 
     :param name: of the function, or what is known of the pointer
     :param by: ``symbol+0x..`` of the instruction
@@ -64,28 +65,29 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
 class WaitRegion(msgspec.Struct, frozen=True):
     """All code that a waiting thread may execute."""
 
-    held: tuple[Held, ...]
+    held: tuple[RegionPart, ...]
     left_out: tuple[LeftOut, ...] = ()
 
     @property
     def functions(self) -> tuple[str, ...]:
-        """The names of its functions, in order."""
+        """The sorted names of its functions."""
         return tuple(sorted({each.name for each in self.held}))
 
 
 def close_region(kernel: Kernel, stretches: tuple[Stretch, ...], wait_calls: tuple[str, ...]) -> WaitRegion:
     """Return the wait region of a mechanism.
 
-    :param wait_calls: names of functions; those that this kernel does not have were compiled into others
-    :raise UsageError: a stretch is not there, its code cannot be read, or where a followed function goes cannot be told
+    :param wait_calls: names of functions; if this kernel does not have such a function, its compiler inlined the
+        function
+    :raise UsageError: a stretch is missing, its code is not readable, or the target of a followed function is unknown
     """
     return _Closing(kernel, wait_calls).run(stretches)
 
 
 class _Stretch(msgspec.Struct, frozen=True):
-    """Code to look at.
+    """Code to examine.
 
-    :param declared: a part of the mechanism's own stretches
+    :param declared: part of the mechanism's own stretches
     """
 
     function: Function
@@ -95,12 +97,12 @@ class _Stretch(msgspec.Struct, frozen=True):
 
 
 class _Closing:
-    """The region as it grows."""
+    """The region during its construction."""
 
     def __init__(self, kernel: Kernel, wait_calls: tuple[str, ...]) -> None:
         self.kernel = kernel
         self.allowed = {function.start for name in wait_calls for function in kernel.find_all(name)}
-        self.held: dict[int, Held] = {}
+        self.parts: dict[int, RegionPart] = {}
         self.left_out: dict[tuple[str, str], LeftOut] = {}
         self.coming: list[_Stretch] = []
 
@@ -110,12 +112,12 @@ class _Closing:
                 self._declare(stretch, start, end)
         while self.coming:
             self._follow(self.coming.pop(0))
-        held = sorted(self.held.values(), key=lambda each: (each.start, each.end))
-        names = {each.name for each in held}
+        parts = sorted(self.parts.values(), key=lambda each: (each.start, each.end))
+        names = {each.name for each in parts}
         left_out = sorted(
             (each for each in self.left_out.values() if each.name not in names), key=lambda each: (each.by, each.name)
         )
-        return WaitRegion(tuple(held), tuple(left_out))
+        return WaitRegion(tuple(parts), tuple(left_out))
 
     def _declare(self, stretch: Stretch, start: int, end: int) -> None:
         if isinstance(stretch, CopiedStretch):
@@ -128,7 +130,7 @@ class _Closing:
                 raise UsageError(f"'{function.name}' is a part of it, and {cut}")
             name = function.name
             self.coming.append(_Stretch(function, start, end, True))
-        self.held[start] = Held(name=name, start=start, end=end, why="declared")
+        self.parts[start] = RegionPart(name=name, start=start, end=end, why="declared")
 
     def _follow(self, stretch: _Stretch) -> None:
         kernel, function = self.kernel, stretch.function
@@ -149,12 +151,12 @@ class _Closing:
                 self._reach(goes_to, f"what may replace a part of {function.name}", stretch.declared)
 
     def _is_replaced(self, target: int) -> bool:
-        """Say whether a jump of a replacement stays in it."""
+        """Return True if a jump of a replacement stays in the replacement."""
         section = self.kernel.sections.get(".altinstr_replacement")
         return section is not None and section.start <= target < section.start + len(section.data)
 
     def _follow_thunk(self, function: Function) -> None:
-        """Follow what a thunk jumps to by itself; where it is sent to, those say who call it."""
+        """Follow the fixed jumps of a thunk. Its callers determine its variable target."""
         replaced = (each for found in list_replacements(self.kernel, function) for each in found)
         branches = (each for each in (*self.kernel.disassemble(function), *replaced) if is_branch(each))
         for target in map(target_of, branches):
@@ -164,7 +166,7 @@ class _Closing:
     def _find_targets(
         self, function: Function, instruction: Instruction, live: Mapping[int, State], declared: bool
     ) -> Iterator[tuple[int, str]]:
-        """Yield where a call or jump goes outside of its function, each with the pointer that it goes through."""
+        """Yield the targets of a call or jump outside its function. Name the pointer that leads to each target."""
         target = target_of(instruction)
         if target is not None and function.start <= target < function.end:
             return
@@ -187,11 +189,11 @@ class _Closing:
     def _resolve(
         self, instruction: Instruction, pointer: str, values: Values, declared: bool
     ) -> Iterator[tuple[int, str]]:
-        """Yield all functions that a pointer can hold.
+        """Yield all functions that a pointer can point to.
 
-        Of the mechanism's own stretches, which have the primary's way in them too, one that cannot be told leads out.
+        A mechanism's own stretches also contain the primary's path. There, an unknown pointer counts as a way out.
 
-        :raise UsageError: it cannot be told
+        :raise UsageError: the targets are unknown
         """
         at = self.kernel.symbolise(int(instruction.address))
         try:
@@ -211,7 +213,7 @@ class _Closing:
             self._leave_out("a call through a pointer", at, str(error))
 
     def _reach(self, target: int, by: str, declared: bool) -> None:
-        if any(held.start <= target < held.end for held in self.held.values()):
+        if any(part.start <= target < part.end for part in self.parts.values()):
             return
         thunk = is_thunk(self.kernel, target)
         code = self.kernel.find_label(target) if thunk else self.kernel.find_code(target)
@@ -222,7 +224,7 @@ class _Closing:
         if why:
             self._leave_out(code.name, by, why)
             return
-        self.held[code.start] = Held(name=code.name, start=code.start, end=code.end, why=by)
+        self.parts[code.start] = RegionPart(name=code.name, start=code.start, end=code.end, why=by)
         self.coming.append(_Stretch(code, code.start, code.end, False))
 
     def _why_not(self, code: Function, declared: bool) -> str:
@@ -241,5 +243,5 @@ class _Closing:
 
 
 def is_thunk(kernel: Kernel, address: int) -> bool:
-    """Say whether there is a thunk of a mitigation at an address, under whatever name."""
+    """Return True if a thunk of a mitigation is at an address, under any of its names."""
     return is_return_thunk(kernel, address) or find_thunk_register(kernel, address) is not None

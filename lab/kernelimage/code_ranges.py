@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the places that a mechanism names to addresses.
+"""Translate the places that a mechanism names into addresses.
 
-They are found by symbol, by disassembly where no function begins, and from the layout of the copies where the kernel
-moves code before it is executed.
+A place is found by its symbol. If no function begins at the place, disassembly finds it. If the kernel copies code
+before it executes the code, the layout of the copies gives the addresses.
 """
 
 from collections import defaultdict
@@ -29,17 +29,17 @@ from lab.mechanisms.code_places import (
     Turn,
 )
 
-#: Behind a call to one of these there is other code, or none.
+#: The code behind a call to one of these functions does not belong to the caller's path, or does not exist.
 _NEVER_RETURN: Final = ("panic", "__stack_chk_fail")
-#: More than there are CPUs: a count beyond is no count.
+#: More than the number of CPUs. A larger count is not valid.
 MAX_COPIES: Final = 256
 _ENDS: Final = (capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
 
 
 def find_places(kernel: Kernel, place: Place) -> tuple[int, ...]:
-    """Return the addresses of a place: one in each copy, one for each way a function may return in, or else one.
+    """Return the addresses of a place: one per copy, one per exit of a function, or else one address.
 
-    :raise UsageError: it is not in this kernel, or more than once
+    :raise UsageError: the place is not in this kernel, or is there more than once
     """
     match place:
         case Call():
@@ -58,9 +58,9 @@ def find_places(kernel: Kernel, place: Place) -> tuple[int, ...]:
 
 
 def find_stretch(kernel: Kernel, stretch: Stretch) -> tuple[tuple[int, int], ...]:
-    """Return the ranges of addresses of a stretch; each ends before its second address.
+    """Return the address ranges of a stretch. The second address of a range is the first address behind it.
 
-    :raise UsageError: it is not in this kernel, or does not lead from its begin to its end
+    :raise UsageError: the stretch is not in this kernel, or no path leads from its begin to its end
     """
     if isinstance(stretch, Path):
         return _find_path(kernel, stretch)
@@ -74,9 +74,9 @@ def find_stretch(kernel: Kernel, stretch: Stretch) -> tuple[tuple[int, int], ...
 
 
 def find_copies(kernel: Kernel, copies: Copies) -> tuple[Function, ...]:
-    """Return where the copies are, each under the name of what it is a copy of.
+    """Return the ranges of the copies, each under the name of its template.
 
-    :raise UsageError: they are not in this kernel, or would lie over each other
+    :raise UsageError: the copies are not in this kernel, or would overlap
     """
     size = kernel.find_object(copies.template).size
     first, step, count = (kernel.find_object(name).start for name in (copies.first, copies.step, copies.count))
@@ -87,7 +87,7 @@ def find_copies(kernel: Kernel, copies: Copies) -> tuple[Function, ...]:
 
 
 def _find_label(kernel: Kernel, label: str, copies: Copies) -> int:
-    """Return how far a label is from the template's begin."""
+    """Return the distance of a label from the template's begin."""
     template = kernel.find_object(copies.template)
     offset = kernel.find_object(label).start - template.start
     if not 0 <= offset < template.size:
@@ -111,7 +111,7 @@ def _find_call(kernel: Kernel, call: Call) -> tuple[Function, Instruction]:
 
 
 def _find_turn(kernel: Kernel, function: Function, calls: list[Instruction], turn: Turn) -> list[Instruction]:
-    """Return those of a function's calls that no other leads to, or that lead to no other."""
+    """Return a function's calls that no other call leads to, or the calls that lead to no other call."""
     after = {int(each.address): _follow(kernel, function, each) for each in kernel.disassemble(function)}
     behind = {each.address: _reach(int(each.address + each.size), after) for each in calls}
     if turn is Turn.LAST:
@@ -120,7 +120,7 @@ def _find_turn(kernel: Kernel, function: Function, calls: list[Instruction], tur
 
 
 def _is_call(kernel: Kernel, instruction: Instruction, target: int | None) -> bool:
-    """Tell whether an instruction calls a target, also as the last thing its function does."""
+    """Return True if an instruction calls a target. A jump at the end of a function (tail call) counts as a call."""
     is_jump = instruction.group(capstone.CS_GRP_JUMP)
     if not instruction.group(capstone.CS_GRP_CALL) and not is_jump:
         return False
@@ -185,7 +185,7 @@ def _find_path(kernel: Kernel, path: Path) -> tuple[tuple[int, int], ...]:
 
 
 def _follow(kernel: Kernel, function: Function, instruction: Instruction) -> tuple[int, ...]:
-    """Return what may be executed next in the same function."""
+    """Return the addresses of the possible next instructions in the same function."""
     behind = int(instruction.address + instruction.size)
     if any(instruction.group(group) for group in _ENDS) or instruction.mnemonic == "ud2":
         return ()

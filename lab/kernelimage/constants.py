@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a function's registers can hold at each of its instructions, as far as its own code says.
+"""The possible values of a function's registers at each of its instructions, derived only from the function's own code.
 
-Constants are followed through moves, arithmetic and the stack, along all ways through the function. A value that comes
-from a caller, from a callee or from memory is unknown; of one that was loaded from a fixed address, that address is.
+The analysis follows constants through moves, arithmetic and the stack, along all paths through the function. A value
+from a caller, from a callee or from memory is unknown. For a value loaded from a fixed address, the analysis knows this
+address.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,32 +16,32 @@ import msgspec
 from lab.kernelimage.flow import ADDRESS, is_call, list_next
 from lab.kernelimage.vmlinux import Function, Instruction, Kernel
 
-#: More values than this are as good as unknown.
+#: The analysis treats a larger set of values as unknown.
 MAX_VALUES: Final = 8
 _STACK: Final = "rsp"
-#: What a callee may use as it likes (System V ABI).
+#: Registers that a callee may overwrite (System V ABI).
 _SCRATCH: Final = ("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
 _LEGACY: Final = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What a fixed address holds when it is read."""
+    """The value that a fixed address contains at the time of a read."""
 
     address: int
 
 
 Value = int | Loaded
-#: None is unknown.
+#: None means unknown.
 Values = frozenset[Value] | None
 
 
 class State(msgspec.Struct, frozen=True):
-    """What is known in front of one instruction.
+    """The known values before one instruction.
 
-    :param registers: by the name of the whole register, or of the low part of which alone something is known; those
-        that are missing are unknown
-    :param depth: how far the stack pointer is from where it was at the function's entry; None is unknown
-    :param stack: by that distance, eight bytes each
+    :param registers: by the name of the whole register, or of its low part if only this part is known; a missing
+        register is unknown
+    :param depth: distance of the stack pointer from its value at the function's entry; None means unknown
+    :param stack: values by this distance, eight bytes each
     """
 
     registers: Mapping[str, frozenset[Value]] = {}
@@ -49,7 +50,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 class _Part(msgspec.Struct, frozen=True):
-    """Which bits of which register a name stands for."""
+    """The register and the bits that a register's name stands for."""
 
     whole: str
     shift: int
@@ -73,7 +74,7 @@ def _list_parts() -> dict[str, _Part]:
 _PARTS: Final = _list_parts()
 
 _Two = Callable[[int, int], int]
-#: Of two operands, the first of which takes the result.
+#: Operations on two operands. The first operand takes the result.
 _BINARY: Final[Mapping[str, _Two]] = {
     "add": lambda one, other: one + other,
     "sub": lambda one, other: one - other,
@@ -99,9 +100,9 @@ K = TypeVar("K", str, int)
 
 
 def find_states(kernel: Kernel, function: Function) -> Mapping[int, State]:
-    """Return what is known in front of each instruction of a function.
+    """Return the known values before each instruction of a function.
 
-    Code that no way through the function leads to is reached some other way, and nothing is known there.
+    Code that no path from the function's entry reaches is reached in another way, so the analysis knows nothing there.
     """
     code = {int(each.address): each for each in kernel.disassemble(function)}
     states: dict[int, State] = {}
@@ -113,7 +114,7 @@ def find_states(kernel: Kernel, function: Function) -> Mapping[int, State]:
 
 
 def read_register(state: State, name: str) -> Values:
-    """Return what a register can hold, by any of its names."""
+    """Return the possible values of a register, by any of its names."""
     part = _PARTS[name]
     if part.whole not in state.registers:
         return state.registers.get(name)
@@ -121,7 +122,7 @@ def read_register(state: State, name: str) -> Values:
 
 
 def read_operand(state: State, instruction: Instruction, operand: capstone.x86.X86Op) -> Values:
-    """Return what an operand can be."""
+    """Return the possible values of an operand."""
     bits = 8 * int(operand.size)
     if operand.type == capstone.x86.X86_OP_IMM:
         return frozenset((int(operand.imm) & ((1 << bits) - 1),))
@@ -136,7 +137,7 @@ def read_operand(state: State, instruction: Instruction, operand: capstone.x86.X
 
 
 def find_fixed_address(instruction: Instruction, operand: capstone.x86.X86Op) -> int | None:
-    """Return the address of an operand in memory; None when registers say, or a segment."""
+    """Return the address of an operand in memory; None if the address depends on registers or a segment."""
     if operand.type != capstone.x86.X86_OP_MEM or operand.mem.segment or operand.mem.index:
         return None
     if not operand.mem.base:
@@ -154,7 +155,7 @@ def _spread(
     start: int,
     state: State,
 ) -> None:
-    """Follow all ways from one instruction on, until nothing new is learnt."""
+    """Follow all paths from one instruction, until the analysis finds nothing new."""
     coming = [(start, state)]
     while coming:
         address, state = coming.pop()
@@ -184,7 +185,7 @@ def _join_values(one: Mapping[K, frozenset[Value]], other: Mapping[K, frozenset[
 
 
 def _execute(state: State, instruction: Instruction) -> State:
-    """Return what is known behind an instruction."""
+    """Return the known values after an instruction."""
     if is_call(instruction):
         kept = {name: values for name, values in state.registers.items() if _PARTS[name].whole not in _SCRATCH}
         return State(registers=kept, depth=state.depth)
@@ -211,7 +212,7 @@ def _execute(state: State, instruction: Instruction) -> State:
 
 
 def _compute(state: State, instruction: Instruction) -> Values:
-    """Return what an instruction leaves in the register that is its first operand."""
+    """Return the values that an instruction leaves in the register of its first operand."""
     name, target = instruction.mnemonic.split()[-1], instruction.operands[0]
     source = instruction.operands[1]
     bits = 8 * int(target.size)
@@ -234,7 +235,7 @@ def _compute(state: State, instruction: Instruction) -> Values:
 
 
 def _read_sum(state: State, instruction: Instruction, operand: capstone.x86.X86Op, bits: int) -> Values:
-    """Return what the address of an operand in memory can be."""
+    """Return the possible addresses of an operand in memory."""
     fixed = find_fixed_address(instruction, operand)
     if fixed is not None:
         return frozenset((fixed & ((1 << bits) - 1),))
@@ -249,7 +250,7 @@ def _read_sum(state: State, instruction: Instruction, operand: capstone.x86.X86O
 
 
 def _map(change: Callable[[int], int], values: Values, bits: int) -> Values:
-    """Change all of some values; of one that is in memory nothing is known once it was changed."""
+    """Apply a change to all of some values. The result is unknown if one of the values comes from memory."""
     if values is None:
         return None
     if any(isinstance(value, Loaded) for value in values):
@@ -274,7 +275,10 @@ def _combine(operation: _Two, one: Values, other: Values, bits: int) -> Values:
 
 
 def _write(state: State, name: str, values: Values) -> State:
-    """Return the state with a register changed: 32 bits clear what is above them, fewer leave it."""
+    """Return the state after a write to a register.
+
+    A write of 32 bits clears the upper half. A smaller write keeps the other bits.
+    """
     part = _PARTS.get(name)
     if part is None:
         return state
@@ -305,13 +309,13 @@ def _pop(state: State, instruction: Instruction) -> State:
 
 
 def _put(stack: Mapping[int, frozenset[Value]], slot: int, values: Values) -> dict[int, frozenset[Value]]:
-    """Return the stack with one slot changed; what lay over it in part is forgotten."""
+    """Return the stack after a write to one slot. Slots that partly overlap this slot become unknown."""
     kept = {at: there for at, there in stack.items() if abs(at - slot) >= _WORD}
     return kept if values is None else {**kept, slot: values}
 
 
 def _move_stack(state: State, instruction: Instruction) -> State:
-    """Follow the stack pointer where a constant is added to it; where it comes from elsewhere, forget the stack."""
+    """Follow the stack pointer if an instruction adds a constant to it. After any other change, forget the stack."""
     name, source = instruction.mnemonic, instruction.operands[1]
     if name in ("add", "sub") and source.type == capstone.x86.X86_OP_IMM and state.depth is not None:
         by = int(source.imm)
@@ -328,7 +332,7 @@ def _exchange(state: State, instruction: Instruction) -> State:
 
 
 def _find_slot(state: State, operand: capstone.x86.X86Op) -> int | None:
-    """Return which slot of the stack an operand is; None when it is none for certain."""
+    """Return the stack slot of an operand; None if the operand may be something else."""
     if operand.type != capstone.x86.X86_OP_MEM or operand.mem.index or state.depth is None:
         return None
     if operand.mem.base != capstone.x86.X86_REG_RSP:
@@ -337,7 +341,7 @@ def _find_slot(state: State, operand: capstone.x86.X86Op) -> int | None:
 
 
 def _store(state: State, instruction: Instruction) -> State:
-    """Note what is stored on the stack; what is stored elsewhere may be the stack too."""
+    """Record a store to the stack. A store to an unknown address may change the stack, too."""
     operand, source = instruction.operands[:2]
     if find_fixed_address(instruction, operand) is not None:
         return state
@@ -349,7 +353,7 @@ def _store(state: State, instruction: Instruction) -> State:
 
 
 def _forget(state: State, instruction: Instruction) -> State:
-    """Forget whatever an instruction may have changed."""
+    """Forget all values that an instruction may have changed."""
     _, written = instruction.regs_access()
     names = {_PARTS[name].whole for name in map(instruction.reg_name, written) if name in _PARTS}
     kept = {name: values for name, values in state.registers.items() if _PARTS[name].whole not in names}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an ELF file says of itself: shared libraries it needs, the build it comes from. Nothing is run to find out."""
+"""The properties of an ELF file: the shared libraries that it needs, and its build. Nothing in it is executed."""
 
 import re
 import struct
@@ -14,7 +14,7 @@ from elftools.elf.segments import InterpSegment, NoteSegment
 
 from lab.errors import BuildError
 
-#: What glibc's loader of Debian and its like searches, after those that /etc/ld.so.conf names.
+#: Folders that glibc's loader of Debian and similar systems searches after those of /etc/ld.so.conf.
 DEFAULT_FOLDERS = (
     Path("/lib/x86_64-linux-gnu"),
     Path("/usr/lib/x86_64-linux-gnu"),
@@ -26,15 +26,16 @@ DEFAULT_FOLDERS = (
 LOADER_CONFIG = Path("/etc/ld.so.conf")
 
 _SHF_ALLOC = 0x2
-#: Elf64_Nhdr, see elf(5): sizes of name and descriptor, type; both follow, each filled up to four bytes.
+#: Elf64_Nhdr, see elf(5): size of name, size of descriptor, type. Name and descriptor follow, each padded to four
+#: bytes.
 _NOTE = struct.Struct("<III")
 _NT_GNU_BUILD_ID = 3
-#: ``Linux version 6.1.2 (who@where) (compiler) #1 SMP ...`` (init/version.c); the compiler is not in a setup header.
+#: ``Linux version 6.1.2 (who@where) (compiler) #1 SMP ...`` (init/version.c). A setup header leaves out the compiler.
 _BANNER = re.compile(rb"Linux version ([!-~]+ \([!-~]*\)) \([ -~]*\) (#[ -~]*)\n")
 
 
 class Needs(msgspec.Struct, frozen=True):
-    """What one ELF file asks for: its loader ('' when static) and its libraries by soname."""
+    """The needs of one ELF file: its loader ('' if static), and its libraries by soname."""
 
     loader: str
     libraries: tuple[str, ...]
@@ -43,7 +44,7 @@ class Needs(msgspec.Struct, frozen=True):
 def read_needs(path: Path) -> Needs:
     """Read PT_INTERP and DT_NEEDED.
 
-    :raise BuildError: not a readable ELF file
+    :raise BuildError: the file is not a readable ELF file
     """
     try:
         with open(path, "rb") as source:
@@ -60,7 +61,7 @@ def read_needs(path: Path) -> Needs:
 
 
 def read_build_id(source: BinaryIO) -> str:
-    """Return the GNU build id in hex, or nothing when there is none, or what is read is no ELF file."""
+    """Return the GNU build id in hex; empty if the file has none, or is not an ELF file."""
     try:
         for segment in ELFFile(source).iter_segments():
             if isinstance(segment, NoteSegment):
@@ -73,7 +74,7 @@ def read_build_id(source: BinaryIO) -> str:
 
 
 def parse_build_id(notes: bytes) -> str:
-    """Return the GNU build id in hex from an ELF note section, as /sys/kernel/notes is one; nothing without one."""
+    """Return the GNU build id in hex from an ELF note section, such as /sys/kernel/notes; empty without a build id."""
     at = 0
     while at + _NOTE.size <= len(notes):
         name_bytes, desc_bytes, kind = _NOTE.unpack_from(notes, at)
@@ -90,7 +91,7 @@ def _align(size: int) -> int:
 
 
 def read_kernel_version(vmlinux: BinaryIO) -> str:
-    """Return a kernel's version as the setup header of its bzImage has it, from linux_banner; nothing without one."""
+    """Return a kernel's version from linux_banner, in the form of a bzImage's setup header; empty without a banner."""
     try:
         for section in ELFFile(vmlinux).iter_sections():
             loaded = section["sh_type"] == "SHT_PROGBITS" and section["sh_flags"] & _SHF_ALLOC
@@ -102,9 +103,9 @@ def read_kernel_version(vmlinux: BinaryIO) -> str:
 
 
 def find_libraries(program: Path) -> tuple[Path, ...]:
-    """Return all libraries that a program needs, directly and through others, its loader left out.
+    """Return all libraries that a program needs, directly and through other libraries, without its loader.
 
-    :raise BuildError: one is nowhere on the loader's paths
+    :raise BuildError: a library is in none of the loader's folders
     """
     folders = (*_read_config(LOADER_CONFIG), *DEFAULT_FOLDERS)
     loader = Path(read_needs(program).loader).name
@@ -124,7 +125,7 @@ def find_libraries(program: Path) -> tuple[Path, ...]:
 
 
 def _read_config(path: Path) -> tuple[Path, ...]:
-    """Read ld.so.conf: a folder a line, ``include PATTERN``, comments after ``#``; an absent file names none."""
+    """Read ld.so.conf: one folder per line, ``include PATTERN``, comments after ``#``. A missing file is empty."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What no thread may do while it waits, however it gets there: such functions never become part of a wait region.
+"""What a thread may never do while it waits, on any path. Functions that do this never become part of a wait region.
 
-The rule is by what a function is for, and by what is in it. Linux builds checks into every function, and each check has
-a way out on which it complains: such ways are left out, so a thread that takes one has left its wait region.
+The rule checks the purpose of a function, and its instructions. Linux builds checks into every function, and each check
+has a path on which it complains. The rule excludes these paths, so a thread on such a path has left its wait region.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Final
 from lab.kernelimage.alternatives import list_replacements
 from lab.kernelimage.vmlinux import Function, Instruction, Kernel
 
-#: In the order in which they are asked; the first that a name matches is told.
+#: The rules in order. The first rule that matches a name gives the reason.
 _BY_NAME: Final = {
     "prints or reports": (
         r"_*v?printk.*|_dev_\w+|__warn.*|warn_slowpath.*|dump_stack.*|show_\w+|print_\w+|debug_show_.*"
@@ -33,10 +33,10 @@ _BY_NAME: Final = {
     ),
 }
 _RULES: Final = tuple((reason, re.compile(pattern, re.ASCII)) for reason, pattern in _BY_NAME.items())
-#: What compilers append to the names of parts and of functions that they specialised.
+#: Suffixes that compilers add to the names of parts of functions and of specialised functions.
 _SUFFIX: Final = re.compile(r"(?:\.(?:constprop|isra|part|cold|llvm)(?:\.\d+)?)+$", re.ASCII)
 
-#: The instructions that images/observer/hazards.c knows, and others of their kind.
+#: The instructions that images/observer/hazards.c knows, and other instructions of their kind.
 HAZARDS: Final = frozenset((
     "rdmsr", "wrmsr", "wrmsrns", "rdmsrlist", "wrmsrlist", "iret", "iretd", "iretq", "rsm", "sysret", "sysretq",
     "sysexit", "monitor", "mwait", "monitorx", "mwaitx", "cpuid", "swapgs", "rdgsbase", "wrgsbase", "rdfsbase",
@@ -46,7 +46,7 @@ _MOVED: Final = frozenset(("cr0", "cr3", "cr4", "dr0", "dr1", "dr2", "dr3", "dr6
 
 
 def why_excluded_by_name(kernel: Kernel, function: Function) -> str:
-    """Say what a function is for that no waiting thread may do; empty when its names say no such thing."""
+    """Return the purpose that excludes a function from waits; empty if none of its names shows such a purpose."""
     for name in (function.name, *kernel.list_names(function.start)):
         plain = _SUFFIX.sub("", name)
         for reason, pattern in _RULES:
@@ -56,7 +56,7 @@ def why_excluded_by_name(kernel: Kernel, function: Function) -> str:
 
 
 def why_excluded(kernel: Kernel, function: Function) -> str:
-    """Say why a function cannot be part of a wait region; empty when it can."""
+    """Return why a function cannot be part of a wait region; empty if it can."""
     why = why_excluded_by_name(kernel, function)
     if why:
         return why
@@ -70,7 +70,7 @@ def why_excluded(kernel: Kernel, function: Function) -> str:
 
 
 def find_hazard(kernel: Kernel, function: Function) -> str:
-    """Return the first hazard of a function, or of what may replace a part of it at boot; empty without one."""
+    """Return the first hazard of a function, or of a possible replacement at boot; empty if there is none."""
     replacements = (each for found in list_replacements(kernel, function) for each in found)
     for instruction in (*kernel.disassemble(function), *replacements):
         if is_hazard(instruction):
@@ -79,6 +79,6 @@ def find_hazard(kernel: Kernel, function: Function) -> str:
 
 
 def is_hazard(instruction: Instruction) -> bool:
-    """Say whether an update may be patching an instruction."""
+    """Return True if an update may be patching the instruction."""
     name = instruction.mnemonic.split()[-1] if instruction.mnemonic else ""
     return name in HAZARDS or (name == "mov" and bool(_MOVED & set(instruction.op_str.split(", "))))

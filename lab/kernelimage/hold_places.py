@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where in a kernel the holds of a plan are."""
+"""Find the addresses in a kernel where the holds of a plan stop threads."""
 
 import msgspec
 
@@ -11,10 +11,10 @@ from lab.model.hold import ANY_BLOCK, LANDMARKS, Hold
 
 
 class FoundHold(msgspec.Struct, frozen=True):
-    """A hold as the observer takes it.
+    """A hold in the form that the observer reads.
 
     :param kind: of the landmark, None for a block
-    :param address: of the block's first instruction, 0 for any place of the landmark's kind, and any block
+    :param address: of the block's first instruction; 0 for any place of the landmark's kind, or for any block
     """
 
     hold: Hold
@@ -25,7 +25,7 @@ class FoundHold(msgspec.Struct, frozen=True):
 def find_holds(kernel: Kernel, mechanism: Mechanism, holds: tuple[Hold, ...]) -> tuple[FoundHold, ...]:
     """Find the places of all holds.
 
-    :raise UsageError: one is not in this kernel; the text names it, and the nearest names there are
+    :raise UsageError: a place is not in this kernel; the text names it, and similar names of this kernel
     """
     return tuple(_find(kernel, mechanism, hold) for hold in holds)
 

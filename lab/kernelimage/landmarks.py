@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where in a kernel the observer has to look: made from vmlinux, written as the plugin reads it."""
+"""The landmarks: the addresses in a kernel that the observer watches, from vmlinux, in the plugin's format."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,22 +15,22 @@ from lab.kernelimage.vmlinux import Kernel
 from lab.mechanisms.code_places import Copied, Place
 from lab.mechanisms.mechanism import Landmarks, Mechanism
 
-#: Where every NMI enters a 64-bit kernel (arch/x86/entry/entry_64.S).
+#: Entry of every NMI in a 64-bit kernel (arch/x86/entry/entry_64.S).
 NMI_ENTRY: Final = "asm_exc_nmi"
-#: Where NMIs are sent to CPUs that shall print a backtrace, by sysrq-l or since something stalls
-#: (arch/x86/kernel/apic/hw_nmi.c). A kernel without it has no such landmark.
+#: The kernel sends NMIs here to CPUs that must print a backtrace, because of sysrq-l or a stall
+#: (arch/x86/kernel/apic/hw_nmi.c). A kernel without this function has no such landmark.
 BACKTRACE: Final = "nmi_raise_cpu_backtrace"
-#: What calls a chain of ordinary NMI handlers (arch/x86/kernel/nmi.c). A kernel that has it compiled into its caller
-#: has no such landmark.
+#: This function calls a chain of ordinary NMI handlers (arch/x86/kernel/nmi.c). If its compiler inlined the function, a
+#: kernel has no such landmark.
 NMI_HANDLER: Final = "nmi_handle"
-#: The kind of point that opens a window.
+#: A point of this kind opens a window.
 UPDATE: Final = "wrmsr79"
-#: Points that hold whatever mechanism is chosen.
+#: Points of this mask apply to every mechanism.
 ALL_MECHANISMS: Final = 0xFFFF
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One address to report, under the kind that images/observer/landmarks.c knows it by."""
+    """One address to report, with its kind as in images/observer/landmarks.c."""
 
     kind: str
     mechanisms: int
@@ -38,7 +38,7 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Region(msgspec.Struct, frozen=True):
-    """Code that a waiting thread may execute; ``end`` is the first address behind it."""
+    """Code that a waiting thread may execute. ``end`` is the first address behind the code."""
 
     mechanisms: int
     start: int
@@ -46,7 +46,7 @@ class Region(msgspec.Struct, frozen=True):
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """The wait region of one mechanism, closed over all that its wait calls."""
+    """The wait region of one mechanism, closed over all its wait calls."""
 
     mechanism: str
     bit: int
@@ -67,15 +67,15 @@ class LandmarkSet(msgspec.Struct, frozen=True):
         return "".join(f"{line}\n" for line in lines)
 
     def list_functions(self, mechanism: str) -> tuple[str, ...]:
-        """Return the names of the functions of a mechanism's wait region."""
+        """Return the names of the functions in a mechanism's wait region."""
         return tuple(name for wait in self.waits if wait.mechanism == mechanism for name in wait.region.functions)
 
 
 class Sought(msgspec.Struct, frozen=True, kw_only=True):
-    """One landmark of one mechanism, and where it is.
+    """One landmark of one mechanism, and its addresses.
 
-    :param mechanism: empty for those that every kernel must have
-    :param problem: why it was not found; empty when it was
+    :param mechanism: empty for landmarks that every kernel must have
+    :param problem: why the landmark was not found; empty if it was found
     """
 
     kind: str
@@ -86,7 +86,7 @@ class Sought(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search(msgspec.Struct, frozen=True):
-    """All landmarks that mechanisms name, those too that a kernel does not have.
+    """All landmarks that mechanisms name, including those that a kernel does not have.
 
     :param unclosed: the wait regions that could not be closed, with the reason
     """
@@ -97,7 +97,7 @@ class Search(msgspec.Struct, frozen=True):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is missing, one sentence each."""
+        """The missing landmarks, one sentence each."""
         places = [
             (f"mechanism '{each.mechanism}', landmark {each.kind}: " if each.mechanism else "") + each.problem
             for each in self.sought
@@ -107,9 +107,9 @@ class Search(msgspec.Struct, frozen=True):
 
 
 def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkSet:
-    """Find the landmarks of all mechanisms that one kernel holds.
+    """Find the landmarks of all mechanisms of one kernel.
 
-    :raise UsageError: one cannot be found; the text names it
+    :raise UsageError: a landmark is not found; the text names it
     """
     search = search_landmarks(kernel, mechanisms)
     for problem in search.problems:
@@ -130,7 +130,7 @@ def find_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> LandmarkS
 
 
 def search_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> Search:
-    """Look for all landmarks, and say of each that is not there why."""
+    """Look for all landmarks, and give the reason for each missing landmark."""
     sought, waits, unclosed = list[Sought](), list[Wait](), list[tuple[str, str]]()
     for mechanism in mechanisms:
         marks = mechanism.landmarks
@@ -144,13 +144,13 @@ def search_landmarks(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> Search:
 
 
 def _seek_place(kernel: Kernel, mechanism: Mechanism, kind: str, place: Place) -> Sought:
-    # An update in a copy of another mechanism's is one all the same.
+    # An update in another mechanism's copy is also an update, so every mechanism watches it.
     mask = ALL_MECHANISMS if kind == UPDATE else 1 << mechanism.bit
     return _seek(kind, mechanism.name, mask, lambda: find_places(kernel, place))
 
 
 def _seek_common(kernel: Kernel) -> tuple[Sought, ...]:
-    """Look for what is a landmark whatever mechanism is chosen."""
+    """Look for the landmarks that do not depend on the mechanism."""
     backtrace = kernel.find_if(BACKTRACE)
     sites = _seek(UPDATE, "", ALL_MECHANISMS, lambda: find_update_sites(kernel))
     if not sites.addresses and not sites.problem:
@@ -179,9 +179,9 @@ def _seek(kind: str, mechanism: str, mask: int, find: Callable[[], tuple[int, ..
 
 
 def make_symboliser(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> Callable[[int], str]:
-    """Return what turns an address into ``symbol+0x..``, also in copies that the kernel made of its code.
+    """Return a function that converts an address to ``symbol+0x..``, even in the kernel's copies of its code.
 
-    :raise UsageError: a mechanism has copies that this kernel has not
+    :raise UsageError: a mechanism has copies that this kernel does not have
     """
     layouts = dict.fromkeys(
         place.copies
@@ -199,7 +199,7 @@ def make_symboliser(kernel: Kernel, mechanisms: Iterable[Mechanism]) -> Callable
 
 
 def _list_places(marks: Landmarks) -> tuple[tuple[str, Place], ...]:
-    """Return the places that there are, each under the kind that the plugin knows it by."""
+    """Return the places that exist, each with its kind as the plugin knows it."""
     places = (
         ("load-begin", marks.load_begin),
         ("load-end", marks.load_end),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which functions a pointer of the kernel can hold: what vmlinux has in it, and all that its code stores there."""
+"""The possible targets of a function pointer: its value in vmlinux, and all values that code stores there."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -14,16 +14,16 @@ from lab.kernelimage.constants import Loaded, find_fixed_address, find_states, r
 from lab.kernelimage.flow import ADDRESS, is_branch
 from lab.kernelimage.vmlinux import Function, Instruction, Kernel
 
-#: Behind the four bytes that an instruction names an address in there may be a constant of 0, 1, 2 or 4 bytes.
+#: An instruction contains an address in four bytes. A constant of 0, 1, 2 or 4 bytes may follow them.
 _TAILS: Final = (0, 1, 2, 4)
 _DISPLACEMENT_BYTES: Final = 4
 
 
 def find_targets(kernel: Kernel, pointer: int) -> frozenset[int]:
-    """Return the addresses of all functions that a pointer can hold.
+    """Return the addresses of all functions that a pointer can point to.
 
-    :param pointer: where it is
-    :raise UsageError: that cannot be told; the text says why
+    :param pointer: address of the pointer
+    :raise UsageError: the targets are unknown; the text says why
     """
     return kernel.remember(f"pointer {pointer:#x}", lambda kernel: _find_targets(kernel, pointer))
 
@@ -42,7 +42,7 @@ def _find_targets(kernel: Kernel, pointer: int) -> frozenset[int]:
 
 
 def _find_users(kernel: Kernel, first: int, last: int) -> set[Function]:
-    """Return all functions in which four bytes may name an address from one to another."""
+    """Return all functions that contain four bytes that may name an address in the range."""
     users = set()
     for start, data in kernel.code.items():
         for at in _find_displacements(data, start, first, last):
@@ -53,7 +53,7 @@ def _find_users(kernel: Kernel, first: int, last: int) -> set[Function]:
 
 
 def _find_displacements(data: bytes, start: int, first: int, last: int) -> Iterator[int]:
-    """Yield where in some code four bytes may be a displacement or a constant of such an address."""
+    """Yield the positions in code where four bytes may be a displacement or a constant for an address in the range."""
     for shift in range(_DISPLACEMENT_BYTES):
         usable = (len(data) - shift) // _DISPLACEMENT_BYTES * _DISPLACEMENT_BYTES
         values: npt.NDArray[np.int64] = np.frombuffer(data, "<i4", usable // _DISPLACEMENT_BYTES, shift).astype(
@@ -70,9 +70,9 @@ def _find_displacements(data: bytes, start: int, first: int, last: int) -> Itera
 
 
 def _refuse_escape(kernel: Kernel, instruction: Instruction, named: range, name: str) -> None:
-    """Refuse a pointer whose address is taken, or that of what it is a part of: who stores there nobody knows.
+    """Refuse a pointer if code takes its address, or the address of its object: then any code may store there.
 
-    :raise UsageError: this instruction takes it
+    :raise UsageError: this instruction takes the address
     """
     if is_branch(instruction):
         return
@@ -104,9 +104,9 @@ def _is_store(instruction: Instruction, pointer: int) -> bool:
 
 
 def _find_stored(kernel: Kernel, function: Function, instruction: Instruction, name: str) -> set[int]:
-    """Return what an instruction may store.
+    """Return the values that an instruction may store.
 
-    :raise UsageError: that is not known
+    :raise UsageError: the values are unknown
     """
     state = find_states(kernel, function)[int(instruction.address)]
     values = read_operand(state, instruction, instruction.operands[1]) if instruction.mnemonic == "mov" else None

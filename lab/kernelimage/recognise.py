@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which of the known kernels a vmlinux is, by the functions in it."""
+"""Recognise a known kernel by the functions in its vmlinux."""
 
 from typing import Final
 
@@ -7,9 +7,9 @@ from lab.errors import UsageError
 from lab.kernelimage.vmlinux import Kernel
 from lab.mechanisms.base import BASES, STOCK_BASES, Base, Loader
 
-#: Functions whose address is taken, so that no compiler inlines them: what stop_machine() runs on each CPU.
+#: Functions that stop_machine() runs on each CPU. Their address is taken, so no compiler inlines them.
 _LOADERS: Final = {Loader.SINCE_6_7: "load_cpus_stopped", Loader.BEFORE_6_7: "__reload_late"}
-#: What only the patches of images/kernels bring.
+#: Functions that only the patches of images/kernels add.
 _OURS: Final = {
     "linux-6.1": ("microcode_engine_load", "mclab_load_end", "mclab_record_release"),
     "linux-6.12": ("microcode_engine_load",),
@@ -17,12 +17,13 @@ _OURS: Final = {
 
 
 def recognise(kernel: Kernel, release: str) -> Base:
-    """Return what kind of kernel it is: one with our patches, or any other with late loading.
+    """Return the kind of a kernel: a kernel with the lab's patches, or any other kernel with late loading.
 
-    An engine on a version that the lab does not build is left switched off, and the kernel taken for any other.
+    If the lab does not build this version, the lab leaves the patched engine switched off and treats the kernel as any
+    other kernel.
 
-    :param release: what ``uname -r`` prints on it
-    :raise UsageError: it has no late loading
+    :param release: output of ``uname -r`` on this kernel
+    :raise UsageError: the kernel has no late loading
     """
     loader = next((each for each, function in _LOADERS.items() if kernel.find_if(function) is not None), None)
     if loader is None:

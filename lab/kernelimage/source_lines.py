@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Source lines of addresses in a kernel, by addr2line(1), where its vmlinux has debug information."""
+"""Source lines of addresses in a kernel, by addr2line(1). They need a vmlinux with debug information."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +9,12 @@ from lab.errors import DeadlineError, HostError, ProcessError
 from lab.host import proc
 from lab.host.deadline import Deadline
 
-#: A vmlinux with debug information has half a gigabyte of it.
+#: A vmlinux has half a gigabyte of debug information.
 ADDR2LINE_S: Final = 120.0
 
 
 def find_source_lines(vmlinux: Path, addresses: Iterable[int]) -> dict[int, str]:
-    """Return ``file:line`` of those addresses of which it is known; of none where there is no debug information."""
+    """Return ``file:line`` of each address with a known line; empty if vmlinux has no debug information."""
     wanted = sorted(set(addresses))
     if not wanted:
         return {}
@@ -27,10 +27,10 @@ def find_source_lines(vmlinux: Path, addresses: Iterable[int]) -> dict[int, str]
 
 
 def parse_source_lines(addresses: Iterable[int], said: Iterable[str]) -> dict[int, str]:
-    """Read what addr2line printed, one line per address.
+    """Read the output of addr2line, one line per address.
 
-    Accepted: ``arch/x86/kernel/nmi.c:345``, with ``(discriminator 2)`` behind it or not; ``??:0`` and ``??:?`` are
-    addresses that it does not know, and so is a line of ``?`` or 0.
+    Accepted: ``arch/x86/kernel/nmi.c:345``, with or without ``(discriminator 2)`` behind it. ``??:0``, ``??:?`` and a
+    line number of ``?`` or 0 mean that addr2line does not know the address.
     """
     lines = {}
     for address, line in zip(addresses, said, strict=False):

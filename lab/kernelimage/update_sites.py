@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a kernel writes MSR 0x79, however it comes by that number.
+"""Find all instructions of a kernel that write MSR 0x79, in whatever way the MSR's number reaches them.
 
-All WRMSRs of a kernel are looked at, and the values that ECX can have there. The kernel is refused where the path of
-the update has one whose number is unknown: it may be the update itself, and a site that is not watched opens no window.
+The search examines all WRMSRs of a kernel, and the possible values of ECX at each. It refuses the kernel if the path of
+the update contains a WRMSR with an unknown number. This WRMSR may be the update itself, and the observer opens no
+window at a site that it does not watch.
 """
 
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ UPDATE_MSR: Final = 0x79
 #: WRMSR, WRMSRNS, and WRMSRNS with the number in the instruction.
 _WRITES: Final = (b"\x0f\x30", b"\x0f\x01\xc6", b"\x7a\xf6")
 _MNEMONICS: Final = ("wrmsr", "wrmsrns")
-#: What a load calls to update a CPU, before 6.7 and since.
+#: Functions that a load calls to update a CPU, before 6.7 and since 6.7.
 _APPLY: Final = ("apply_microcode_local", "apply_microcode_intel", "apply_microcode_late", "__apply_microcode")
-#: What that may have been compiled into.
+#: Functions into which the compiler may have inlined these.
 _RENDEZVOUS: Final = (
     "__reload_late",
     "load_cpus_stopped",
@@ -38,7 +39,7 @@ _RENDEZVOUS: Final = (
 class MsrWrite(msgspec.Struct, frozen=True):
     """One instruction that writes an MSR.
 
-    :param numbers: of the MSRs that it may be; None when that is unknown
+    :param numbers: of the MSRs that it may write; None if unknown
     """
 
     address: int
@@ -48,14 +49,14 @@ class MsrWrite(msgspec.Struct, frozen=True):
 def find_update_sites(kernel: Kernel) -> tuple[int, ...]:
     """Return the addresses of all writes to MSR 0x79.
 
-    :raise UsageError: on the path of the update is a write whose MSR is unknown, or code that cannot be read
+    :raise UsageError: the path of the update contains a write to an unknown MSR, or code that is not readable
     """
     return kernel.remember("update sites", _find_update_sites)
 
 
 def _find_update_sites(kernel: Kernel) -> tuple[int, ...]:
     path = _find_apply_path(kernel)
-    # Elsewhere, as in early loading, it is enough to look where the number is.
+    # Outside this path, such as in early loading, only functions that contain the number need a check.
     writers = {each for each in _find_writers(kernel) if each in path or UPDATE_MSR in kernel.read(each)}
     sites = []
     for function in sorted({*writers, *path}, key=lambda each: each.start):
@@ -63,7 +64,7 @@ def _find_update_sites(kernel: Kernel) -> tuple[int, ...]:
             raise UsageError(f"the path of the update leads through '{function.name}', and {cut}")
         for write in list_writes(kernel, function) if function in writers else ():
             if write.numbers is None and function in path:
-                raise UsageError(_tell_unresolved(kernel, write, path[function]))
+                raise UsageError(_format_unresolved(kernel, write, path[function]))
             if write.numbers is not None and UPDATE_MSR in write.numbers:
                 sites.append(write.address)
     return tuple(sites)
@@ -78,7 +79,7 @@ def list_writes(kernel: Kernel, function: Function) -> Iterator[MsrWrite]:
 
 
 def is_write(instruction: Instruction) -> bool:
-    """Say whether an instruction writes an MSR, with whatever prefix."""
+    """Return True if an instruction writes an MSR, with any prefix."""
     return instruction.mnemonic.split()[-1] in _MNEMONICS
 
 
@@ -93,7 +94,7 @@ def _find_numbers(instruction: Instruction, state: State) -> frozenset[int] | No
 
 
 def _find_writers(kernel: Kernel) -> set[Function]:
-    """Return all functions that have the bytes of such an instruction in them, and perhaps in the middle of others."""
+    """Return all functions that contain the bytes of such an instruction. The bytes may be in the middle of others."""
     found = set()
     for start, data in kernel.code.items():
         for pattern in _WRITES:
@@ -107,7 +108,7 @@ def _find_writers(kernel: Kernel) -> set[Function]:
 
 
 def _find_apply_path(kernel: Kernel) -> dict[Function, str]:
-    """Return the functions that the update of a CPU may call, each with how it is reached."""
+    """Return the functions that the update of a CPU may call, each with the path that reaches it."""
     path = {function: function.name for name in _RENDEZVOUS for function in kernel.find_all(name)}
     coming = [(function, function.name) for name in _APPLY for function in kernel.find_all(name)]
     while coming:
@@ -131,7 +132,7 @@ def _list_callees(kernel: Kernel, function: Function) -> Iterator[int]:
             yield target
 
 
-def _tell_unresolved(kernel: Kernel, write: MsrWrite, way: str) -> str:
+def _format_unresolved(kernel: Kernel, write: MsrWrite, way: str) -> str:
     return (
         f"the WRMSR at {kernel.symbolise(write.address)} is on the path of the update ({way}), and which MSR it writes"
         " cannot be told: ECX is no constant there, as in a native_write_msr() that is shared (CONFIG_PARAVIRT_XXL)"

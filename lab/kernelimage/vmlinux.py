@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel's functions, code and other symbols, read from its vmlinux."""
+"""A kernel's functions, code and other symbols, from its vmlinux."""
 
 import difflib
 import re
@@ -22,34 +22,34 @@ from lab.errors import UsageError
 _SYMBOL: Final = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
 )
-#: Functions, and what entry_64.S declares as code that is not called (SYM_CODE_START), such as asm_exc_nmi.
+#: Functions, and code of entry_64.S that is not called (SYM_CODE_START), such as asm_exc_nmi.
 _CODE_TYPES: Final = (0, 2)  # STT_NOTYPE, STT_FUNC
-#: Data, labels in it, and numbers (``.set``).
+#: Data, labels in data, and numbers (``.set``).
 _OBJECT_TYPES: Final = (0, 1)  # STT_NOTYPE, STT_OBJECT
 _SHN_UNDEF: Final = 0
 _SHF_ALLOC: Final = 0x2
 _SHF_EXECINSTR: Final = 0x4
-#: What the compiler appends to the name of a function that it specialised for its callers.
+#: Suffix that the compiler adds to the name of a function that it specialised for its callers.
 _CLONE: Final = re.compile(r"(?:\.(?:constprop|isra)\.\d+)+$", re.ASCII)
 _POINTER_BYTES: Final = 8
-#: What may fill the space behind a function's last instruction.
+#: Bytes that may fill the space behind a function's last instruction.
 _PADDING: Final = b"\x00\x90\xcc"
-#: How many names an error offers in place of one that does not exist.
+#: An error offers this many similar names if a name does not exist.
 _NEAREST: Final = 3
 
-#: Capstone 5 reads neither WRMSRNS nor the forms of WRMSRNS and RDMSR that name their register themselves.
+#: Capstone 5 reads neither WRMSRNS nor the forms of WRMSRNS and RDMSR that contain the MSR's number.
 _WRMSRNS: Final = b"\x0f\x01\xc6"
 _WRMSRNS_IMMEDIATE: Final = re.compile(rb"\xc4[\xe7\xc7]\x7a\xf6[\xc0-\xc7](....)", re.DOTALL)
-#: In their encodings, what tells the two apart that exist: F3 writes, F2 reads.
+#: Two such encodings exist. The prefix distinguishes them: F3 writes, F2 reads.
 _RDMSR_IMMEDIATE: Final = re.compile(rb"\xc4[\xe7\xc7]\x7b\xf6[\xc0-\xc7](....)", re.DOTALL)
 
 T = TypeVar("T")
 
 
 class MsrAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """An instruction that the disassembler does not know, with as much of its interface as is asked for.
+    """An instruction that capstone does not know, with the needed part of capstone's interface.
 
-    :param msr: the register that it names itself, None for the one in ECX
+    :param msr: the MSR's number in the instruction; None if the number is in ECX
     """
 
     address: int
@@ -61,11 +61,11 @@ class MsrAccess(msgspec.Struct, frozen=True, kw_only=True):
     prefix: tuple[int, ...] = (0, 0, 0, 0)
 
     def group(self, _group: int) -> bool:
-        """Say whether it is one of a kind: neither a call, nor a jump, nor a return."""
+        """Return False: the instruction is neither a call nor a jump nor a return."""
         return False
 
     def regs_access(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the general registers that it reads and writes, of which those it writes matter: none."""
+        """Return the general registers that it reads and writes. The lab needs only those that it writes: none."""
         return (), ()
 
     def reg_name(self, _register: int) -> str:
@@ -77,7 +77,7 @@ Instruction: TypeAlias = capstone.CsInsn | MsrAccess
 
 
 class Function(msgspec.Struct, frozen=True):
-    """One function; ``end`` is the first address behind it."""
+    """One function. ``end`` is the first address behind it."""
 
     name: str
     start: int
@@ -85,7 +85,7 @@ class Function(msgspec.Struct, frozen=True):
 
 
 class Object(msgspec.Struct, frozen=True):
-    """What a symbol that is no function stands for: data, a label in it, or a number, which is ``start`` then."""
+    """A symbol that is not a function: data, a label in data, or a number. A number is in ``start``."""
 
     name: str
     start: int
@@ -93,14 +93,14 @@ class Object(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A part of vmlinux that is loaded."""
+    """A part of vmlinux that the boot loads into memory."""
 
     start: int
     data: bytes
 
 
 class Kernel:
-    """Functions by name and by address, their code, and other symbols by name. Make it with :func:`read_kernel`."""
+    """Functions by name and by address, their code, and other symbols by name. :func:`read_kernel` makes it."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Kernel:
             self._code_at.setdefault(code.start, []).append(code)
         self._made: dict[str, object] = {}
         self._disassembled: dict[Function, tuple[Instruction, ...]] = {}
-        #: Sections of vmlinux that have content, by name.
+        #: Sections of vmlinux with content, by name.
         self.sections = sections or {}
         self._starts = np.array([function.start for function in functions], dtype=np.uint64)
         self._named: dict[str, list[Function]] = {}
@@ -136,9 +136,9 @@ class Kernel:
         self._data = data or {}
 
     def find(self, name: str) -> Function:
-        """Return the function of that name, or else what the compiler made of it.
+        """Return the function of a name, or else its specialised variant from the compiler.
 
-        :raise UsageError: there is none, and the text offers the nearest names, or there are several
+        :raise UsageError: there is no such function, and the text offers similar names; or there are several
         """
         found = self._named.get(name) or self._clones.get(name, [])
         if len(found) == 1:
@@ -151,26 +151,26 @@ class Kernel:
         raise UsageError(f"landmark '{name}' is not in this kernel{hint}")
 
     def find_if(self, name: str) -> Function | None:
-        """Return the function that :meth:`find` does, and None where there is none at all.
+        """Return the same function as :meth:`find`; None if there is no such function.
 
         :raise UsageError: there are several
         """
         return self.find(name) if name in self._named or name in self._clones else None
 
     def find_all(self, name: str) -> tuple[Function, ...]:
-        """Return all functions of a name, and all that the compiler made of them."""
+        """Return all functions of a name, and all their specialised variants."""
         return (*self._named.get(name, ()), *self._clones.get(name, ()))
 
     def remember(self, what: str, make: Callable[["Kernel"], T]) -> T:
-        """Return what is made of this kernel once."""
+        """Return a value derived from this kernel. Compute the value only once."""
         if what not in self._made:
             self._made[what] = make(self)
         return cast(T, self._made[what])
 
     def find_object(self, name: str) -> Object:
-        """Return what a symbol that is no function stands for.
+        """Return the object of a symbol that is not a function.
 
-        :raise UsageError: there is none, or there are several
+        :raise UsageError: there is no such symbol, or there are several
         """
         found = self._objects.get(name, [])
         if len(found) != 1:
@@ -180,7 +180,7 @@ class Kernel:
     def read_object(self, name: str) -> bytes:
         """Return an object's constant data.
 
-        :raise UsageError: there is no such object, or it is not among the constants
+        :raise UsageError: there is no such object, or it is not constant data
         """
         found = self.find_object(name)
         for start, data in self._data.items():
@@ -189,34 +189,34 @@ class Kernel:
         raise UsageError(f"'{name}' is not among the constants of this kernel")
 
     def find_at(self, address: int) -> Function | None:
-        """Return the function that an address lies in."""
+        """Return the function that contains an address."""
         index = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
         if index < 0 or address >= self._functions[index].end:
             return None
         return self._functions[index]
 
     def find_code(self, address: int) -> Function | None:
-        """Return the code that a call to an address enters: a function, or what follows a label that has no size."""
+        """Return the code that a call to an address enters: a function, or the code behind a label without a size."""
         there = self._code_at.get(address)
         return there[0] if there else self.find_at(address)
 
     def find_label(self, address: int) -> Function | None:
-        """Return what follows the innermost label at an address: one of several thunks that share a symbol's size."""
+        """Return the code behind the innermost label at an address; several thunks may share a symbol's size."""
         there = self._code_at.get(address)
         return min(there, key=lambda code: code.end) if there else self.find_at(address)
 
     def list_names(self, address: int) -> tuple[str, ...]:
-        """Return all names of the code that begins at an address: a thunk has several."""
+        """Return all names of the code that begins at an address. A thunk has several names."""
         return tuple(code.name for code in self._code_at.get(address, ()))
 
     def find_named(self, pattern: re.Pattern[str]) -> frozenset[int]:
-        """Return where all code begins whose whole name a pattern describes."""
+        """Return the addresses of all code whose whole name matches a pattern."""
         return frozenset(
             start for start, there in self._code_at.items() if any(pattern.fullmatch(code.name) for code in there)
         )
 
     def find_object_at(self, address: int) -> Object | None:
-        """Return the data that an address lies in."""
+        """Return the data that contains an address."""
         for there in self._objects.values():
             for found in there:
                 if found.start <= address < found.start + found.size:
@@ -224,7 +224,7 @@ class Kernel:
         return None
 
     def read_pointer(self, address: int) -> int | None:
-        """Return the eight bytes at an address as vmlinux has them; None where it has none."""
+        """Return the eight bytes at an address in vmlinux; None if vmlinux has no bytes there."""
         for section in self.sections.values():
             at = address - section.start
             if 0 <= at <= len(section.data) - _POINTER_BYTES:
@@ -232,7 +232,7 @@ class Kernel:
         return None
 
     def find_code_section(self, address: int) -> int | None:
-        """Return where the section of code begins that an address lies in."""
+        """Return the begin of the code section that contains an address."""
         return next((start for start, data in self._text.items() if start <= address < start + len(data)), None)
 
     @property
@@ -241,14 +241,14 @@ class Kernel:
         return self._text
 
     def symbolise(self, address: int) -> str:
-        """Return ``symbol+0x..``, or nothing for an address outside every function."""
+        """Return ``symbol+0x..``; empty for an address outside all functions."""
         function = self.find_at(address)
         return "" if function is None else f"{function.name}+{address - function.start:#x}"
 
     def read(self, function: Function) -> bytes:
         """Return a function's code.
 
-        :raise UsageError: it is in no section of code
+        :raise UsageError: the function is in no code section
         """
         for start, data in self._text.items():
             if start <= function.start and function.end <= start + len(data):
@@ -256,14 +256,14 @@ class Kernel:
         raise UsageError(f"landmark '{function.name}' has no code in this kernel")
 
     def disassemble(self, function: Function) -> tuple[Instruction, ...]:
-        """Return a function's instructions, with their operands, up to the first that cannot be read."""
+        """Return a function's instructions with their operands, up to the first instruction that is not readable."""
         known = self._disassembled.get(function)
         if known is None:
             known = self._disassembled[function] = tuple(disassemble(self.read(function), function.start))
         return known
 
     def why_unreadable(self, function: Function) -> str:
-        """Say where a function's instructions end before the function does; empty when they do not."""
+        """Return where a function's readable instructions end before the function ends; empty if all are readable."""
         instructions = self.disassemble(function)
         end = instructions[-1].address + instructions[-1].size if instructions else function.start
         if not self.read(function)[end - function.start :].strip(_PADDING):
@@ -272,7 +272,7 @@ class Kernel:
 
 
 def disassemble(code: bytes, address: int) -> Iterator[Instruction]:
-    """Yield the instructions of some code, up to the first that cannot be read."""
+    """Yield the instructions of some code, up to the first instruction that is not readable."""
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     engine.detail = True
     done = 0
@@ -300,7 +300,7 @@ def _read_msr_access(code: bytes, address: int) -> MsrAccess | None:
 def read_kernel(vmlinux: Path) -> Kernel:
     """Read a vmlinux.
 
-    :raise UsageError: it cannot be read, is no x86-64 kernel, or is stripped
+    :raise UsageError: the file is not readable, is not an x86-64 kernel, or is stripped
     """
     try:
         with open(vmlinux, "rb") as source:
@@ -338,7 +338,7 @@ def read_kernel(vmlinux: Path) -> Kernel:
 
 
 def _read_build_id(elf: ELFFile) -> str:
-    """Return the GNU build id in hex, or nothing when there is none."""
+    """Return the GNU build id in hex; empty if there is none."""
     segments = (segment for segment in elf.iter_segments() if isinstance(segment, NoteSegment))
     notes = (note for segment in segments for note in segment.iter_notes())
     return next((str(note["n_desc"]) for note in notes if note["n_type"] == "NT_GNU_BUILD_ID"), "")
@@ -360,9 +360,9 @@ def _read_functions(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> 
 
 
 def _read_labels(symbols: bytes, names: bytes, ends: Mapping[int, int]) -> tuple[Function, ...]:
-    """Return code without a size, such as a thunk: each reaches up to the next code that has a name.
+    """Return code without a size, such as a thunk. Each piece extends to the next code with a name.
 
-    :param ends: per section of code, the first address behind it
+    :param ends: per code section, the first address behind it
     """
     table = _read_table(symbols)
     table = np.sort(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Microcode files by name, good and malformed, for what the kernel checks of a file before any CPU sees it.
+"""Microcode files by name, good and malformed, for the checks that the kernel makes before any CPU sees a file.
 
-Each is made for one CPU and its revision; a malformed one differs from a good one in what its name says, and would be
-loaded without it. The checks are those of generic_load_microcode() in Linux 6.1 and parse_microcode_blobs() in 6.12
-(arch/x86/kernel/cpu/microcode/intel.c). Two of the loader's refusals have no file here, since they need other CPU
-models: errata BDF90 (Broadwell-X) and GNR98 (Granite Rapids).
+Each file is made for one CPU and its revision. A malformed file differs from a good file only in the way that its name
+says; without this difference, the kernel would load the file. The checks are those of generic_load_microcode() in Linux
+6.1 and parse_microcode_blobs() in 6.12 (arch/x86/kernel/cpu/microcode/intel.c). No file here triggers two of the
+loader's refusals, since they need other CPU models: errata BDF90 (Broadwell-X) and GNR98 (Granite Rapids).
 """
 
 import difflib
@@ -17,23 +17,24 @@ import msgspec
 from lab.errors import UsageError
 from lab.microcode.update import HEADER_SIZE, make_update, pack_header, read_header, seal, sum_words
 
-#: Of a table with two signatures: count, checksum and three reserved words, then signature, mask and checksum of each.
+#: Size of a table with two signatures: count, checksum and three reserved words; then signature, mask and checksum of
+#: each.
 TABLE_SIZE: Final = 20 + 2 * 12
-#: What is left for data in the same 2048 bytes.
+#: Size of the data that then fit in the same 2048 bytes.
 TABLED_DATA_SIZE: Final = 2048 - HEADER_SIZE - TABLE_SIZE
-#: With this many signatures more, a table's size is the same in 32 bits.
+#: With this many more signatures, a table's size is the same in 32 bits.
 COUNT_WRAP: Final = 2**30
-#: As signed, -28: the signature table begins with the header's loader version.
+#: As a signed number: -28. The signature table then begins at the header's loader version.
 OVERLAPPED_DATA_SIZE: Final = 2**32 - 28
 #: The header, and the last word of the table's only signature.
 OVERLAPPED_SIZE: Final = HEADER_SIZE + 4
-#: The least revision that is negative, were it signed.
+#: The smallest revision that would be negative as a signed number.
 HIGH_REVISION: Final = 0x8000_0001
-#: A file may hold revisions up to two newer than the CPU's.
+#: A file may contain revisions up to two newer than the CPU's revision.
 MAX_REVISION: Final = 0xFFFF_FFFF - 2
 _WORD_LIMIT: Final = 2**32
 _ALL_PLATFORMS: Final = 0xFF
-#: How many names an error offers in place of one that does not exist.
+#: An error offers this many similar names if a name does not exist.
 _NEAREST: Final = 3
 
 
@@ -41,8 +42,8 @@ class UcodeCpu(msgspec.Struct, frozen=True, kw_only=True):
     """The CPU that a file is made for.
 
     :param signature: CPUID.1 EAX
-    :param platform: its bit of the platform mask (``microcode/processor_flags`` in sysfs)
-    :param revision: what it runs now
+    :param platform: the CPU's bit in the platform mask (``microcode/processor_flags`` in sysfs)
+    :param revision: the revision that the CPU runs now
     """
 
     signature: int
@@ -50,7 +51,7 @@ class UcodeCpu(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
 
     def check(self) -> None:
-        """Refuse a CPU that not all files can be made for.
+        """Check that every file can be made for this CPU.
 
         :raise UsageError: a field is out of its range
         """
@@ -63,7 +64,7 @@ class UcodeCpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UcodeFile(msgspec.Struct, frozen=True):
-    """One file: what it is, and how its bytes are made; None where there is to be no file at all."""
+    """One file: its name, its summary, and a function that makes its bytes, or returns None for no file."""
 
     name: str
     summary: str
@@ -71,22 +72,22 @@ class UcodeFile(msgspec.Struct, frozen=True):
 
 
 def make_good(cpu: UcodeCpu, step: int = 1, **fields: int) -> bytes:
-    """Return one update with a right checksum.
+    """Return one update with a correct checksum.
 
-    :param step: how much newer than the CPU's it is
-    :param fields: of :class:`lab.microcode.update.Header`, in place of what a good update has there
+    :param step: distance between the update's revision and the CPU's revision
+    :param fields: fields of :class:`lab.microcode.update.Header` that replace those of a good update
     """
     return change(make_update(cpu.signature, cpu.platform, cpu.revision + step), **fields)
 
 
 def change(update: bytes, **fields: int) -> bytes:
-    """Return an update with other fields in its header, and its checksum right again."""
+    """Return an update with other fields in its header, and with a correct checksum."""
     header = msgspec.structs.replace(read_header(update), **fields)
     return seal(pack_header(header) + update[HEADER_SIZE:])
 
 
 def spoil_checksum(update: bytes) -> bytes:
-    """Return an update one of whose data bits has changed."""
+    """Return an update with one changed bit in its data."""
     return update[:-1] + bytes((update[-1] ^ 0x80,))
 
 
@@ -99,13 +100,13 @@ def make_extended(
     table_sum: int = 0,
     entry_sum: int = 0,
 ) -> bytes:
-    """Return an update whose header is for another CPU, and whose extended signature table lists this one second.
+    """Return an update for another CPU whose extended signature table lists this CPU second.
 
     :param listed: the two signatures of the table
-    :param count: how many it says that it lists
-    :param table_size: how many bytes of it are there
-    :param table_sum: what all its words add up to; 0 is right
-    :param entry_sum: by how much the last signature's own checksum is wrong
+    :param count: number of signatures that the table states
+    :param table_size: number of bytes of the table that are present
+    :param table_sum: sum of all words of the table; 0 is correct
+    :param entry_sum: error in the checksum of the last signature
     """
     body = make_good(cpu)[: HEADER_SIZE + TABLED_DATA_SIZE]
     body = change(
@@ -128,10 +129,11 @@ def make_extended(
 
 
 def make_overlapped(cpu: UcodeCpu) -> bytes:
-    """Return an update with a data size of -28, in which all sums come out right where it is taken as signed.
+    """Return an update with a data size of -28. All sums are correct if the size is read as a signed number.
 
-    What the checksum is of ends with it then, 20 bytes into the header. The rest is an extended signature table: the
-    loader version is its count, 1, and the platform mask its checksum; its only signature lies across the header's end.
+    Then the range of the checksum ends 20 bytes into the header. The rest is an extended signature table: the header's
+    loader version is the table's count, 1, and the platform mask is the table's checksum. The table's only signature
+    begins in the header and ends behind the header.
     """
     header = read_header(make_good(cpu, data_size=OVERLAPPED_DATA_SIZE, total_size=OVERLAPPED_SIZE))
     before = header.header_version + header.revision + header.date_bcd + header.signature
@@ -150,7 +152,7 @@ def _other_platform(cpu: UcodeCpu) -> bytes:
     return make_good(cpu, platform_mask=_ALL_PLATFORMS ^ cpu.platform)
 
 
-#: What the kernel loads, or would if it were not told to look at least revisions.
+#: The kernel loads these files, or would load them if it did not have to check minimum revisions.
 GOOD: Final = (
     UcodeFile("good", "one newer update, of 2048 bytes", make_good),
     UcodeFile(
@@ -202,7 +204,7 @@ GOOD: Final = (
     ),
 )
 
-#: Nothing is wrong with them, and there is nothing to load.
+#: Nothing is wrong with these files, but they contain nothing to load.
 UNFIT: Final = (
     UcodeFile("older-revision", "older than what the CPU runs", lambda cpu: make_good(cpu, -1)),
     UcodeFile("equal-revision", "what the CPU runs already", lambda cpu: make_good(cpu, 0)),
@@ -220,7 +222,7 @@ UNFIT: Final = (
     UcodeFile("no-file", "no file at all", lambda _: None),
 )
 
-#: One update with one thing wrong.
+#: One update with one defect.
 MALFORMED: Final = (
     UcodeFile("truncated-header", "one byte less than a header", lambda cpu: make_good(cpu)[: HEADER_SIZE - 1]),
     UcodeFile(
@@ -282,7 +284,7 @@ MALFORMED: Final = (
     ),
 )
 
-#: A good update next to something that is wrong.
+#: A good update next to a defect.
 MIXED: Final = (
     UcodeFile(
         "good-then-bad-checksum",
@@ -320,9 +322,9 @@ FILES: Final = (*GOOD, *UNFIT, *MALFORMED, *MIXED)
 
 
 def find_file(name: str) -> UcodeFile:
-    """Return the file of that name.
+    """Return the file of a name.
 
-    :raise UsageError: there is none; the text offers the nearest names
+    :raise UsageError: no file has this name; the text offers similar names
     """
     names = {each.name: each for each in FILES}
     if name in names:

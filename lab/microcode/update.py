@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Synthetic Intel microcode updates, which pass all of the kernel's checks (SDM volume 3A, 9.11).
+"""Synthetic Intel microcode updates that pass all of the kernel's checks (SDM volume 3A, 9.11).
 
-The data are no microcode: an emulator ignores the write, and no CPU would take them without Intel's signature.
+The data are not microcode: an emulator ignores the write, and no CPU accepts data without Intel's signature.
 """
 
 import struct
@@ -11,9 +11,9 @@ import msgspec
 from lab.errors import UsageError
 
 HEADER_SIZE = 48
-#: The SDM's: 48 bytes of header and 2000 of data.
+#: The SDM's default: 48 bytes of header and 2000 bytes of data.
 DEFAULT_DATA_SIZE = 2000
-#: Total sizes are multiples of this.
+#: A total size is a multiple of this.
 BLOCK_SIZE = 1024
 #: 15 August 2022, as mmddyyyy in BCD.
 DEFAULT_DATE_BCD = 0x08152022
@@ -23,7 +23,7 @@ _WORD_LIMIT = 2**32
 _FNV_BASIS = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
 _DIGEST_MASK = 2**64 - 1
-#: header_version and loader_version of all updates there are.
+#: header_version and loader_version of all existing updates.
 _VERSION = 1
 
 
@@ -31,12 +31,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The first 48 bytes of an update.
 
     :param date_bcd: mmddyyyy
-    :param signature: CPUID.1 EAX of the CPUs it is for
+    :param signature: CPUID.1 EAX of the CPUs that the update is for
     :param checksum: makes the sum of all 32-bit words zero
     :param platform_mask: bit n stands for platform id n of MSR 0x17
     :param data_size: in bytes
     :param total_size: in bytes, header included
-    :param min_req_ver: least revision it may be loaded over, 0 when unstated (reserved before Linux 6.7)
+    :param min_req_ver: lowest revision that the update may replace; 0 if not stated (reserved before Linux 6.7)
     """
 
     header_version: int
@@ -61,11 +61,11 @@ def make_update(
     date_bcd: int = DEFAULT_DATE_BCD,
     min_req_ver: int = 0,
 ) -> bytes:
-    """Return an update file that the kernel accepts for CPUs of that signature.
+    """Return an update file that the kernel accepts for CPUs of this signature.
 
-    :param data_size: in bytes; 48 more must be a multiple of 1024
-    :param min_req_ver: least revision it may be loaded over, 0 when unstated
-    :raise UsageError: a field does not fit
+    :param data_size: in bytes; this size plus 48 must be a multiple of 1024
+    :param min_req_ver: lowest revision that the update may replace; 0 if not stated
+    :raise UsageError: a field is out of its range
     """
     fields = {
         "signature": signature,
@@ -82,8 +82,8 @@ def make_update(
         raise UsageError(
             f"microcode data_size is {data_size}: with {HEADER_SIZE} more it must fill blocks of {BLOCK_SIZE}"
         )
-    # The kernel takes a data size of 0 for the default, so the true one is always written. Not all zeros, and
-    # different for each revision, so that a mix-up of two updates shows.
+    # The kernel reads a data size of 0 as the default size, so the header always states the real size. The data are not
+    # all zeros and differ for each revision, so that a mix-up of two updates is visible.
     data = struct.pack(f"<{data_size // 4}I", *((revision + index) % _WORD_LIMIT for index in range(data_size // 4)))
 
     header = Header(
@@ -104,14 +104,14 @@ def make_update(
 
 
 def pack_header(header: Header) -> bytes:
-    """Return a header's bytes, whatever its fields say."""
+    """Return a header's bytes, whatever values its fields have."""
     return _HEADER.pack(*msgspec.structs.astuple(header))
 
 
 def read_header(data: bytes) -> Header:
-    """Return the header at the beginning of some bytes, without a check of its fields.
+    """Return the header at the beginning of some bytes. Do not check its fields.
 
-    :raise UsageError: they are too few
+    :raise UsageError: there are too few bytes
     """
     if len(data) < HEADER_SIZE:
         raise UsageError(f"microcode file is {len(data)} bytes long: a header takes {HEADER_SIZE}")
@@ -119,7 +119,7 @@ def read_header(data: bytes) -> Header:
 
 
 def seal(body: bytes) -> bytes:
-    """Return header and data with the checksum that the kernel wants of them: the sum of all words is 0."""
+    """Return header and data with the checksum that the kernel requires: the sum of all words is 0."""
     header = msgspec.structs.replace(read_header(body), checksum=0)
     data = body[HEADER_SIZE:]
     checksum = -sum_words(pack_header(header) + data) % _WORD_LIMIT
@@ -127,9 +127,9 @@ def seal(body: bytes) -> bytes:
 
 
 def parse_header(data: bytes) -> Header:
-    """Read an update's header and check what the kernel checks of an update without extended signatures.
+    """Read an update's header, and make the kernel's checks of an update without extended signatures.
 
-    :raise UsageError: the kernel would refuse it; the text says why
+    :raise UsageError: the kernel would refuse the update; the text says why
     """
     header = read_header(data)
     if header.header_version != _VERSION or header.loader_version != _VERSION:

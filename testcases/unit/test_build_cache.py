@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.build.cache import SUMS, cached, hash_once, hold_lock, key_tree, make_key, read_sums
+from lab.build.cache import SUMS, cached, hash_once, key_tree, locked, make_key, read_sums
 from lab.errors import BuildError, HostError
 from lab.host.files import hash_file
 
@@ -120,10 +120,10 @@ def test_killed_build_is_never_taken_for_whole_and_is_swept(cache: Path) -> None
 
 def test_lock_outlives_the_lab_in_whoever_inherits_it(tmp_path: Path) -> None:
     said: list[str] = []
-    with hold_lock(tmp_path / "lock", "thing", said.append) as descriptor:
+    with locked(tmp_path / "lock", "thing", said.append) as descriptor:
         orphan = subprocess.Popen(["sleep", "0.5"], pass_fds=[descriptor])
     begin_s = time.monotonic()
-    with hold_lock(tmp_path / "lock", "thing", said.append):
+    with locked(tmp_path / "lock", "thing", said.append):
         assert time.monotonic() - begin_s > 0.2
     assert said == ["thing: waiting for another build of the same"]
     assert orphan.wait(5) == 0
