@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest has to be booted with: trials that agree in it can be served by one guest."""
+"""How a guest boots. One guest can serve all trials that have the same value."""
 
 import enum
 
@@ -9,21 +9,21 @@ from lab.model.topology import Topology
 
 
 class Granularity(enum.Enum):
-    """At which instructions an NMI can enter."""
+    """Selects the instructions at which an NMI can enter."""
 
-    #: At the first of each block that QEMU translates.
+    #: NMIs enter at the first instruction of each block that QEMU translates.
     BLOCK = "block"
-    #: At each, since QEMU translates them one at a time; all that the guest does takes longer.
+    #: NMIs enter at each instruction, because QEMU translates one instruction at a time. The guest runs more slowly.
     INSTRUCTION = "instruction"
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """One machine.
 
-    :param base: name of the :class:`lab.mechanisms.base.Base` whose kernel it runs
-    :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; without them it uses RDMSR and SWAPGS
-    :param monitor: the CPU has MONITOR and MWAIT, in which the kernel then parks offline threads
-    :param granularity: at which instructions NMIs can enter
+    :param base: name of the :class:`lab.mechanisms.base.Base` whose kernel the machine runs
+    :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; otherwise the kernel uses RDMSR and SWAPGS
+    :param monitor: the CPU has MONITOR and MWAIT; the kernel then parks offline threads in MWAIT
+    :param granularity: the instructions at which NMIs can enter
     """
 
     base: str
@@ -34,8 +34,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kernel_args(self) -> tuple[str, ...]:
-        """What the kernel is told at boot."""
-        # MWAIT does not sleep under an emulator of several CPUs: an idle guest would take all of the host.
+        """Arguments of the kernel's command line."""
+        # An emulator of several CPUs does not sleep in MWAIT. An idle guest would use the whole host.
         return (*(() if self.fsgsbase else ("nofsgsbase",)), *(("idle=halt",) if self.monitor else ()))
 
     def __str__(self) -> str:
