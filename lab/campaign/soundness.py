@@ -17,7 +17,7 @@ from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Orde
 from lab.campaign.file import MAX_EVIDENCE_MIB
 from lab.campaign.reader import read_campaign_spec, read_records, summarise
 from lab.campaign.runs import NOT_MET
-from lab.expected.cells import Cell, Held
+from lab.expected.cells import Cell, CellKind
 from lab.expected.expect import expect
 from lab.expected.tally import OutcomeCounts, count_outcomes, is_caught
 from lab.model.verdict import Finding, Outcome, TrialRecord
@@ -55,14 +55,14 @@ class CellResult:
     @property
     def needed(self) -> int:
         """How many of its trials must PASS: none of a cell that is known to fail."""
-        if self.cell.held is Held.FAILING:
+        if self.cell.kind is CellKind.FAILING:
             return 0
         return max(1, math.ceil(self.outcomes.trials * MIN_PASS_PERCENT / 100))
 
     @property
     def met(self) -> bool:
         """Whether the trials show what the cell is held to be; how many may be INVALID is weighed over all cells."""
-        if self.cell.held is Held.SOUND:
+        if self.cell.kind is CellKind.SOUND:
             return not self.accused and not self.outcomes.error and self.outcomes.passed >= self.needed
         return bool(self.caught) and not self.outcomes.error
 
@@ -95,7 +95,7 @@ class Soundness:
         if left:
             found.append(f"{left} of {len(self.results)} cells have no trial, so nothing is known of them")
         fitting = self.fitting
-        sound = all(one.cell.held is Held.SOUND for one in self.results)
+        sound = all(one.cell.kind is CellKind.SOUND for one in self.results)
         if sound and fitting.invalid and fitting.invalid * 100 >= fitting.trials * MAX_INVALID_PERCENT:
             found.append(
                 f"{fitting.invalid} of {fitting.trials} trials are INVALID where vCPUs do not outnumber the"
@@ -148,7 +148,7 @@ def make_sound_spec(command: tuple[str, ...], asked: Mapping[Cell, int], seed: i
             trials=trials,
             block=blocks[cell.scenario.boot],
             stream=name_cell(cell),
-            until_caught=cell.held is Held.FAILING,
+            until_caught=cell.kind is CellKind.FAILING,
         )
         for cell, trials in asked.items()
     ]
@@ -218,7 +218,7 @@ def _explain(result: CellResult) -> str:
     counts = result.outcomes
     if counts.error:
         return f"{counts.error} of {counts.trials} trials ended in ERROR: the lab or the host failed"
-    if result.cell.held is Held.SOUND:
+    if result.cell.kind is CellKind.SOUND:
         if result.accused:
             return f"held to be sound, and {result.accused} of {counts.trials} trials FAIL"
         return f"held to be sound, and {counts.passed} of {counts.trials} trials PASS: {result.needed} or more must"

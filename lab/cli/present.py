@@ -278,7 +278,7 @@ def describe_soundness(ran: Soundness) -> dict[str, object]:
             {
                 "mechanism": one.cell.mechanism,
                 "axes": one.cell.axes,
-                "held": one.cell.held,
+                "held": one.cell.kind,
                 "line": one.cell.line,
                 "met": one.met,
                 "outcomes": one.outcomes,
@@ -305,7 +305,7 @@ def make_soundness_table(ran: Soundness) -> RenderableType:
         met = Text("yes", "green") if one.met else Text("NO", "bold red")
         met = met if one.outcomes.trials else Text("no trial yet", "dim")
         numbers = (_format_passed(counts), counts.invalid, counts.failed, counts.error)
-        table.add_row(one.cell.mechanism, one.cell.axes, one.cell.held.value, met, *map(str, numbers), because)
+        table.add_row(one.cell.mechanism, one.cell.axes, one.cell.kind.value, met, *map(str, numbers), because)
     total = add_up(one.outcomes for one in ran.results)
     numbers = (_format_passed(total), total.invalid, total.failed, total.error)
     table.add_row("all", "", "", "", *map(str, numbers), "")

@@ -13,7 +13,7 @@ from lab.cli.app import JsonOption, OutOption, QemuOption, check_seed
 from lab.cli.choice import build_bases
 from lab.cli.progress import open_progress
 from lab.errors import UsageError, tell_nearest
-from lab.expected.cells import Cell, Held, parse_cells
+from lab.expected.cells import Cell, CellKind, parse_cells
 from lab.host.files import read_text
 from lab.host.paths import ROOT, SOUND
 
@@ -48,7 +48,7 @@ def sound(
     as_json: JsonOption = False,
 ) -> None:
     """Run trials of all cells that docs/sound.md holds to be sound: exit 0 when the list bears up, 1 when not."""
-    cells = _choose_cells(Held.FAILING if failing else Held.SOUND, only)
+    cells = _choose_cells(CellKind.FAILING if failing else CellKind.SOUND, only)
     if not failing and trials is not None and trials < len(cells):
         raise UsageError(f"trials is {trials}: allowed is {len(cells)} or more, one for each cell")
     run_seed = check_seed(seed)
@@ -75,14 +75,14 @@ def sound(
     raise typer.Exit(tell_soundness(folder, as_json))
 
 
-def _choose_cells(held: Held, only: str | None) -> tuple[Cell, ...]:
+def _choose_cells(kind: CellKind, only: str | None) -> tuple[Cell, ...]:
     name = str(SOUND.relative_to(ROOT))
-    cells = [cell for cell in parse_cells(read_text(SOUND, MAX_LIST_BYTES, "list of cells"), name) if cell.held is held]
+    cells = [cell for cell in parse_cells(read_text(SOUND, MAX_LIST_BYTES, "list of cells"), name) if cell.kind is kind]
     chosen = tuple(cell for cell in cells if only in (None, cell.mechanism))
     if not chosen:
         known = dict.fromkeys(cell.mechanism for cell in cells)
         near = tell_nearest(only, known)
-        raise UsageError(f"only is '{only}': '{held.value}' in {name} has cells of {', '.join(known)}{near}")
+        raise UsageError(f"only is '{only}': '{kind.value}' in {name} has cells of {', '.join(known)}{near}")
     return chosen
 
 

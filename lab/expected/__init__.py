@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is expected of a mechanism in a scenario, and whether records show it. Pure."""
+"""What the lab expects of a mechanism in a scenario, and whether records show it. Pure."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cells, each a mechanism and its axes, that are expected to be sound or known to fail: ``sound.toml`` as values."""
+"""Cells as values of ``sound.toml``. A cell is a mechanism and its axes; it is expected sound or known to fail."""
 
 import enum
 import re
@@ -12,24 +12,24 @@ from lab.model.scenario import Scenario
 from lab.model.scenario_file import load_toml, parse_axes
 
 
-class Held(enum.Enum):
-    """What a cell is expected to be; the values are the headings of docs/sound.md's tables."""
+class CellKind(enum.Enum):
+    """What the lab expects of a cell. The values are the headings of the tables in docs/sound.md."""
 
     SOUND = "Sound"
     FAILING = "Known to fail"
 
 
-#: The words of the key ``expected``.
-_EXPECTED: Final = {"sound": Held.SOUND, "failing": Held.FAILING}
-#: What a cell says beside its mechanism and axes, in the order of the table's columns.
-NOTES: Final = {Held.SOUND: ("shown_by", "source"), Held.FAILING: ("shown_by", "source", "evidence")}
+#: The allowed values of the key ``expected``.
+_EXPECTED: Final = {"sound": CellKind.SOUND, "failing": CellKind.FAILING}
+#: The notes of a cell beside its mechanism and axes, in the order of the table's columns.
+NOTES: Final = {CellKind.SOUND: ("shown_by", "source"), CellKind.FAILING: ("shown_by", "source", "evidence")}
 _CELL: Final = re.compile(r"\s*\[\[\s*cell\s*\]\]", re.ASCII)
 
 
 class Defect(msgspec.Struct, frozen=True, kw_only=True):
-    """A rare defect of a kernel that cells are otherwise sound but for.
+    """A rare defect of a kernel. The cells that name the defect are expected sound in all other respects.
 
-    :param breaks: invariants; a trial in which no other required one is broken shows the defect, and accuses nobody
+    :param breaks: invariants; a trial that breaks no other required invariant shows the defect and accuses no mechanism
     :param what: what happens, in one sentence
     :param source: the function of the kernel
     :param evidence: the second witness
@@ -45,13 +45,14 @@ class Defect(msgspec.Struct, frozen=True, kw_only=True):
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the list.
 
+    :param kind: whether the cell is expected sound or known to fail; stored under the key ``held``
     :param axes: keys of a scenario file in TOML's inline form, empty for the defaults
-    :param notes: what :data:`NOTES` names
-    :param line: of the file, from 1
-    :param defect: None where no trial may FAIL
+    :param notes: the notes that :data:`NOTES` names
+    :param line: the line in the file, from 1
+    :param defect: the defect with which a trial may FAIL; None where no trial may FAIL
     """
 
-    held: Held
+    kind: CellKind = msgspec.field(name="held")
     scenario: Scenario
     axes: str
     notes: tuple[str, ...]
@@ -60,15 +61,15 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mechanism(self) -> str:
-        """The name of its mechanism."""
+        """The name of the cell's mechanism."""
         return self.scenario.mechanism
 
 
 def parse_cells(text: str, file: str) -> tuple[Cell, ...]:
     """Read the list, in order.
 
-    :param file: what errors call it
-    :raise UsageError: an entry is none, is no scenario, or is there twice; the error names the line
+    :param file: the name of the file in errors
+    :raise UsageError: an entry is malformed, is no scenario, or exists twice; the error names the line
     """
     table = load_toml(text, f"list of cells '{file}'")
     lines = [number for number, line in enumerate(text.splitlines(), 1) if _CELL.match(line)]
@@ -85,8 +86,8 @@ def parse_cells(text: str, file: str) -> tuple[Cell, ...]:
             raise UsageError(f"{file} line {line}: this cell is in line {seen[cell.scenario]} already")
         seen[cell.scenario] = line
         cells.append(cell)
-    for word, held in _EXPECTED.items():
-        if not any(cell.held is held for cell in cells):
+    for word, kind in _EXPECTED.items():
+        if not any(cell.kind is kind for cell in cells):
             raise UsageError(f"{file}: there is no cell that is expected to be '{word}'")
     return tuple(cells)
 
@@ -95,16 +96,16 @@ def _parse_cell(entry: dict[str, Any], defects: dict[str, Defect], line: int, wh
     word = entry.get("expected", "sound")
     if word not in _EXPECTED:
         raise UsageError(f"{where}: key 'expected' is '{word}': allowed is {' or '.join(_EXPECTED)}")
-    held = _EXPECTED[word]
-    _check_keys(entry, ("expected", "mechanism", "axes", "defect", *NOTES[held]), where)
-    notes = tuple(_find_text(entry, key, where) for key in NOTES[held])
+    kind = _EXPECTED[word]
+    _check_keys(entry, ("expected", "mechanism", "axes", "defect", *NOTES[kind]), where)
+    notes = tuple(_find_text(entry, key, where) for key in NOTES[kind])
     name = entry.get("defect")
-    if name is not None and (name not in defects or held is Held.FAILING):
+    if name is not None and (name not in defects or kind is CellKind.FAILING):
         allowed = "a sound cell's is one of the tables below 'defect'"
         raise UsageError(f"{where}: key 'defect' is '{name}': {allowed}: {', '.join(defects)}")
     axes = _find_text(entry, "axes", where) if "axes" in entry else ""
     return Cell(
-        held=held,
+        kind=kind,
         scenario=parse_axes(_find_text(entry, "mechanism", where), axes, where),
         axes=axes,
         notes=notes,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a mechanism must show in one scenario: a sound one is not sound everywhere, nor a control broken everywhere."""
+"""What a mechanism must show in one scenario.
+
+A sound mechanism is not sound in every scenario, and a control is not broken in every scenario.
+"""
 
 import msgspec
 
@@ -15,21 +18,21 @@ NO_NMI_ENTRY = "no-nmi-entry-in-window"
 RELEASED = "released-after-update"
 
 
-#: How much later than asked another core's window may end: the observer holds it up to 150 ms for its siblings to show
-#: themselves, and it may open later.
+#: How much later than planned another core's window may end. The observer keeps the window open for up to 150 ms, until
+#: its siblings show themselves. The window may also open late.
 MAX_LATE_US = 200_000
 
 
-#: Phases in which an NMI is sent that may still be handled in the window.
+#: An NMI that is sent in one of these phases may still be handled in the window.
 _LEADING = (Phase.GATHER, Phase.ARMED, Phase.WINDOW)
 _LASTS = "if it is still handled when the window opens"
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """What a run must show for the lab itself to be trusted.
+    """What a run must show before a reader can trust the lab.
 
-    :param caught_by: of what must be caught: the invariants of which one must be seen broken
-    :param why: what explains it, in a few words; empty where it is the mechanism's own expectation
+    :param caught_by: of a control that must be caught: at least one of these invariants must be broken
+    :param why: the explanation in a few words; empty where the mechanism's own expectation applies
     """
 
     kind: Expectation
@@ -38,14 +41,14 @@ class Expected(msgspec.Struct, frozen=True):
 
 
 def expect(scenario: Scenario) -> Expected:
-    """Return what is expected of a scenario's mechanism in it. Each exception here was found by the lab itself."""
+    """Return what the lab expects of a scenario's mechanism. The lab itself found each exception here."""
     mechanism = find_mechanism(scenario.mechanism)
     marks = mechanism.landmarks
     if scenario.offline_threads and not marks.offline_call_in and not mechanism.stalled:
         return Expected(Expectation.CAUGHT, (ALL_WAITING,), "it leaves soft-offlined siblings alone")
     if scenario.offline_threads and marks.ipi_nmi_to is Threads.OFFLINE and _ends_before_another_core(scenario):
         why = "CPU 0 lets all offline siblings go when its own core is done (release_offline_cpus())"
-        # With short windows the last one may not even have opened by then.
+        # With short windows the last window may not have opened by then.
         return Expected(Expectation.CAUGHT, (RELEASED, QUIET, ALL_WAITING), why)
     if mechanism.expectation is Expectation.CAUGHT:
         return _expect_control(scenario)
@@ -70,9 +73,9 @@ def _expect_control(scenario: Scenario) -> Expected:
 
 
 def _siblings_hit(scenario: Scenario, *, masked: bool) -> Expectation:
-    """Return what the NMIs of a plan do to siblings that nothing protects: CAUGHT takes them out of their wait.
+    """Return what the NMIs of a plan do to siblings without protection. CAUGHT takes the siblings out of their wait.
 
-    :param masked: broadcasts do not reach them
+    :param masked: broadcasts do not reach the siblings
     """
     broadcast = not masked
     hits = set()
@@ -90,13 +93,13 @@ def _siblings_hit(scenario: Scenario, *, masked: bool) -> Expectation:
 
 
 def expect_still(scenario: Scenario) -> Expected:
-    """Return what is expected of its mechanism where no NMI is sent and no window is held open for longer."""
+    """Return the expectation for a scenario without NMIs in which no window is extended."""
     no_stretch = (0,) * scenario.topology.total_cores
     still = msgspec.structs.replace(scenario, nmis=0, phase=None, role=None, placed=())
     return expect(msgspec.structs.replace(still, far_apart=False, stretch_per_core_us=no_stretch))
 
 
 def _ends_before_another_core(scenario: Scenario) -> bool:
-    """Say whether the first core's window may end before another one's."""
+    """Say whether the first core's window may end before the window of another core."""
     given = scenario.stretch_per_core_us
     return scenario.topology.total_cores > 1 and not (given and given[0] > max(given[1:]) + MAX_LATE_US)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mutants: what is broken on purpose, so that it shows whether the lab would notice.
+"""Mutants: deliberate defects that show whether the lab notices a defect.
 
-A mutant is a patch whose message ends in trailers that say what it is of. Those of a kernel must be caught as FAIL, by
-the invariant that they break; those of a witness or of the lab itself show nothing of a kernel: they must end as
-INVALID.
+A mutant is a patch. Trailers at the end of its message describe the mutant. A mutant of a kernel must be caught as
+FAIL, by the invariant that the mutant breaks. A mutant of a witness or of the lab itself says nothing about a kernel.
+Such a mutant must end as INVALID.
 """
 
 import enum
@@ -23,7 +23,7 @@ _TRAILER: Final = re.compile(
     r"^(?P<key>Breaks|Caught-by|Scenario|Ends-in|Least-interface): (?P<value>\S.*)$", re.MULTILINE
 )
 _NEEDED: Final = ("Breaks", "Caught-by", "Scenario")
-#: What a mutant may be called: it names folders.
+#: The form of a mutant's name. The name becomes the name of folders.
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -32,25 +32,25 @@ DEFAULT_TRIALS = 100
 
 
 class Subject(enum.Enum):
-    """What is broken."""
+    """The part that a mutant breaks."""
 
     KERNEL = "kernel"
     #: The TCG plugin.
     OBSERVER = "observer"
-    #: The lab's own side: what it sends, and what it reads landmarks from.
+    #: The lab's own side: the NMIs that the lab sends, and the source of its landmarks.
     LAB = "lab"
 
 
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """One mutant.
 
-    :param base: name of the kernel that it is tried on, and with a kernel's that it is a patch of
-    :param breaks: what it breaks, in one line
-    :param caught_by: names of invariants: of a kernel's mutant one of them must be broken, of another's one must no
-        longer hold
-    :param scenario: in which it is tried; the kernel without the mutant is sound there
-    :param ends_in: FAIL, or INVALID where no kernel is at fault
-    :param least_interface: of QEMU's plugin interface: below it nobody sees what the mutant breaks
+    :param base: name of the kernel on which the mutant is tried; a mutant of a kernel is a patch of this kernel
+    :param breaks: the defect, in one line
+    :param caught_by: names of invariants; a mutant of a kernel must break at least one of them; with any other mutant
+        at least one of them must no longer hold
+    :param scenario: the scenario in which the mutant is tried; the kernel without the mutant is sound in this scenario
+    :param ends_in: FAIL, or INVALID where the defect is not in a kernel
+    :param least_interface: of QEMU's plugin interface; no witness sees the defect with an older interface
     """
 
     name: str
@@ -64,14 +64,15 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:
-    """Read what a patch's message says of its mutant.
+    """Read the description of a mutant from the message of its patch.
 
-    Accepted: ``Breaks: ...``, ``Caught-by: NAME, NAME``, and ``Scenario: KEY = VALUE; KEY = VALUE`` as often as it
-    takes (keys as in a scenario file); ``Ends-in: INVALID`` where the mutant is of a witness inside the kernel;
-    ``Least-interface: 4`` where what it breaks shows from that plugin interface on.
+    Accepted: ``Breaks: ...``, ``Caught-by: NAME, NAME``, and ``Scenario: KEY = VALUE; KEY = VALUE``. ``Scenario`` may
+    appear several times, and its keys are those of a scenario file. A mutant of a witness inside the kernel also has
+    ``Ends-in: INVALID``. ``Least-interface: 4`` names the plugin interface from which on a witness sees the
+    defect.
 
-    :param name: of the file, without its ending
-    :raise UsageError: the text is no such message; the error names the mutant and the trailer
+    :param name: name of the file, without its ending
+    :raise UsageError: the text is not such a message; the error names the mutant and the trailer
     """
     if _NAME.fullmatch(name) is None:
         raise UsageError(f"mutant '{name}': a name is small letters, digits and single dashes")

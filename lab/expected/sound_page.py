@@ -1,32 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tables of docs/sound.md, made from ``sound.toml`` by docs/generate.py. The page is never read back."""
+"""Makes the tables of docs/sound.md from ``sound.toml``; docs/generate.py calls it. Nothing reads the page back."""
 
 import re
 from collections.abc import Sequence
 from typing import Final
 
-from lab.expected.cells import Cell, Held
+from lab.expected.cells import Cell, CellKind
 
 _TITLES: Final = {
-    Held.SOUND: ("mechanism", "axes", "what shows it", "source"),
-    Held.FAILING: ("mechanism", "axes", "what shows it", "source", "evidence"),
+    CellKind.SOUND: ("mechanism", "axes", "what shows it", "source"),
+    CellKind.FAILING: ("mechanism", "axes", "what shows it", "source", "evidence"),
 }
 _DEFECTS: Final = "Sound but for a rare defect"
 _DEFECT_TITLES: Final = ("mechanism", "axes", "defect", "breaks", "source", "evidence")
-#: A heading, the words below it, and the table that is replaced.
+#: A heading, the text below the heading, and the table to replace.
 _TABLE: Final = r"(^## {}\n(?:(?!^\||^## ).*\n)*)(?:^\|.*\n)*"
 
 
 def replace_tables(page: str, cells: Sequence[Cell]) -> str:
-    """Return the page with its tables made anew.
+    """Return the page with new tables.
 
     :raise ValueError: the page lacks a heading
     """
     tables = {
-        Held.SOUND.value: _format_table(_TITLES[Held.SOUND], [_row(cell) for cell in cells if cell.held is Held.SOUND]),
+        CellKind.SOUND.value: _format_table(
+            _TITLES[CellKind.SOUND], [_row(cell) for cell in cells if cell.kind is CellKind.SOUND]
+        ),
         _DEFECTS: _format_table(_DEFECT_TITLES, [_defect_row(cell) for cell in cells if cell.defect is not None]),
-        Held.FAILING.value: _format_table(
-            _TITLES[Held.FAILING], [_row(cell) for cell in cells if cell.held is Held.FAILING]
+        CellKind.FAILING.value: _format_table(
+            _TITLES[CellKind.FAILING], [_row(cell) for cell in cells if cell.kind is CellKind.FAILING]
         ),
     }
     for heading, table in tables.items():

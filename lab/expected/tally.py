@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether each mechanism did what a trustworthy lab must see of it. Pure: records in, results out.
+"""Compares the records of each mechanism with its expectation. Pure: records in, results out.
 
-The rule, the same for every mechanism: no trial ended in ERROR, and at most one in ten is INVALID. On top of it,
+One rule applies to every mechanism: no trial ends in ERROR, and at most one trial in ten is INVALID. The expectation
+adds a second rule:
 
-- a *control* (``caught``) must be caught: at least one trial FAILs with the invariant broken that it is a control of;
-- a mechanism *held to be sound* (``clean``) must not be accused: no trial FAILs, and at least one PASSes;
-- a control of which a scenario may show something and need not (``either``) must not be accused of anything else: each
-  trial that FAILs has broken what it is a control of, and at least one PASSes or FAILs;
-- one that is known to let some through (``measured``) promises nothing about its siblings, and the judge requires
-  nothing there; all else must hold: no trial FAILs, and at least one PASSes.
+- a *control* (``caught``) must be caught: at least one trial FAILs and breaks an invariant of the control;
+- a mechanism *expected sound* (``clean``) must not be accused: no trial FAILs, and at least one trial PASSes;
+- a control that a scenario may or may not catch (``either``) must not be accused of anything else: each FAIL breaks an
+  invariant of the control, and at least one trial PASSes or FAILs;
+- a mechanism *known to be imperfect* (``measured``) promises nothing about its siblings: checks on siblings do not
+  decide the verdict; all other invariants must hold: no trial FAILs, and at least one trial PASSes.
 """
 
 from collections import Counter
@@ -21,13 +22,13 @@ from lab.model.verdict import NO_NMIS_ASKED, Finding, Outcome, TrialRecord
 
 HARMLESS = "harmless"
 
-#: More INVALID trials than one in this many say that the host was not fit to run them.
+#: A larger share of INVALID trials than one in this many shows that the host cannot run the trials.
 INVALID_ONE_IN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """In how many trials one invariant was found how."""
+    """Counts trials by the finding of one invariant."""
 
     held: int = 0
     broken: int = 0
@@ -35,15 +36,15 @@ class Tally:
 
     @property
     def trials(self) -> int:
-        """How many trials there were."""
+        """The number of trials."""
         return self.held + self.broken + self.unseen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeCounts:
-    """How many trials ended how.
+    """Counts trials by outcome.
 
-    :param passed_without_nmis: of those that passed, how many asked for no NMI
+    :param passed_without_nmis: PASS trials that asked for no NMI
     """
 
     passed: int = 0
@@ -54,15 +55,16 @@ class OutcomeCounts:
 
     @property
     def trials(self) -> int:
-        """How many trials there were."""
+        """The number of trials."""
         return self.passed + self.failed + self.invalid + self.error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Struck:
-    """What trials show in which an NMI was proven pending on a live sibling in its core's window.
+    """Results of the trials in which an NMI was proven pending on a live sibling in its core's window.
 
-    :param quiet: how the invariant was found in those trials, and ``harmless``
+    :param quiet: findings of ``quiet`` in these trials
+    :param harmless: findings of ``harmless`` in these trials
     :param sent: NMIs of all trials
     :param masked: trials in which NMIs met a sibling's masked LINT1 in its core's window
     """
@@ -74,17 +76,17 @@ class Struck:
 
     @property
     def trials(self) -> int:
-        """How many there were."""
+        """The number of these trials."""
         return self.quiet.trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MechanismResult:
-    """What the trials of one mechanism amount to.
+    """The result of all trials of one mechanism.
 
-    :param met: it did what its expectation says
-    :param reason: why, or why not, in one sentence
-    :param struck: those trials alone in which an NMI reached a sibling
+    :param met: the mechanism did what its expectation says
+    :param reason: why ``met`` is true or false, in one sentence
+    :param struck: results of only those trials in which an NMI reached a sibling
     """
 
     name: str
@@ -98,13 +100,13 @@ class MechanismResult:
 
 
 def is_caught(expected: Expected, record: TrialRecord) -> bool:
-    """Say whether a trial FAILed with one of the invariants broken that its scenario is a control of."""
+    """Say whether a trial FAILs and breaks an invariant that its scenario is a control of."""
     broken = any(record.invariants.get(one) is Finding.BROKEN for one in expected.caught_by)
     return record.outcome is Outcome.FAIL and broken
 
 
 def weigh_mechanism(name: str, expected: Expected, records: Iterable[TrialRecord]) -> MechanismResult:
-    """Hold one mechanism's records against its expectation; records of others are left out."""
+    """Compare one mechanism's records with its expectation. Records of other mechanisms are ignored."""
     own = [record for record in records if record.mechanism == name]
     caught = sum(is_caught(expected, record) for record in own)
     counts = count_outcomes(own)
@@ -128,7 +130,7 @@ def weigh_mechanism(name: str, expected: Expected, records: Iterable[TrialRecord
 
 
 def count_outcomes(records: Iterable[TrialRecord]) -> OutcomeCounts:
-    """Count how trials ended."""
+    """Count trials by outcome."""
     records = tuple(records)
     outcomes = Counter(record.outcome for record in records)
     return OutcomeCounts(
@@ -141,7 +143,7 @@ def count_outcomes(records: Iterable[TrialRecord]) -> OutcomeCounts:
 
 
 def weigh_run(expectations: Mapping[str, Expected], records: Iterable[TrialRecord]) -> tuple[MechanismResult, ...]:
-    """Hold every mechanism that was asked for against its expectation, in the order asked."""
+    """Compare the records of every requested mechanism with its expectation, in the order of the request."""
     by_name: dict[str, list[TrialRecord]] = {name: [] for name in expectations}
     for record in records:
         if record.mechanism in by_name:
@@ -150,7 +152,7 @@ def weigh_run(expectations: Mapping[str, Expected], records: Iterable[TrialRecor
 
 
 def run_met(results: Iterable[MechanismResult]) -> bool:
-    """Tell whether every mechanism met its expectation; a run of none met nothing."""
+    """Say whether every mechanism met its expectation. A run without mechanisms meets no expectation."""
     met = [result.met for result in results]
     return bool(met) and all(met)
 
@@ -161,9 +163,9 @@ def _tally(records: Iterable[TrialRecord], name: str) -> Tally:
 
 
 def weigh_counts(expected: Expected, counts: OutcomeCounts, caught: int) -> tuple[bool, str]:
-    """Say whether trials did what is expected of them, and why in one sentence.
+    """Say whether the trials meet the expectation, and why, in one sentence.
 
-    :param caught: how many ended in FAIL with one of the invariants broken that the expectation names
+    :param caught: FAIL trials that broke one of the invariants that the expectation names
     """
     trials = counts.trials
     if trials == 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernels under test: which witnesses each has inside the guest, and what it answers."""
+"""The kernels under test: which witnesses each kernel has in the guest, and what each kernel answers."""
 
 import enum
 import errno
@@ -8,36 +8,39 @@ import msgspec
 
 from lab.errors import UsageError, tell_nearest
 
-#: What the lab writes to a kernel's log right before a load that the kernel may begin without a word.
+#: The lab writes this line to a kernel's log right before a load that the kernel may begin without a message.
 LOAD_MARK = "microcode-nmi-lab: a load begins"
 
 
 class Witness(enum.Enum):
-    """What a kernel tells of itself in ``microcode_lab/``, beside sysfs, dmesg and ``/proc/interrupts``."""
+    """What a kernel shows of itself in ``microcode_lab/``.
+
+    Every kernel also has sysfs, dmesg and ``/proc/interrupts``.
+    """
 
     STATE = "the rendezvous state"
     LEDGER = "the NMI ledger"
 
 
 class Loader(enum.Enum):
-    """Generations of the kernel's late loader: each has words and errno of its own."""
+    """Generations of the kernel's late loader. Each generation has its own messages and errno values."""
 
-    #: The rendezvous in stop_machine() alone.
+    #: The rendezvous is in stop_machine() alone.
     BEFORE_6_7 = "before 6.7"
-    #: The rendezvous in the NMI handler.
+    #: The rendezvous is in the NMI handler.
     SINCE_6_7 = "since 6.7"
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of kernel: one of images/kernels, or any that a user brings.
+    """One kind of kernel: a kernel of images/kernels, or a kernel that a user brings.
 
-    :param loader: whose words and errno it speaks
-    :param engine: it has our engine, so that an update takes effect under every emulator
-    :param witnesses: what it has of ours; all else it has as every kernel does
-    :param several: it holds several mechanisms, and is told in ``microcode_lab/mechanism`` which to use
-    :param repeat_errno: what a write to ``reload`` returns when there is nothing newer to load
-    :param failed_errno: what it returns when the update did not take effect everywhere
-    :param has_min_revision: it can be told to refuse updates that name no least revision (``force_minrev``)
+    :param loader: the loader whose messages and errno values the kernel uses
+    :param engine: the kernel has the lab's engine, so that an update takes effect under an emulator
+    :param witnesses: the lab's own witnesses in this kernel; the other witnesses exist in every kernel
+    :param several: the kernel has several mechanisms; the lab selects the mechanism in ``microcode_lab/mechanism``
+    :param repeat_errno: the result of a write to ``reload`` when there is no newer update to load
+    :param failed_errno: the result of a write to ``reload`` when the update did not take effect everywhere
+    :param has_min_revision: the kernel can refuse updates that name no minimum revision (``force_minrev``)
     """
 
     name: str
@@ -51,16 +54,19 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needs_mark(self) -> bool:
-        """Whether it may begin a load without a word, as before 5.19: then the lab marks its log."""
+        """Whether the kernel may begin a load without a message, as before 5.19.
+
+        The lab then marks the kernel's log.
+        """
         return self.loader is Loader.BEFORE_6_7 and not self.engine
 
     @property
     def version(self) -> str:
-        """Its version without its stable updates, such as ``6.12``; empty where it may be any."""
+        """The version without its stable updates, such as ``6.12``; empty where the kernel may have any version."""
         return self.name.removeprefix("linux-") if self.engine else ""
 
 
-#: Those of images/kernels.
+#: The kernels of images/kernels.
 BASES = (
     Base(
         name="linux-6.1",
@@ -83,7 +89,7 @@ BASES = (
     ),
 )
 
-#: Those that a user brings, with nothing of ours inside.
+#: The kernels that a user brings. Nothing of the lab is inside them.
 STOCK_BASES = (
     Base(
         name="stock-before-6.7",
@@ -110,9 +116,9 @@ _BY_NAME = {base.name: base for base in (*BASES, *STOCK_BASES)}
 
 
 def find_base(name: str) -> Base:
-    """Return the base of that name.
+    """Return the base of a given name.
 
-    :raise UsageError: there is none; the text lists those that the lab builds
+    :raise UsageError: no base has this name; the text lists the bases that the lab builds
     """
     try:
         return _BY_NAME[name]

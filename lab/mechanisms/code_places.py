@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ways to name a place in a kernel's code, or a stretch of it, so that vmlinux alone says where that is."""
+"""Ways to name a place or a stretch in a kernel's code, so that vmlinux alone shows the addresses."""
 
 import enum
 
@@ -7,22 +7,23 @@ import msgspec
 
 
 class Turn(enum.Enum):
-    """Which of several calls to the same function is meant, by the ways that lead from one to another."""
+    """Selects one of several calls to the same function. The control flow between the calls decides."""
 
-    #: There is no other.
+    #: The function has no other call.
     ONLY = "only"
-    #: No other leads to it.
+    #: No other call leads to this call.
     FIRST = "first"
-    #: It leads to no other.
+    #: This call leads to no other call.
     LAST = "last"
 
 
 class Call(msgspec.Struct, frozen=True):
-    """The instruction that calls a function, in another one.
+    """The instruction in one function that calls another function.
 
-    :param callee: the function called, or empty for the only call through a pointer that there is
-    :param within: functions that the call may have been compiled into, the innermost first; the first there is counts
-    :param turn: which call, where the function makes several
+    :param callee: the called function; empty for the only call through a pointer
+    :param within: functions that may contain the call after inlining, the innermost first; the first function that
+        exists counts
+    :param turn: selects the call, where the function makes several calls
     """
 
     callee: str
@@ -31,13 +32,13 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Return(msgspec.Struct, frozen=True):
-    """The instruction behind a call: what is executed first when it has returned."""
+    """The instruction behind a call: the first instruction that executes after the return."""
 
     call: Call
 
 
 class Locked(msgspec.Struct, frozen=True):
-    """The only instruction of a function that has a LOCK prefix: what other CPUs are told by.
+    """The only instruction of a function with a LOCK prefix. This instruction tells other CPUs.
 
     :param within: the function
     """
@@ -46,7 +47,7 @@ class Locked(msgspec.Struct, frozen=True):
 
 
 class Exits(msgspec.Struct, frozen=True):
-    """All instructions by which a function returns.
+    """All return instructions of a function.
 
     :param within: the function
     """
@@ -55,19 +56,19 @@ class Exits(msgspec.Struct, frozen=True):
 
 
 class Path(msgspec.Struct, frozen=True):
-    """All instructions of one function that lie on a way from the return of one call to another call, that included."""
+    """All instructions of one function between the return of one call and another call. The second call is included."""
 
     begin: Return
     end: Call
 
 
 class Copies(msgspec.Struct, frozen=True):
-    """Code that is data to the kernel, which copies it to where it is executed. All names are symbols of vmlinux.
+    """Code that the kernel treats as data and copies to the place of execution. All names are symbols of vmlinux.
 
-    :param template: the object that is copied
-    :param first: its value is the address of the first copy
-    :param step: its value is how far each copy is from the one before, in bytes
-    :param count: its value is how many copies there are
+    :param template: the object that the kernel copies
+    :param first: the value of this symbol is the address of the first copy
+    :param step: the value of this symbol is the distance between two copies, in bytes
+    :param count: the value of this symbol is the number of copies
     """
 
     template: str
@@ -77,9 +78,9 @@ class Copies(msgspec.Struct, frozen=True):
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """One instruction, in every copy.
+    """One instruction in every copy.
 
-    :param label: the symbol of that instruction in the template
+    :param label: the symbol of the instruction in the template
     """
 
     label: str
@@ -87,14 +88,14 @@ class Copied(msgspec.Struct, frozen=True):
 
 
 class CopiedStretch(msgspec.Struct, frozen=True):
-    """All instructions from one label to right before another, in every copy."""
+    """All instructions from one label to right before another label, in every copy."""
 
     begin: str
     end: str
     copies: Copies
 
 
-#: A place in the kernel's code; a name alone stands for the function's entry.
+#: A place in the kernel's code. A plain name means the entry of that function.
 Place = str | Call | Return | Locked | Exits | Copied
-#: Where a thread may be; a name alone stands for the whole function.
+#: Code in which a thread may be. A plain name means the whole function.
 Stretch = str | Path | CopiedStretch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mechanisms under test: those of images/kernels, and those of the kernels that users bring."""
+"""The table of mechanisms under test: those of images/kernels, and those of the kernels that users bring."""
 
 import msgspec
 
@@ -7,7 +7,8 @@ from lab.errors import UsageError, tell_nearest
 from lab.mechanisms.code_places import Call, Copied, CopiedStretch, Copies, Exits, Locked, Path, Return, Turn
 from lab.mechanisms.mechanism import RENDEZVOUS, Expectation, Landmarks, Mechanism, Threads
 
-#: By these names kernels have ndelay() and touch_nmi_watchdog(), which the rendezvous before 6.7 calls while it waits.
+#: Kernels have ndelay() and touch_nmi_watchdog() under these names. The rendezvous before 6.7 calls both while it
+#: waits.
 _WAIT_CALLS = (
     "__ndelay",
     "__udelay",
@@ -17,12 +18,12 @@ _WAIT_CALLS = (
     "arch_touch_nmi_watchdog",
     "touch_softlockup_watchdog",
 )
-#: By these they have cpumask_first(), which it calls between its two waits.
+#: Kernels have cpumask_first() under these names. The rendezvous calls it between its two waits.
 _FIRST_SIBLING = ("find_first_bit", "_find_first_bit")
 
 _STOP_MACHINE_REGION = ("__reload_late", "__wait_for_cpus")
 
-#: Where 6.12's code may have been compiled into, the innermost first.
+#: Functions that may contain the code of 6.12 after inlining, the innermost first.
 _LOAD_612 = ("load_late_stop_cpus", "load_late_locked", "reload_store")
 _HANDLER_612 = ("microcode_update_handler", "microcode_nmi_handler")
 _PRIMARY_612 = ("__load_primary", "load_primary", *_HANDLER_612)
@@ -33,7 +34,7 @@ _UPSTREAM = Landmarks(
     load_end=Return(Call("stop_machine_cpuslocked", _LOAD_612)),
     call_in="wait_for_cpus",
     release=Exits("wait_for_ctrl"),
-    # It goes on when the update is done: the only call through a pointer is apply_microcode().
+    # The primary goes on after the update. The only call through a pointer is apply_microcode().
     primary_release=Return(Call("", _PRIMARY_612)),
     self_nmi=Call("", ("load_cpus_stopped",)),
     offline_call_in=Locked("microcode_offline_nmi_handler"),
@@ -49,8 +50,8 @@ _UPSTREAM = Landmarks(
     self_nmi_by=Threads.ALL,
 )
 
-#: Where the loader's code before 6.7 may have been compiled into, the innermost first. It calls in and leaves through
-#: the same function: its last call there is the way out.
+#: Functions that may contain the loader's code before 6.7 after inlining, the innermost first. The code calls the same
+#: function to call in and to leave. The last of these calls is the way out.
 _STOP = Call("stop_machine_cpuslocked", ("microcode_reload_late", "load_late_locked", "reload_store"))
 _GATHER = Call("__wait_for_cpus", ("__reload_late",), Turn.FIRST)
 _LEAVE = Call("__wait_for_cpus", ("__reload_late",), Turn.LAST)
@@ -66,7 +67,7 @@ _STOP_MACHINE = Landmarks(
     wait_calls=_WAIT_CALLS,
 )
 
-#: What all rendezvous in the NMI handler have in common; how they get there, each has of its own.
+#: The common part of all rendezvous in the NMI handler. Each mechanism has its own way into the handler.
 _IN_NMI = msgspec.structs.replace(
     _STOP_MACHINE,
     call_in="mclab_nmi_call_in",
@@ -75,7 +76,7 @@ _IN_NMI = msgspec.structs.replace(
     wait_calls=(),
 )
 
-#: arch/x86/kernel/cpu/microcode/smi_handler.S: one copy for each CPU but the first, at its SMBASE + 0x8000.
+#: arch/x86/kernel/cpu/microcode/smi_handler.S: one copy at SMBASE + 0x8000 of each CPU but the first.
 _SMI_HANDLERS = Copies(
     template="mclab_smi_handler",
     first="mclab_smi_copy_first",
@@ -175,7 +176,7 @@ MECHANISMS = (
             parking=("mclab_park_mwait",),
         ),
         needs_monitor=True,
-        # With more than one vCPU QEMU's MWAIT is a PAUSE: what hardware would execute in a window cannot be seen.
+        # With more than one vCPU QEMU's MWAIT is a PAUSE. So the lab cannot see what hardware executes in a window.
         unshown=("harmless",),
     ),
     Mechanism(
@@ -223,7 +224,7 @@ MECHANISMS = (
         landmarks=msgspec.structs.replace(
             _STOP_MACHINE,
             call_in=Copied("mclab_smi_call_in", _SMI_HANDLERS),
-            # CPU 0, whose SMBASE the firmware keeps for itself.
+            # This is CPU 0. The firmware keeps the SMBASE of CPU 0 for itself.
             primary_call_in="mclab_smi_call_in_outside",
             release=Copied("mclab_smi_leave", _SMI_HANDLERS),
             primary_release="mclab_record_release",
@@ -243,7 +244,7 @@ MECHANISMS = (
     ),
 )
 
-#: Those of kernels that a user brings, with nothing of ours inside (``--kernel``).
+#: The mechanisms of kernels that a user brings, with nothing of the lab inside (``--kernel``).
 STOCK_MECHANISMS = (
     Mechanism(
         name="stock-rendezvous",
@@ -272,16 +273,16 @@ STOCK_MECHANISMS = (
     ),
 )
 
-#: What ``make run`` shows: two negative controls, and the mechanism that mainline chose in the end.
+#: ``make run`` shows these: two negative controls, and the mechanism that mainline chose in the end.
 FIRST_CAMPAIGN = ("stop-machine", "nmi-spin-as-posted", "nmi-self")
 
 _BY_NAME = {mechanism.name: mechanism for mechanism in (*MECHANISMS, *STOCK_MECHANISMS)}
 
 
 def find_mechanism(name: str) -> Mechanism:
-    """Return the mechanism of that name.
+    """Return the mechanism of a given name.
 
-    :raise UsageError: there is none; the text lists those of the lab's own kernels
+    :raise UsageError: no mechanism has this name; the text lists the mechanisms of the lab's own kernels
     """
     try:
         return _BY_NAME[name]
@@ -292,5 +293,5 @@ def find_mechanism(name: str) -> Mechanism:
 
 
 def mechanisms_of(base: str) -> tuple[Mechanism, ...]:
-    """Return the mechanisms that the kernel of a base holds."""
+    """Return the mechanisms that the kernel of a base has."""
     return tuple(mechanism for mechanism in _BY_NAME.values() if mechanism.base == base)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The page of a scenario's keys and options, docs/reference/scenario.md, as the table of axes has them.
+"""Makes docs/reference/scenario.md, the page of a scenario's keys and options, from the table of axes.
 
-docs/generate.py writes it; a test holds the two equal.
+docs/generate.py writes the page. A test compares the page with the table.
 """
 
 from collections.abc import Iterable, Sequence
@@ -67,7 +67,7 @@ def format_page() -> str:
 
 
 def _find_default(axis: Axis) -> str:
-    """Return the default of a key as a file would have it."""
+    """Return the default of a key in the form of a scenario file."""
     value = getattr(Scenario(mechanism=MECHANISMS[0].name), axis.key)
     return msgspec.json.encode(value).decode() if value else {False: "false", (): "none"}[value]
 

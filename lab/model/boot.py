@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest has to be booted with: trials that agree in it can be served by one guest."""
+"""How a guest boots. One guest can serve all trials that have the same value."""
 
 import enum
 
@@ -9,24 +9,24 @@ from lab.model.topology import Topology
 
 
 class Granularity(enum.Enum):
-    """At which instructions an NMI can enter."""
+    """Selects the instructions at which an NMI can enter."""
 
-    #: At the first of each block that QEMU translates.
+    #: NMIs enter at the first instruction of each block that QEMU translates.
     BLOCK = "block"
-    #: At each, since QEMU translates them one at a time; all that the guest does takes longer.
+    #: NMIs enter at each instruction, because QEMU translates one instruction at a time. The guest runs more slowly.
     INSTRUCTION = "instruction"
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """One machine.
 
-    :param base: name of the :class:`lab.mechanisms.base.Base` whose kernel it runs
-    :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; without them it uses RDMSR and SWAPGS
-    :param monitor: the CPU has MONITOR and MWAIT, in which the kernel then parks offline threads
-    :param granularity: at which instructions NMIs can enter
-    :param outside: the observer answers for the engine also where the kernel has one of ours, which then stays off;
-        for a kernel that has none it does so wherever QEMU lets it
-    :param refusing: updates are to be refused: an emulator without any engine, which ignores them, will do
+    :param base: name of the :class:`lab.mechanisms.base.Base` whose kernel the machine runs
+    :param fsgsbase: the kernel uses RDGSBASE and WRGSBASE on NMI entry; otherwise the kernel uses RDMSR and SWAPGS
+    :param monitor: the CPU has MONITOR and MWAIT; the kernel then parks offline threads in MWAIT
+    :param granularity: the instructions at which NMIs can enter
+    :param outside: the observer answers for the engine also if the kernel has the lab's engine, which then stays off;
+        for a kernel without an engine the observer does so wherever QEMU allows it
+    :param refusing: the CPU refuses updates; an emulator that ignores updates is enough for that
     """
 
     base: str
@@ -39,8 +39,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kernel_args(self) -> tuple[str, ...]:
-        """What the kernel is told at boot."""
-        # MWAIT does not sleep under an emulator of several CPUs: an idle guest would take all of the host.
+        """Arguments of the kernel's command line."""
+        # An emulator of several CPUs does not sleep in MWAIT. An idle guest would use the whole host.
         return (*(() if self.fsgsbase else ("nofsgsbase",)), *(("idle=halt",) if self.monitor else ()))
 
     def __str__(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Times as people write them: a number and its unit."""
+"""Durations in the form that people write: a number and its unit."""
 
 import re
 from typing import Final
@@ -11,10 +11,10 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def read_seconds(option: str, text: str) -> float:
-    """Return how many seconds 90s, 30m, 8h or 2d are.
+    """Return the number of seconds of a text such as 90s, 30m, 8h or 2d.
 
-    :param option: where it was given, for the error
-    :raise UsageError: it is no such time, or none at all
+    :param option: the name of the option, for the error
+    :raise UsageError: the text is not a duration, or the duration is zero
     """
     match = _DURATION.fullmatch(text)
     if match is None or float(match[1]) == 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Holds: where one vCPU is kept for a moment, so that an NMI is provably pending there when it runs on."""
+"""Holds. A hold stops one vCPU at a place for a moment. An NMI is then provably pending when the vCPU goes on."""
 
 import enum
 import re
@@ -12,7 +12,7 @@ from lab.model.phase import Phase
 
 
 class Landmark(enum.Enum):
-    """Places that can be named without knowing the kernel; the values are those of lab.model.evidence.EventKind."""
+    """Places that have a name in every kernel. The values are those of lab.model.evidence.EventKind."""
 
     LOAD_BEGIN = "load-begin"
     CALL_IN = "call-in"
@@ -22,7 +22,7 @@ class Landmark(enum.Enum):
     NMI_ENTRY = "nmi-entry"
     #: The core's WRMSR 0x79 is the next instruction.
     WINDOW_OPEN = "window-open"
-    #: It has been executed, and the next block has not begun.
+    #: The WRMSR has executed, and the next block has not begun.
     WINDOW_CLOSE = "window-close"
     RELEASE = "release"
     LOAD_END = "load-end"
@@ -30,14 +30,15 @@ class Landmark(enum.Enum):
 
 LANDMARKS: Final = {each.value: each for each in Landmark}
 
-#: Whichever block the vCPU begins.
+#: The next block that the vCPU begins, at any address.
 ANY_BLOCK: Final = "any-block"
 
-#: What images/observer/observer_shm.h has room for.
+#: The number of holds that fit into images/observer/observer_shm.h.
 MAX_HOLDS: Final = 16
-#: A tenth of a second is a hundred times what an NMI takes to be sent and acknowledged.
+#: A tenth of a second. The send and the acknowledgement of an NMI take a hundredth of this time.
 DEFAULT_BOUND_US: Final = 100_000
-#: All holds of a trial together: 6.1 panics when a rendezvous takes a second, and the window needs some of it.
+#: The limit for all holds of a trial together. 6.1 panics when a rendezvous takes one second, and the window needs a
+#: part of this second.
 MAX_HELD_US: Final = 500_000
 MAX_ARRIVAL: Final = 2**32 - 1
 
@@ -48,15 +49,15 @@ _SYMBOL: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_.]*(\+0x[0-9a-f]{1,8})?")
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """One hold of a plan.
 
-    :param at: a landmark's name, ``function+0x10``, or an address as ``0x...``: that of a block's first instruction;
-        or ANY_BLOCK
-    :param vcpu: who is held
-    :param phase: its arrivals count in this phase of its core only, None for all
-    :param arrival: at which it is held, 1 for the first
-    :param bound_us: after which it goes on unasked
-    :param until: index of another hold, which has to be reached and over before this one is let go; -1 for none
-    :param early: its arrivals count from the load's begin on, and where the one that is meant comes before the phase,
-        the vCPU is kept there until that begins
+    :param at: a landmark's name, ``function+0x10``, an address as ``0x...``, or ANY_BLOCK; an address is the first
+        instruction of a block
+    :param vcpu: the vCPU that stops
+    :param phase: visits count only in this phase of the vCPU's core; None counts visits in all phases
+    :param arrival: the visit at which the vCPU stops, 1 for the first visit
+    :param bound_us: the vCPU goes on by itself after this time, in microseconds
+    :param until: index of another hold; this hold ends only after the other hold was reached and is over; -1 for none
+    :param early: visits count from the load's begin on; if the selected visit comes before the phase, the vCPU stays
+        there until the phase begins
     """
 
     at: str
@@ -71,7 +72,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
 def check_place(at: str) -> None:
     """Check the form of a place's name.
 
-    :raise UsageError: it has none that is allowed
+    :raise UsageError: the form is not allowed
     """
     if at not in LANDMARKS and at != ANY_BLOCK and _ADDRESS.fullmatch(at) is None and _SYMBOL.fullmatch(at) is None:
         raise UsageError(
@@ -81,7 +82,7 @@ def check_place(at: str) -> None:
 
 
 def check_holds(holds: tuple[Hold, ...]) -> None:
-    """Refuse holds that the observer cannot take or that a kernel would not survive.
+    """Refuse holds that the observer cannot take or that a kernel does not survive.
 
     :raise UsageError: the text names the hold and what is allowed
     """
@@ -93,7 +94,8 @@ def check_holds(holds: tuple[Hold, ...]) -> None:
             raise UsageError(f"hold {index}: arrival is {hold.arrival}: allowed is 1 to {MAX_ARRIVAL}")
         if not 1 <= hold.bound_us <= MAX_HELD_US:
             raise UsageError(f"hold {index}: bound is {hold.bound_us} us: allowed is 1 to {MAX_HELD_US} us")
-        # Nobody is watched outside a load, and its last landmark is the first of the phase behind it.
+        # The observer watches no thread outside a load. The last landmark of a load is the first landmark of phase
+        # ``after``.
         if hold.phase is Phase.BEFORE or (hold.phase is Phase.AFTER and hold.at != Landmark.LOAD_END.value):
             raise UsageError(f"hold {index}: phase is {hold.phase.value}: allowed is gather to release")
         if not (hold.until == -1 or (0 <= hold.until < len(holds) and hold.until != index)):

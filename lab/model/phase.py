@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When in a late load something happens, and to which of a core's threads (design, section 2)."""
+"""Phases of a late load, and roles of a core's threads (design, section 2)."""
 
 import enum
 
 
 class Phase(enum.Enum):
-    """Where a late load is, seen from one core."""
+    """The state of a late load, seen from one core."""
 
     BEFORE = "before"
-    #: Begun, and not all threads of the core have called in.
+    #: The load has begun, and some threads of the core have yet to call in.
     GATHER = "gather"
-    #: All have, and the core's update has not begun.
+    #: All threads have called in, and the core's update has yet to begin.
     ARMED = "armed"
-    #: The core is being updated.
+    #: The core executes the update.
     WINDOW = "window"
-    #: It has been, and no sibling has been let go.
+    #: The core's update is over, and all siblings still wait.
     CLOSING = "closing"
     #: Siblings leave.
     RELEASE = "release"
     AFTER = "after"
 
 
-#: In the order in which a load goes through them.
+#: The order in which a load goes through the phases.
 PHASES = tuple(Phase)
 
 
 class Role(enum.Enum):
-    """What a thread is, seen from one core's update."""
+    """What a thread does in one core's update."""
 
-    #: It executes the update.
+    #: The thread executes the update.
     PRIMARY = "primary"
-    #: It has to stay quiet meanwhile.
+    #: The thread must stay quiet during the update.
     SIBLING = "sibling"
-    #: The same, soft-offlined.
+    #: The same as ``sibling``, but soft-offlined.
     OFFLINE = "offline"
     #: The primary of another core.
     OTHER = "other"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NMIs that a scenario wants at a certain place, and what a plan makes of them."""
+"""Placed NMIs: NMIs that a scenario wants at a certain place, and the holds that a plan makes from them."""
 
 import enum
 
@@ -12,9 +12,9 @@ from lab.model.topology import Topology
 
 
 class Target(enum.Enum):
-    """Whom an NMI is sent to while a thread is held."""
+    """The receiver of an NMI while a hold stops a thread."""
 
-    #: The thread that is held.
+    #: The stopped thread.
     HELD = "held"
     PRIMARY = "primary"
     SIBLING = "sibling"
@@ -22,19 +22,20 @@ class Target(enum.Enum):
     OTHER = "other"
     #: QMP ``inject-nmi``: LINT1 of every vCPU.
     BROADCAST = "broadcast"
-    #: Nobody: the hold alone.
+    #: No receiver: the hold alone.
     NONE = "none"
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thread held at one place, and an NMI sent meanwhile.
+    """A hold of one thread at one place, and an NMI during the hold.
 
-    :param at: as :class:`lab.model.hold.Hold` has it
-    :param role: which thread is held, seen from ``core``
-    :param phase: in which it comes to its place; the core's other threads may be further when the NMI is sent
-    :param nmi: whom the NMI is sent to; PRIMARY, SIBLING and OTHER are seen from ``core``
-    :param until: index of another one that has to be over first; -1 for none
-    :param early: it may come to its place before the phase, and then waits there for it
+    :param at: the place, as in :class:`lab.model.hold.Hold`
+    :param role: the thread that stops, seen from ``core``
+    :param phase: the phase in which the thread visits the place; other threads of the core may be in a later phase when
+        the lab sends the NMI
+    :param nmi: selects who receives an NMI during the hold; PRIMARY, SIBLING and OTHER are seen from ``core``
+    :param until: index of another placed NMI that must be over first; -1 for none
+    :param early: the thread may visit the place before the phase; the thread then waits there for the phase
     """
 
     at: str
@@ -51,7 +52,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def find_thread(topology: Topology, role: Role, core: int) -> int:
     """Return the vCPU that has a role, seen from one core.
 
-    :raise UsageError: there is none
+    :raise UsageError: no vCPU has this role, or the core does not exist
     """
     if not 0 <= core < topology.total_cores:
         raise UsageError(f"core is {core}: topology {topology} has 0 to {topology.total_cores - 1}")
@@ -67,7 +68,7 @@ def find_thread(topology: Topology, role: Role, core: int) -> int:
 
 
 def to_hold(placed: Placed, topology: Topology) -> Hold:
-    """Return the hold that a placed NMI needs.
+    """Return the hold of a placed NMI.
 
     :raise UsageError: the topology has no such thread
     """
@@ -82,8 +83,9 @@ def to_hold(placed: Placed, topology: Topology) -> Hold:
     )
 
 
-#: Which thread of a core pins a phase, and where, so that an NMI to any other can be sent meanwhile. ``before``,
-#: ``window`` and ``after`` need no hold: they last until the lab goes on, or the window ends.
+#: The landmark and the thread that pin a phase. To pin a phase is to keep a core in the phase while the lab sends an
+#: NMI to any other thread. ``before``, ``window`` and ``after`` need no hold: they last until the lab goes on, or until
+#: the window ends.
 _PINS = {
     Phase.ARMED: (Landmark.WINDOW_OPEN, Role.PRIMARY),
     Phase.CLOSING: (Landmark.WINDOW_CLOSE, Role.PRIMARY),
@@ -91,9 +93,9 @@ _PINS = {
 }
 
 
-#: Phases in which an NMI can be sent without a hold.
+#: Phases in which the lab can send an NMI without a hold.
 UNPINNED = (Phase.BEFORE, Phase.WINDOW, Phase.AFTER)
-#: Whom an NMI is sent to that is for a thread of that role.
+#: The receiver of an NMI that is for a thread of a role.
 TARGETS = {
     Role.PRIMARY: Target.PRIMARY,
     Role.SIBLING: Target.SIBLING,
@@ -103,9 +105,9 @@ TARGETS = {
 
 
 def pin_phase(phase: Phase, role: Role) -> tuple[str, Role]:
-    """Return at which landmark a thread of which role is held while an NMI is sent in a phase.
+    """Return the landmark and the role of the thread that stops while the lab sends an NMI in a phase.
 
-    :param role: whom the NMI is for: on the way to its call-in it is held itself
+    :param role: the thread that receives the NMI; in ``gather`` this thread itself stops before its call-in
     """
     if phase is Phase.GATHER:
         return Landmark.CALL_IN.value, Role.PRIMARY if role is Role.OTHER else role

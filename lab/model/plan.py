@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plans: from a seed to what is injected when. The same seed and scenario give the same plan, byte for byte."""
+"""Makes plans. A plan says when the lab injects what. The same seed and scenario give the same plan, byte for byte."""
 
 import random
 
@@ -13,20 +13,21 @@ from lab.model.scenario import FAR_APART_US, Aim, Scenario
 
 MAX_SEED = 2**64 - 1
 
-#: A plan's injection times are given in parts per million of the load's span, which only the running guest knows.
+#: Injection times of a plan are parts per million of the load's span. Only the running guest knows the span.
 PPM = 1_000_000
 
 
 class Injection(msgspec.Struct, frozen=True):
     """One NMI to send.
 
-    :param at_ppm: when, in parts per million of the span that begins at the load's begin
-    :param aim: how
-    :param vcpu: whom, or -1 for all of them
-    :param hold: index of the hold of the plan during which it is sent, whatever ``at_ppm`` says; -1 for none
-    :param phase: the phase of ``core`` that it is meant to be sent in, None for any; without a hold, ``before`` is
-        before the load command, ``after`` behind the load's end, and ``at_ppm`` is of the core's window in ``window``
-    :param core: seen from which core the phase is
+    :param at_ppm: the time, in parts per million of the span that begins at the load's begin
+    :param aim: how the lab sends the NMI
+    :param vcpu: the receiver, or -1 for all vCPUs
+    :param hold: index of the plan's hold during which the lab sends the NMI; ``at_ppm`` then has no effect; -1 for none
+    :param phase: the phase of ``core`` in which the NMI must be sent, None for any phase; without a hold, ``before`` is
+        before the load command, ``after`` is behind the load's end, and in ``window`` the span of ``at_ppm`` is the
+        core's window
+    :param core: the core whose phase counts
     """
 
     at_ppm: int
@@ -38,12 +39,12 @@ class Injection(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What one trial injects, and how long each core's window is held open.
+    """What one trial injects, and how long the observer extends each core's window.
 
     :param stretch_us: per core, in microseconds
-    :param injections: in order of time, then those of holds
-    :param holds: where vCPUs are held meanwhile
-    :param first_load: it stands for the first load of its kind in a guest, which is without NMIs whatever its seed says
+    :param injections: drawn NMIs in order of time, then the NMIs of holds
+    :param holds: the holds of the trial
+    :param first_load: the plan is for the first load of its kind in a guest; this load has no NMIs, with any seed
     """
 
     seed: int
@@ -56,8 +57,8 @@ class Plan(msgspec.Struct, frozen=True):
 def draw_plan(scenario: Scenario, seed: int) -> Plan:
     """Draw a plan.
 
-    ``random.Random`` is used with ``random()`` alone, the one method whose sequence Python promises to keep
-    for a given seed over its versions.
+    The code calls only ``random()`` of ``random.Random``. Python promises to keep the sequence of this one method for a
+    given seed over its versions.
 
     :raise UsageError: the seed is out of its range
     """
@@ -85,7 +86,7 @@ def draw_plan(scenario: Scenario, seed: int) -> Plan:
 
 
 def _draw_phase(scenario: Scenario, phase: Phase, source: random.Random) -> list[Injection]:
-    """Draw as many NMIs as the scenario has, in a phase that needs no hold."""
+    """Draw the scenario's number of NMIs, in a phase that needs no hold."""
     injections = []
     for at_ppm in sorted(int(source.random() * PPM) for _ in range(scenario.nmis)):
         core = int(source.random() * scenario.topology.total_cores)
@@ -117,7 +118,7 @@ def _place(scenario: Scenario, placed: Placed, index: int) -> Injection | None:
             aim = Aim.SIBLING if vcpu in topology.siblings else Aim.PRIMARY
         case Target.OTHER:
             aim, vcpu = Aim.PRIMARY, find_thread(topology, Role.OTHER, placed.core)
-    # One that is held in a phase may stay there while its core goes on: that it came there is the hold's to prove.
+    # A thread that stops in a phase may stay there while its core goes on. The hold proves that the thread came there.
     phase = scenario.phase if index >= len(scenario.placed) else None
     return Injection(at_ppm=0, aim=aim, vcpu=vcpu, hold=index, phase=phase, core=placed.core)
 
@@ -126,7 +127,7 @@ def _draw_stretch(scenario: Scenario, source: random.Random) -> tuple[int, ...]:
     cores = range(scenario.topology.total_cores)
     if scenario.far_apart:
         drawn = [int(source.random() * 2) for _ in cores]
-        # One core that differs from another is what the scenario is about.
+        # The scenario needs at least one core that differs from another core.
         odd = int(source.random() * len(drawn))
         if len(set(drawn)) == 1:
             drawn[odd] = 1 - drawn[odd]
@@ -136,8 +137,8 @@ def _draw_stretch(scenario: Scenario, source: random.Random) -> tuple[int, ...]:
 
 
 def derive_seed(campaign_seed: int, stream: str, index: int) -> int:
-    """Return the seed of one trial of a campaign, so that any trial can be run alone.
+    """Return the seed of one trial of a campaign. With this seed a user can run any trial alone.
 
-    :param stream: what tells this series of trials from others under the same campaign seed
+    :param stream: the name of this series of trials; other series under the same campaign seed have other names
     """
     return int(random.Random(f"{campaign_seed}/{stream}/{index}").random() * 2**53)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a plan that was read, and not drawn, can be run with its scenario."""
+"""Checks whether a plan that the lab read can run with its scenario."""
 
 from lab.errors import UsageError
 from lab.mechanisms.table import find_mechanism
@@ -10,9 +10,9 @@ from lab.model.scenario import MAX_NMIS, MAX_STRETCH_US, Aim, Scenario
 
 
 def check_plan(plan: Plan, scenario: Scenario) -> None:
-    """Hold a foreign plan to what the lab itself would have drawn.
+    """Check a foreign plan against the plans that the lab itself draws.
 
-    :raise UsageError: it cannot be run; the text names the part
+    :raise UsageError: the plan cannot run; the text names the part
     """
     topology = scenario.topology
     if not 0 <= plan.seed <= MAX_SEED:

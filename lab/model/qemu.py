@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A QEMU as the lab knows it: which one it is, and what follows from that."""
+"""Describes a QEMU: its identity, and what follows from its version."""
 
 import re
 from pathlib import Path
@@ -7,37 +7,37 @@ from typing import Final
 
 import msgspec
 
-#: Of the plugin interface: what images/observer is written for.
+#: The plugin interface that images/observer is written for.
 MIN_LEVEL: Final = 1
 MAX_LEVEL: Final = 7
 
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
-#: What the observer sees by each interface, and by all later ones (images/observer/interface.c).
+#: What the observer sees with each interface and with all later interfaces (images/observer/interface.c).
 _SIGHTS: Final = (
     (1, "blocks, instructions and halts"),
     (2, "the register that names an MSR"),
     (4, "the update that a WRMSR names"),
 )
-#: The interface since which a plugin can write registers and let a vCPU go on elsewhere.
+#: From this interface on a plugin can write registers and send a vCPU to another instruction.
 _ENGINE_LEVEL: Final = 6
-#: QEMU 10.2 gives what is new in interface 6 to plugins of 5.
+#: QEMU 10.2 gives the new part of interface 6 to plugins of interface 5.
 _INTERRUPTS: Final = "interrupts, with the address that each left"
 _INTERRUPTS_LEVEL: Final = 6
 _INTERRUPTS_RELEASE: Final = (10, 2)
-#: The release since which QEMU warns of -mon.
+#: From this release on QEMU warns about -mon.
 _MONITORS_ARE_OBJECTS: Final = (11, 1)
-#: Releases with a known defect, and what that may do to a trial.
+#: Releases with a known defect, and the effect of the defect on a trial.
 _CAUTIONS: Final = {(8, 0): "8.0 can hang as two vCPUs translate code of one page, which 8.1 mends"}
 
 
 class Qemu(msgspec.Struct, frozen=True, kw_only=True):
-    """A QEMU that guests can run on.
+    """A QEMU that can run guests.
 
-    :param path: absolute, as it is started
+    :param path: the absolute path with which the lab starts QEMU
     :param version: such as ``7.2.22 (Debian 1:7.2+dfsg-7)``
-    :param interface_min: the lowest plugin interface that it takes
-    :param interface_max: the highest one
-    :param sha256: of the program's file, also where ``path`` is a script that executes it
+    :param interface_min: the lowest plugin interface that this QEMU accepts
+    :param interface_max: the highest plugin interface that this QEMU accepts
+    :param sha256: of the program's file; if ``path`` is a script, of the program that the script executes
     """
 
     path: Path
@@ -48,17 +48,20 @@ class Qemu(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def release(self) -> tuple[int, int]:
-        """Its first two numbers."""
+        """The first two numbers of the version."""
         return read_release(self.version)
 
     @property
     def level(self) -> int:
-        """The plugin interface that the observer is built for: the newest that both know."""
+        """The newest plugin interface that QEMU and the observer both know.
+
+        The observer is built for this interface.
+        """
         return min(self.interface_max, MAX_LEVEL)
 
     @property
     def sees(self) -> tuple[str, ...]:
-        """What the observer sees there, in a few words each."""
+        """What the observer sees with this QEMU, each part in a few words."""
         found = tuple(what for least, what in _SIGHTS if self.level >= least)
         interrupts = self.level >= _INTERRUPTS_LEVEL or self.release >= _INTERRUPTS_RELEASE
         return (*found, _INTERRUPTS) if interrupts else found
@@ -70,23 +73,23 @@ class Qemu(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def caution(self) -> str:
-        """What is known to go wrong with it, empty for nothing."""
+        """A known defect of this QEMU; empty where the lab knows of no defect."""
         return _CAUTIONS.get(self.release, "")
 
     @property
     def identity(self) -> str:
-        """What tells it from others on any host, for a person."""
+        """Text for a person that identifies this QEMU on any host."""
         return f"{self.version}, plugin interface {self.level}, SHA-256 {self.sha256[:12]}"
 
 
 def read_release(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version, zeros where it has none."""
+    """Return the first two numbers of a version, or zeros where the version has no numbers."""
     match = _RELEASE.match(version)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def name_monitor(release: tuple[int, int], chardev: str) -> tuple[str, ...]:
-    """Return the words by which a release makes a QMP monitor of a character device."""
+    """Return the command-line words with which a release makes a QMP monitor of a character device."""
     if release >= _MONITORS_ARE_OBJECTS:
         return ("-object", f"monitor-qmp,id={chardev}-qmp,chardev={chardev}")
     return ("-mon", f"chardev={chardev},mode=control")

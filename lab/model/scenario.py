@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one trial is about: kernel, mechanism, shape of the guest, and how NMIs are aimed."""
+"""Describes one kind of trial: kernel, mechanism, shape of the guest, and the aim of the NMIs."""
 
 import enum
 
@@ -17,38 +17,38 @@ from lab.model.topology import Topology
 
 
 class Aim(enum.Enum):
-    """Whom the NMIs of a plan are sent to."""
+    """The receiver of a plan's NMIs."""
 
     #: QMP ``inject-nmi``: LINT1 of every vCPU.
     BROADCAST = "broadcast"
-    #: An MSI write through qtest to one sibling, drawn anew for each NMI.
+    #: An MSI write through qtest to one sibling. The plan draws the sibling for each NMI.
     SIBLING = "sibling"
-    #: An MSI write through qtest to one primary, drawn anew for each NMI.
+    #: An MSI write through qtest to one primary. The plan draws the primary for each NMI.
     PRIMARY = "primary"
 
 
 class Siblings(enum.Enum):
-    """Where the siblings are while their cores are updated."""
+    """The state of the siblings while their cores execute the update."""
 
     ONLINE = "online"
-    #: Taken offline before the load (SMT control off): they have been booted, and still react to NMIs.
+    #: The siblings go offline before the load (SMT control off). They have booted, and still react to NMIs.
     OFFLINE = "offline"
-    #: The same, and brought back online after the load.
+    #: The same as ``offline``; the siblings come back online after the load.
     RETURNING = "returning"
 
 
 class Parking(enum.Enum):
-    """What an offline thread waits in."""
+    """The instruction in which an offline thread waits."""
 
     HLT = "hlt"
     MWAIT = "mwait"
 
 
-#: 6.1 panics when a thread waits a second; the rest is left to the rendezvous itself and to a slow host.
+#: 6.1 panics when a thread waits one second. The rendezvous itself and a slow host need the rest.
 MAX_STRETCH_US = 800_000
 #: Wide enough for an inject-nmi (0.7 ms median, 14 ms worst) to begin and end within a window.
 DEFAULT_STRETCH_US = (10_000, 50_000)
-#: What ``far_apart`` draws from: some cores are done long before the others.
+#: The values that ``far_apart`` draws from. Some cores finish long before the others.
 FAR_APART_US = (1_000, 50_000)
 MAX_NMIS = 1_000
 DEFAULT_NMIS = 12
@@ -58,19 +58,21 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """A frozen description of one kind of trial.
 
     :param mechanism: name of a :class:`lab.mechanisms.mechanism.Mechanism`
-    :param stretch_us: range (low, high) each core's window is drawn from, in microseconds; equal ends fix it
+    :param stretch_us: range (low, high) from which the plan draws each core's window, in microseconds; equal ends fix
+        the window
     :param stretch_per_core_us: exact window of each core instead, in microseconds, or empty
-    :param far_apart: each core's window is drawn as one of FAR_APART_US instead, and both come up
-    :param nmis: how many NMIs a plan sends; with 0 a PASS needs none
+    :param far_apart: the plan draws each core's window from FAR_APART_US instead, and uses both values
+    :param nmis: number of NMIs that a plan sends; with 0 a PASS needs no NMI
     :param fsgsbase: whether the kernel may use RDGSBASE and WRGSBASE
-    :param parking: what offline threads wait in; with a mechanism that needs MONITOR and MWAIT always those
-    :param phase: the NMIs are for this phase of each core's load, and a trial in which one missed it shows nothing;
-        None draws them over the whole load
-    :param role: with a phase: for the thread that has this role, None for all
-    :param placed: NMIs at certain places beside them
-    :param min_revision: the kernel is told to refuse updates that do not name a revision they may be loaded over, and
-        is given one that does
-    :param granularity: at which instructions NMIs can enter
+    :param parking: the instruction in which offline threads wait; a mechanism that needs MONITOR and MWAIT always uses
+        these
+    :param phase: the NMIs are for this phase of each core's load; a trial in which an NMI missed the phase shows
+        nothing; None draws the NMIs over the whole load
+    :param role: with a phase: the NMIs are for the thread with this role, None for all threads
+    :param placed: NMIs at certain places, in addition to ``nmis``
+    :param min_revision: the lab tells the kernel to refuse updates without a minimum revision, and gives the kernel an
+        update with such a revision
+    :param granularity: the instructions at which NMIs can enter
     :param engine: how the CPU treats the update
     """
 
@@ -93,31 +95,31 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sends_nmis(self) -> bool:
-        """Whether a plan of it sends any."""
+        """Whether a plan of this scenario sends any NMI."""
         return bool(self.nmis) or any(each.nmi is not Target.NONE for each in self.placed)
 
     @property
     def random_nmis(self) -> int:
-        """How many NMIs are drawn over the whole load."""
+        """The number of NMIs that a plan draws over the whole load."""
         return self.nmis if self.phase is None else 0
 
     @property
     def all_placed(self) -> tuple[Placed, ...]:
-        """The NMIs that need a hold: those at certain places, then one per core for a phase that has to be pinned."""
+        """The NMIs that need a hold: first the placed NMIs, then one NMI per core for a pinned phase."""
         if self.phase is None or self.phase in UNPINNED or not self.nmis:
             return self.placed
         role = self.role or Role.SIBLING
         at, pin = pin_phase(self.phase, role)
         target = Target.BROADCAST if self.role is None else TARGETS[role]
         cores = range(self.topology.total_cores)
-        # On the way to the call-in a thread that is held is the one that the NMI is for.
+        # Before the call-in the hold stops the thread that receives the NMI.
         bound_us = min(DEFAULT_BOUND_US, MAX_HELD_US // len(cores))
         pins = (Placed(at=at, role=pin, core=core, nmi=target, bound_us=bound_us) for core in cores)
         return (*self.placed, *pins)
 
     @property
     def boot(self) -> Boot:
-        """The machine it needs."""
+        """The machine that the scenario needs."""
         mechanism = find_mechanism(self.mechanism)
         return Boot(
             base=mechanism.base,
@@ -131,7 +133,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def offline_threads(self) -> tuple[int, ...]:
-        """The vCPUs that are offline while their cores are updated."""
+        """The vCPUs that are offline while their cores execute the update."""
         return () if self.siblings is Siblings.ONLINE else self.topology.siblings
 
     @property
@@ -141,9 +143,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(vcpu for vcpu in range(self.topology.vcpus) if vcpu not in offline)
 
     def check(self) -> None:
-        """Refuse what cannot be run.
+        """Refuse a scenario that cannot run.
 
-        :raise UsageError: a field is out of its range; the text names it
+        :raise UsageError: a field is out of its range; the text names the field
         """
         if not 0 <= self.nmis <= MAX_NMIS:
             raise UsageError(f"nmis is {self.nmis}: allowed is 0 to {MAX_NMIS}")
@@ -199,7 +201,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return max(FAR_APART_US) if self.far_apart else self.stretch_us[1]
 
     def _check_phase(self) -> None:
-        """Refuse phases that no load of the mechanism goes through, or that nobody could be held in."""
+        """Refuse phases that no load of the mechanism has, and phases in which no thread can stop."""
         marks, phase = find_mechanism(self.mechanism).landmarks, self.phase
         if phase in (Phase.GATHER, Phase.ARMED) and not marks.call_in:
             raise UsageError(f"phase is {phase.value}: mechanism '{self.mechanism}' has no rendezvous to gather for")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sweeps: what is asked of one, and the points at which a thread of a load can be given an NMI."""
+"""Sweeps: the request, and the points at which a thread of a load can receive an NMI."""
 
 import enum
 from typing import Final
@@ -14,17 +14,18 @@ from lab.model.placed import Placed, Target, find_thread
 from lab.model.scenario import Scenario, Siblings
 from lab.model.topology import Topology
 
-#: Windows need to be no longer than an NMI takes to be sent while a thread is held in one.
+#: A window needs to last only as long as the send of an NMI to a stopped thread.
 STRETCH_US: Final = 1_000
-#: In the others nothing of the load is executed, so there is no block head to find.
+#: In the other phases a thread executes nothing of the load. So these phases have no block head.
 SWEPT_PHASES: Final = (Phase.GATHER, Phase.ARMED, Phase.WINDOW, Phase.CLOSING, Phase.RELEASE)
 SWEPT_ROLES: Final = (Role.PRIMARY, Role.SIBLING, Role.OFFLINE)
-#: Code that only an NMI leads to is reached by an NMI at the point that showed it; and what that shows, by both.
+#: Some code runs only after an NMI. An NMI at the point that showed the code leads there. Code that this second NMI
+#: shows needs both NMIs.
 MAX_LEAD: Final = 2
 
 
 class Rank(enum.Enum):
-    """Which of a thread's arrivals at one block."""
+    """Selects one of a thread's visits to a block."""
 
     FIRST = "first"
     MIDDLE = "middle"
@@ -32,11 +33,11 @@ class Rank(enum.Enum):
 
 
 class SweepAsk(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of a sweep.
+    """The request for a sweep.
 
-    :param first: the first phase that is swept
-    :param last: the last one
-    :param core: whose threads are given the NMIs, and whose phases these are
+    :param first: the first phase of the sweep
+    :param last: the last phase of the sweep
+    :param core: the core whose threads receive the NMIs, and whose phases count
     """
 
     mechanism: str
@@ -50,12 +51,12 @@ class SweepAsk(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """All phases that are swept, in order."""
+        """All phases of the sweep, in order."""
         return PHASES[PHASES.index(self.first) : PHASES.index(self.last) + 1]
 
     @property
     def scenario(self) -> Scenario:
-        """The dry load: without NMIs and holds."""
+        """The scenario of the dry load: without NMIs and holds."""
         return Scenario(
             mechanism=self.mechanism,
             topology=self.topology,
@@ -70,7 +71,7 @@ class SweepAsk(msgspec.Struct, frozen=True, kw_only=True):
         return find_thread(self.topology, role, self.core)
 
     def check(self) -> None:
-        """Refuse what cannot be swept.
+        """Refuse a request that no sweep can run.
 
         :raise UsageError: the text names the field and what is allowed
         """
@@ -91,7 +92,7 @@ class SweepAsk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Block(msgspec.Struct, frozen=True):
-    """One block head that a thread comes to in a phase."""
+    """One block head that a thread visits in a phase."""
 
     role: Role
     phase: Phase
@@ -99,29 +100,29 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One of its arrivals there: what one trial tries."""
+    """One visit of a thread to a block. One trial tries one point."""
 
     block: Block
     rank: Rank
 
 
 def ranks_of(count: int) -> tuple[Rank, ...]:
-    """Return the arrivals that are told apart where there are so many."""
+    """Return the ranks that differ for a given number of visits."""
     if count < 1:
         return ()
     return {1: (Rank.FIRST,), 2: (Rank.FIRST, Rank.LAST)}.get(count, (Rank.FIRST, Rank.MIDDLE, Rank.LAST))
 
 
 def arrival_of(rank: Rank, count: int) -> int:
-    """Return which arrival has a rank where there are so many, 1 for the first."""
+    """Return the visit that has a rank, for a given number of visits; 1 for the first visit."""
     return {Rank.FIRST: 1, Rank.MIDDLE: (count + 1) // 2, Rank.LAST: count}[rank]
 
 
 class Visit(msgspec.Struct, frozen=True):
-    """A point as a trial tries it, by arrival.
+    """A point in the form that a trial tries: with the number of the visit.
 
-    :param early: the arrival counts from the load's begin, and the thread may have to wait there for the phase
-    :param pinned: the other thread is kept from ending the phase meanwhile
+    :param early: visits count from the load's begin on; the thread may have to wait there for the phase
+    :param pinned: a second hold stops the other thread, so that the other thread cannot end the phase
     """
 
     block: Block
@@ -131,14 +132,16 @@ class Visit(msgspec.Struct, frozen=True):
 
 
 class Way(msgspec.Struct, frozen=True):
-    """One way to have a thread come to a block in a phase.
+    """One way to bring a thread to a block in a phase.
 
-    How far its core is when a thread comes to a block depends on the other threads, and so on chance. A thread that
-    comes there *early* is kept until the phase begins: then it comes there in that phase whatever the others do.
+    The phase in which a thread visits a block depends on the other threads, and so on chance. An *early* thread waits
+    at the block until the phase begins. So the visit is in the right phase with any timing of the others.
 
-    :param lead: as in the load that showed the block, by its NMIs before; without, it may come there by itself
-    :param early: and ``pinned`` as of :class:`Visit`
-    :param last: which thread is made the last of its core to call in; None leaves that to the load, or the lead
+    :param lead: the trial repeats the earlier NMIs of the load that showed the block; without them the thread may visit
+        the block by itself
+    :param early: as in :class:`Visit`
+    :param pinned: as in :class:`Visit`
+    :param last: the thread that calls in last of its core; None leaves the order to the load, or to the lead
     """
 
     lead: bool = True
@@ -147,13 +150,14 @@ class Way(msgspec.Struct, frozen=True):
     last: Role | None = None
 
 
-#: In order: what costs least first. A spin loop runs a different number of times in every load: of one, an arrival that
-#: does not come is halved for the next attempt, and where a thread is early, it is stopped half as far into the loop.
+#: In order of cost, the cheapest way first. A spin loop runs a different number of times in every load. If the
+#: requested visit to a loop never happens, the next attempt uses half the visit count. If the thread is early, the next
+#: attempt stops the thread half as far into the loop.
 WAYS: Final = (
     Way(),
     Way(pinned=True),
     Way(early=True, pinned=True),
-    # Who spins in a call-in does so while another has yet to call in.
+    # A thread spins in a call-in only while another thread has yet to call in.
     Way(early=True, pinned=True, last=Role.PRIMARY),
     Way(lead=False, early=True, pinned=True, last=Role.PRIMARY),
     Way(early=True, pinned=True, last=Role.SIBLING),
@@ -166,7 +170,7 @@ WAYS: Final = (
 
 
 def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
-    """Return the hold at a point, and the NMI meanwhile."""
+    """Return the hold at a point, and the NMI during the hold."""
     block = visit.block
     return Placed(
         at=f"{block.pc:#x}",
@@ -180,7 +184,7 @@ def place_nmi(visit: Visit, core: int, bound_us: int) -> Placed:
     )
 
 
-#: The window needs nothing: it lasts until its sibling was seen.
+#: The window needs no pin: the window lasts until the observer has seen the sibling.
 _PINS: Final = {
     (Role.SIBLING, Phase.ARMED): (Landmark.WINDOW_OPEN.value, Role.PRIMARY, None),
     (Role.SIBLING, Phase.CLOSING): (Landmark.WINDOW_CLOSE.value, Role.PRIMARY, None),
@@ -191,15 +195,15 @@ _PINS: Final = {
 
 
 def can_pin(block: Block) -> bool:
-    """Say whether there is a thread that could end the phase of a block, and a place to keep it at."""
+    """Say whether another thread could end the phase of a block, and a hold can stop this thread."""
     return (block.role, block.phase) in _PINS
 
 
 def pin_phases(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
-    """Return what keeps a core in the phase of each visit that is pinned, until that one's hold is over.
+    """Return the holds that keep a core in the phase of each pinned visit, until the hold of the visit is over.
 
-    A thread that waits for a phase which another begins and soon ends would still be on its way out of its sleep when
-    the phase is over; and one that loops in a phase would not come to a late arrival in it.
+    A thread may sleep until another thread begins the phase. If the phase is short, the phase is over while the thread
+    still wakes up. A thread that loops in a phase may not reach a late visit before the phase ends.
     """
     pins = []
     for index, visit in enumerate(visits):
@@ -210,10 +214,10 @@ def pin_phases(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
 
 
 def delay_call_in(role: Role, core: int) -> Placed:
-    """Return a hold without an NMI that lets a thread be the last of its core to call in."""
+    """Return a hold without an NMI that makes a thread the last of its core to call in."""
     return Placed(at=Landmark.CALL_IN.value, role=role, core=core, phase=Phase.GATHER, nmi=Target.NONE)
 
 
 def place_nmis(visits: tuple[Visit, ...], core: int) -> tuple[Placed, ...]:
-    """Return the holds of one trial, whose bounds together are what one may be held anyway."""
+    """Return the holds of one trial. The sum of their bounds is the bound of one usual hold."""
     return tuple(place_nmi(visit, core, DEFAULT_BOUND_US // len(visits)) for visit in visits)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shape of a guest: sockets, cores and threads, and which vCPU is whose sibling."""
+"""The shape of a guest: sockets, cores and threads, and the siblings of each vCPU."""
 
 import re
 
@@ -7,7 +7,7 @@ import msgspec
 
 from lab.errors import UsageError
 
-#: CONFIG_NR_CPUS of the kernels in images/kernels; a guest with more vCPUs would lose some silently.
+#: CONFIG_NR_CPUS of the kernels in images/kernels. The kernel would silently ignore further vCPUs.
 MAX_VCPUS = 16
 
 _TOPOLOGY = re.compile(r"([1-9][0-9]{0,2})x([1-9][0-9]{0,2})x([1-9][0-9]{0,2})", re.ASCII)
@@ -16,8 +16,9 @@ _TOPOLOGY = re.compile(r"([1-9][0-9]{0,2})x([1-9][0-9]{0,2})x([1-9][0-9]{0,2})",
 class Topology(msgspec.Struct, frozen=True):
     """Sockets x cores per socket x threads per core.
 
-    vCPU numbers follow QEMU's ``-smp``: threads of a core are neighbours, so vCPU ``n`` sits on core ``n // threads``.
-    The *primary* of a core is its first thread, as the kernel's loader has it (``cpumask_first()`` of its siblings).
+    vCPU numbers follow QEMU's ``-smp``: threads of a core have neighbouring numbers, so vCPU ``n`` is on core ``n //
+    threads``. The *primary* of a core is its first thread, as in the kernel's loader (``cpumask_first()`` of its
+    siblings).
     """
 
     sockets: int
@@ -28,7 +29,7 @@ class Topology(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> "Topology":
         """Read ``SxCxT``.
 
-        :raise UsageError: not of that form, more vCPUs than the kernel knows, or no siblings
+        :raise UsageError: the text has another form, more vCPUs than the kernel supports, or no siblings
         """
         match = _TOPOLOGY.fullmatch(text)
         if match is None:
@@ -50,16 +51,16 @@ class Topology(msgspec.Struct, frozen=True):
 
     @property
     def vcpus(self) -> int:
-        """How many vCPUs there are in all."""
+        """The number of vCPUs."""
         return self.sockets * self.cores * self.threads
 
     @property
     def total_cores(self) -> int:
-        """How many cores there are over all sockets."""
+        """The number of cores over all sockets."""
         return self.sockets * self.cores
 
     def core_of(self, vcpu: int) -> int:
-        """Return the core that a vCPU is a thread of."""
+        """Return the core of a vCPU."""
         return vcpu // self.threads
 
     def threads_of(self, core: int) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ class Topology(msgspec.Struct, frozen=True):
         return core * self.threads
 
     def siblings_of(self, core: int) -> tuple[int, ...]:
-        """Return the vCPUs of a core that must stay quiet while its primary updates."""
+        """Return the vCPUs of a core that must stay quiet while their primary executes the update."""
         return self.threads_of(core)[1:]
 
     @property

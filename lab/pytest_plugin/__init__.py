@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lab as fixtures and options of pytest."""
+"""Fixtures and options of the lab for pytest."""

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an installed lab gives to anybody's pytest: fixtures that run trials, and options that say how many.
+"""Gives every pytest suite the lab's fixtures, which run trials, and the lab's options, which say how many.
 
-``guest`` is a warm guest of the worker's own (and ``guests`` gives one of each machine), ``trial`` runs one late load
-in it, judges it and keeps the evidence. Workers may be many: guests run only as the host's vCPU budget admits them
-(lab.host.admission). How many trials a case runs is up to ``--lab-trials`` and ``--lab-for`` where it draws its seeds
-from ``seeds``, or leaves all to ``storm`` (lab.pytest_plugin.push).
+``guest`` is a warm guest of one pytest worker. ``guests`` gives one warm guest of each machine. ``trial`` runs one late
+load in the guest, judges the load and keeps the evidence. There may be many workers: a guest runs only when the host's
+vCPU budget admits the guest (lab.host.admission). ``--lab-trials`` and ``--lab-for`` decide how many trials a case
+runs. They have an effect on cases that draw their seeds from ``seeds``, or that use ``storm``
+(lab.pytest_plugin.effort).
 
 ``--lab-kernel`` and ``--lab-vmlinux`` bring a kernel of the user's; ``mechanism`` names the one that it has, so that
 ``storm(mechanism, trials=20)`` is a case for any kernel.
 
-pytest loads this file in every suite of an environment that has the lab. So what runs guests is imported by fixtures
-that need it, and no hook does anything for a case that uses none of them.
+pytest loads this file in every suite of an environment with an installed lab. So only fixtures import the code that
+runs guests, and the hooks ignore a case without these fixtures.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ import pytest
 from lab.build.qemu import VARIABLE, find_qemu
 from lab.errors import UsageError
 from lab.guest.text import clean_text
-from lab.pytest_plugin.push import SEED, TIME, TRIALS, Push, read_push
-from lab.pytest_plugin.told import CaseTrial, list_properties, tell_trials
+from lab.pytest_plugin.case_report import CaseTrial, format_trials, list_properties
+from lab.pytest_plugin.effort import SEED, TIME, TRIALS, Effort, read_effort
 from lab.pytest_plugin.tried import Seeds, Storm, Trial, Tried
 
 if TYPE_CHECKING:
@@ -37,25 +38,26 @@ if TYPE_CHECKING:
     from lab.trial.given import GivenKernel
     from lab.trial.pool import WarmGuest
 
-#: One in ten of few trials is less than one: so many that show nothing may be an accident.
+#: One in ten of a few trials is less than one trial. So this many INVALID trials may be an accident.
 FEW_INVALID = 2
-#: Of pytest's command line.
+#: Option of pytest's command line.
 QEMU = "--lab-qemu"
 #: What a suite without a kernel of its own tries.
 MAINLINE = "upstream"
 KERNEL, VMLINUX = "--lab-kernel", "--lab-vmlinux"
 
-#: Raw files of the machine are some MiB for each trial: thousands would fill a disk, and the evidence says the same.
+#: Raw files of the machine take some MiB for each trial. Thousands of trials would fill a disk, and the evidence has
+#: the same facts.
 MAX_WHOLE = 100
 
 _TRIALS = pytest.StashKey[list[CaseTrial]]()
-_PUSH = pytest.StashKey[Push]()
+_EFFORT = pytest.StashKey[Effort]()
 _OWN = pytest.StashKey["GivenKernel | None"]()
 _LOG = logging.getLogger(__name__)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the command line say how hard the suite pushes, and on which QEMU."""
+    """Add the options for the effort of a suite, and for the QEMU."""
     group = parser.getgroup("lab", "which QEMU guests run on, and how hard cases push (fixtures seeds and storm)")
     group.addoption(QEMU, metavar="PATH", help=f"run all guests on this QEMU (default: ${VARIABLE}, or that on PATH)")
     group.addoption(KERNEL, metavar="FILE", help="boot this bzImage for the mechanism of its kind; needs --lab-vmlinux")
@@ -66,13 +68,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot be done before anything is."""
+    """Refuse wrong options before any case runs."""
     try:
         if config.getoption(QEMU) is not None:
-            # The lab's commands that cases run take it from there, too.
+            # The lab's commands that cases run also take the QEMU from this variable.
             os.environ[VARIABLE] = str(find_qemu(Path(config.getoption(QEMU))).path)
         config.stash[_OWN] = _take_own(config)
-        config.stash[_PUSH] = read_push(*(config.getoption(name) for name in (SEED, TRIALS, TIME)))
+        config.stash[_EFFORT] = read_effort(*(config.getoption(name) for name in (SEED, TRIALS, TIME)))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -93,21 +95,21 @@ def _take_own(config: pytest.Config) -> "GivenKernel | None":
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Divide the time among the cases that are there, and let none of them run into its timeout for it."""
+    """Divide the time among the cases, and extend the timeout of each case by its share."""
     config = session.config
     cases = [item for item in session.items if "seeds" in getattr(item, "fixturenames", ())]
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
-    push = config.stash[_PUSH] = config.stash[_PUSH].share(len(cases), workers)
+    effort = config.stash[_EFFORT] = config.stash[_EFFORT].share(len(cases), workers)
     if not config.pluginmanager.hasplugin("timeout"):
         return
     for item in cases:
         allowed_s = _find_timeout_s(item)
-        if allowed_s and push.longer_s:
-            item.add_marker(pytest.mark.timeout(allowed_s + push.longer_s), append=False)
+        if allowed_s and effort.longer_s:
+            item.add_marker(pytest.mark.timeout(allowed_s + effort.longer_s), append=False)
 
 
 def _find_timeout_s(item: pytest.Item) -> float:
-    """Return after how long a case that does what it does by itself has hung, 0 for never."""
+    """Return the timeout of a case with its usual number of trials, in seconds; 0 for no timeout."""
     marker = item.get_closest_marker("timeout")
     if marker is not None and marker.args:
         return float(marker.args[0])
@@ -140,7 +142,10 @@ def mechanism(own_kernel: "GivenKernel | None") -> str:
 
 @pytest.fixture(scope="session")
 def images_of(own_kernel: "GivenKernel | None") -> "Callable[[str], ImageSet]":
-    """Give the images of a kernel by its base, built for the QEMU of this run or found in the cache."""
+    """Return the images of a base's kernel.
+
+    The lab builds the images for the QEMU of this run, or finds them in the cache.
+    """
     from lab.build.images import build_images
     from lab.mechanisms.base import BASES
     from lab.trial.given import build_around
@@ -158,7 +163,7 @@ def images_of(own_kernel: "GivenKernel | None") -> "Callable[[str], ImageSet]":
 
 @pytest.fixture(scope="session")
 def kernel_of(images_of: "Callable[[str], ImageSet]") -> "Callable[[str], Kernel]":
-    """Give the functions and code of a kernel by its base."""
+    """Return the functions and code of a base's kernel."""
     from lab.kernelimage.vmlinux import read_kernel
 
     return functools.cache(lambda base: read_kernel(images_of(base).vmlinux))
@@ -168,7 +173,7 @@ def kernel_of(images_of: "Callable[[str], ImageSet]") -> "Callable[[str], Kernel
 def guests(
     images_of: "Callable[[str], ImageSet]", kernel_of: "Callable[[str], Kernel]"
 ) -> "Iterator[Callable[[Boot], WarmGuest]]":
-    """Give a warm guest of each machine, made when it is asked for."""
+    """Return a warm guest of a machine. The first request for a machine boots its guest."""
     from lab.trial.pool import WarmGuest
 
     with contextlib.ExitStack() as stack:
@@ -220,15 +225,15 @@ def trial(guests: "Callable[[Boot], WarmGuest]", tmp_path: Path, request: pytest
 
 @pytest.fixture
 def seeds(request: pytest.FixtureRequest) -> Seeds:
-    """Give a case's trials their seeds: 20 where it says ``seeds(20)``, or as many as the command line asks for."""
-    return request.config.stash[_PUSH].draw
+    """Return the seeds of a case's trials: 20 seeds for ``seeds(20)``, or as many as the command line asks for."""
+    return request.config.stash[_EFFORT].draw
 
 
 @pytest.fixture
 def storm(trial: Trial, seeds: Seeds) -> Storm:
-    """Run a case's trials and assert that they show what is expected of the mechanism in its scenario.
+    """Run the trials of a case, and assert that they meet the expectation for the mechanism in the scenario.
 
-    ``storm("nmi-self", trials=20, nmis=8)`` runs 20, or as many as the command line asks for, and returns them.
+    ``storm("nmi-self", trials=20, nmis=8)`` runs 20 trials, or as many as the command line asks for, and returns them.
     """
     from lab.expected.expect import expect
     from lab.expected.tally import INVALID_ONE_IN, weigh_mechanism
@@ -252,7 +257,7 @@ def storm(trial: Trial, seeds: Seeds) -> Storm:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say which trials a case ran; nothing that a guest said reaches the terminal or a file unclean."""
+    """Report the trials of a case. Clean all text from a guest before the text reaches the terminal or a file."""
     report = yield
     trials = item.stash.get(_TRIALS, [])
     if not trials:
@@ -262,7 +267,7 @@ def pytest_runtest_makereport(
         item.user_properties += properties
         report.user_properties += properties
         if report.failed:
-            report.sections.append(("trials", tell_trials(trials)))
+            report.sections.append(("trials", format_trials(trials)))
     report.sections = [(name, clean_text(text)) for name, text in report.sections]
     if report.failed:
         said = f"{report.longrepr}\n{getattr(getattr(report.longrepr, 'reprcrash', None), 'message', '')}"

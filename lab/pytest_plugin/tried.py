@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One trial that a test case has run, and the types of the fixtures that run them."""
+"""One finished trial of a test case, and the types of the fixtures that run trials."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,29 +13,30 @@ from lab.model.verdict import Finding, TrialRecord, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """One trial that a case has run. All but its record is read from its folder: a case may run thousands."""
+    """One finished trial of a case. The folder keeps everything but the record, because a case may run thousands."""
 
     record: TrialRecord
     folder: Path
 
     @property
     def evidence(self) -> Evidence:
-        """What the witnesses saw."""
+        """The observations of the witnesses."""
         return read_evidence(self.folder)
 
     @property
     def verdict(self) -> Verdict:
-        """What the judge said of it."""
+        """The judge's verdict on the trial."""
         return read_verdict(self.folder)
 
     def finding(self, name: str) -> Finding:
-        """What was found of one invariant."""
+        """Return the finding of one invariant."""
         return self.record.invariants[name]
 
 
-#: Of the fixture ``trial``: a mechanism, and as words a seed and fields of :class:`lab.model.scenario.Scenario`.
+#: Type of the fixture ``trial``. Parameters: a mechanism; by keyword a seed, and fields of
+#: :class:`lab.model.scenario.Scenario`.
 Trial: TypeAlias = Callable[..., Tried]
-#: Of the fixture ``seeds``: how many a case draws by itself.
+#: Type of the fixture ``seeds``. Parameter: the usual number of trials of the case.
 Seeds: TypeAlias = Callable[[int], Iterator[int]]
-#: Of the fixture ``storm``: as ``trial``, and how many trials.
+#: Type of the fixture ``storm``. Parameters: as ``trial``, and the number of trials.
 Storm: TypeAlias = Callable[..., list[Tried]]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One kept trial again: replayed, and made smaller."""
+"""Replays one kept trial, and makes a failing trial smaller."""

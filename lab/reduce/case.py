@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A failing trial on its way to a smaller one: what of it can be left out, one change at a time. Pure.
+"""A failing trial that becomes smaller: the changes that drop a part, one at a time. Pure.
 
-A case is a scenario whose holds are all written out as placed NMIs, and beside it the NMIs that still come at a drawn
-time. Once none of those is left, the scenario alone says it all, and :func:`to_toml` writes it down.
+A case has a scenario, and the NMIs that still come at a drawn time. The scenario lists all its holds as placed NMIs. If
+a case has no drawn NMI, the scenario alone describes the case, and :func:`to_toml` writes the scenario to a file.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from lab.model.plan import Injection, Plan, draw_plan
 from lab.model.scenario import Parking, Scenario, Siblings
 from lab.model.topology import Topology
 
-#: What the windows of a smaller case may last, shortest first; the observer keeps them open until an NMI that was sent
-#: in one is through.
+#: Window lengths that a smaller case may have, shortest first. The observer extends a window until an NMI that was sent
+#: in the window is handled.
 STRETCHES_US = (1_000, 5_000, 20_000)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One trial to be tried.
+    """One trial to try.
 
-    :param scenario: ``nmis`` are those of ``timed``, unless a phase says where they are drawn
-    :param timed: NMIs of no hold
+    :param scenario: ``nmis`` is the number of ``timed``, unless the scenario draws its NMIs in a phase
+    :param timed: the NMIs without a hold
     """
 
     scenario: Scenario
@@ -35,7 +35,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def plan(self) -> Plan:
-        """What is injected."""
+        """The injections and holds of the case."""
         if self.scenario.phase is not None:
             return draw_plan(self.scenario, self.seed)
         plan = draw_plan(msgspec.structs.replace(self.scenario, nmis=0), self.seed)
@@ -43,18 +43,18 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def whole(self) -> bool:
-        """Whether the scenario alone, with any seed, asks for all of it."""
+        """Whether the scenario alone describes the whole case, with any seed."""
         return not self.timed
 
 
 def make_case(evidence: Evidence) -> Case:
     """Return the case of a kept trial.
 
-    :raise UsageError: its holds are not those of its scenario
+    :raise UsageError: the plan's holds differ from the holds of its scenario
     """
     scenario, plan = evidence.scenario, evidence.plan
     placed = scenario.all_placed
-    # A guest's first load of a kind is without NMIs, and its trial's evidence when it fails by itself.
+    # A guest's first load of a kind has no NMIs. If this load fails by itself, its trial's evidence has no holds.
     if plan.holds and plan.holds != tuple(to_hold(each, scenario.topology) for each in placed):
         raise UsageError("the holds of the trial's plan are not those of its scenario: it cannot be made smaller")
     timed = tuple(each for each in plan.injections if each.hold < 0)
@@ -72,13 +72,16 @@ def make_case(evidence: Evidence) -> Case:
 
 
 def keep_timed(case: Case, timed: tuple[Injection, ...]) -> Case:
-    """Return the case with those of its drawn NMIs alone."""
+    """Return the case with only these of its drawn NMIs."""
     scenario = msgspec.structs.replace(case.scenario, nmis=len(timed))
     return msgspec.structs.replace(case, scenario=scenario, timed=timed)
 
 
 def keep_placed(case: Case, kept: tuple[int, ...]) -> Case:
-    """Return the case with those of its placed NMIs alone, by number; what one waited for that is gone, it forgets."""
+    """Return the case with only these of its placed NMIs, by number.
+
+    A placed NMI that waits for a dropped NMI waits for none.
+    """
     number = {old: new for new, old in enumerate(kept)}
     placed = tuple(
         msgspec.structs.replace(case.scenario.placed[old], until=number.get(case.scenario.placed[old].until, -1))
@@ -88,20 +91,20 @@ def keep_placed(case: Case, kept: tuple[int, ...]) -> Case:
 
 
 def turn_into_place(case: Case, timed: Injection, placed: Placed) -> Case:
-    """Return the case with a place in place of a drawn NMI."""
+    """Return the case with a place instead of a drawn NMI."""
     scenario = msgspec.structs.replace(case.scenario, placed=(*case.scenario.placed, placed))
     rest = tuple(each for each in case.timed if each is not timed)
     return keep_timed(msgspec.structs.replace(case, scenario=scenario), rest)
 
 
 def turn_into_phase(case: Case, phase: Phase, role: Role) -> Case:
-    """Return the case with one NMI for a phase in place of its last drawn one."""
+    """Return the case with one NMI in a phase instead of its last drawn NMI."""
     scenario = msgspec.structs.replace(case.scenario, phase=phase, role=role, nmis=1)
     return msgspec.structs.replace(case, scenario=scenario, timed=())
 
 
 def with_fewer_cores(case: Case) -> Iterator[Case]:
-    """Give the case on one core, for each core that an NMI of it is about, those with most of them first."""
+    """Yield the case on one core, once for each core; cores with more NMIs of the case come first."""
     scenario = case.scenario
     topology = scenario.topology
     if topology.total_cores == 1:
@@ -138,7 +141,7 @@ def _on_core(case: Case, core: int) -> Case:
 
 
 def with_plain_axes(case: Case) -> Iterator[Case]:
-    """Give the case with one axis of its scenario as it is by default."""
+    """Yield the case with one axis of its scenario at its default."""
     plain: tuple[dict[str, object], ...] = (
         {"siblings": Siblings.ONLINE},
         {"fsgsbase": True},
@@ -158,7 +161,7 @@ def with_plain_axes(case: Case) -> Iterator[Case]:
 
 
 def with_shorter_stretch(case: Case) -> Iterator[Case]:
-    """Give the case with windows that are all as short as STRETCHES_US has it, the shortest first."""
+    """Yield the case with all windows at a length of STRETCHES_US, the shortest first."""
     now_us = case.scenario.stretch_per_core_us
     for us in STRETCHES_US:
         if us < max(now_us):
@@ -167,7 +170,7 @@ def with_shorter_stretch(case: Case) -> Iterator[Case]:
 
 
 def to_toml(case: Case, summary: str) -> str:
-    """Return a scenario file of what differs from the default.
+    """Return a scenario file with the values that differ from the default.
 
     :param summary: one line
     """
@@ -189,7 +192,7 @@ def to_toml(case: Case, summary: str) -> str:
 
 
 def list_changes(before: Case, after: Case) -> tuple[str, ...]:
-    """Say what was dropped, one line for each thing that differs, with what it was and what it is."""
+    """Return what was dropped: one line for each difference, with the old and the new value."""
     lines = []
     sent = [_count(each) for each in (before, after)]
     if sent[0] != sent[1]:

@@ -13,11 +13,11 @@ T = TypeVar("T", bound=Hashable)
 
 
 def ddmin(units: Sequence[T], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
-    """Return a part of the units that still fails and of which no single one can be left out (1-minimal).
+    """Return a part of the units that still fails, and from which no single unit can be dropped (1-minimal).
 
-    :param units: all different, and known to fail together; not asked again
-    :param fails: whether a part fails, its units in their order; an outcome that is neither counts as no. Never asked
-        about none of them, nor twice about the same
+    :param units: all different; the caller knows that they fail together, so this function does not test them together
+    :param fails: says whether a part fails; the units of the part are in their order; an unclear outcome counts as no;
+        this function never tests the empty part, and no part twice
     """
     known: dict[tuple[T, ...], bool] = {tuple(units): True}
 
@@ -43,7 +43,7 @@ def ddmin(units: Sequence[T], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T
 
 
 def split(units: Sequence[T], count: int) -> list[tuple[T, ...]]:
-    """Return the units as so many neighbouring parts, of sizes that differ by one at most; none is empty."""
+    """Split the units into a number of neighbouring parts. Sizes differ by at most one; every part has a unit."""
     count = min(count, len(units))
     ends = [len(units) * number // count for number in range(count + 1)] if count else []
     return [tuple(units[begin:end]) for begin, end in pairwise(ends)]

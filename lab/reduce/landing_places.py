@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where an NMI that came at a drawn time could have been put, to land where it did. Pure.
+"""Places where an NMI would land in the same way as an NMI that came at a drawn time. Pure.
 
-In this order: at a landmark that its vCPU had reached before in the same phase; at the one that pins that phase; in the
-window, where a sibling reaches no landmark, at a block of its wait region, those of the function it waits in first.
+The order of the places: first the landmarks that the vCPU reached before in the same phase, then the landmark that pins
+this phase. In the window a sibling reaches no landmark. There the places are blocks of its wait region; blocks of the
+function in which it waits come first.
 """
 
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ from lab.model.phase import Phase, Role
 from lab.model.placed import TARGETS, UNPINNED, Placed, Target, pin_phase
 from lab.model.verdict import Landing, Verdict
 
-#: Tried of the wait region's blocks: if none of them does it, the place is not what matters.
+#: The number of blocks of the wait region to try. If none of them reproduces the failure, the place is not important.
 MAX_BLOCKS = 3
-#: Places that are no use: one to wait for another NMI at, and those behind the load.
+#: Useless places: at an NMI entry a thread waits for another NMI, and the load's end is behind the load.
 _USELESS = (EventKind.NMI_ENTRY, EventKind.LOAD_END)
 
 
 def order_landings(verdict: Verdict, nmi: int) -> tuple[Landing, ...]:
-    """Return where one NMI of the plan landed, on the vCPUs that broke something first."""
+    """Return the landings of one NMI of the plan. Landings on vCPUs that broke an invariant come first."""
     proofs = [proof for one in verdict.invariants for proof in one.proofs]
     accused = [proof.vcpu for proof in proofs]
     mine = [each for each in verdict.landings if each.nmi == nmi]
@@ -32,7 +33,7 @@ def order_landings(verdict: Verdict, nmi: int) -> tuple[Landing, ...]:
 
 
 def list_places(evidence: Evidence, landing: Landing) -> Iterator[Placed]:
-    """Give the places at which an NMI would land as this one did, each once."""
+    """Yield the places at which an NMI would land in the same way, each place once."""
     facts = find_facts(evidence, evidence.scenario.topology, find_mechanism(evidence.scenario.mechanism))
     core = facts.topology.core_of(landing.vcpu)
     phase = landing.entered or landing.pending
@@ -57,7 +58,7 @@ def _find_landmarks(facts: Facts, phases: CorePhases, landing: Landing, phase: P
     for event in facts.events:
         if event.vcpu != landing.vcpu or event.seq >= landing.entry_seq or event.kind.value not in LANDMARKS:
             continue
-        # A thread is held before it calls in, and before it opens its window: the phase is that before the record.
+        # A hold stops a thread before its call-in, and before its window opens. So the phase before the record counts.
         early = event.kind in (EventKind.CALL_IN, EventKind.WINDOW_OPEN)
         if event.kind in _USELESS or phases.at_seq(event.seq - early) is not phase:
             continue

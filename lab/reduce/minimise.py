@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes a failing trial smaller for as long as it still fails by one of the same invariants, k times of n.
+"""Makes a failing trial smaller while it still fails by one of the same invariants, k times of n.
 
-What is tried, in this order: no NMI at all; fewer of them (ddmin); each that came at a drawn time put where it landed;
-fewer holds (ddmin again); one core; default axes; shorter windows.
+The order of the attempts: no NMI at all; fewer NMIs (ddmin); each NMI with a drawn time moved to the place where it
+landed; fewer holds (ddmin again); one core; default axes; shorter windows.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,13 +35,13 @@ from lab.reduce.replay import RunTrial
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept
 
-#: Evidence of the last trial that failed, in the folder of results.
+#: Folder with the evidence of the last failed trial, inside the folder of results.
 LAST: Final = "last-failing"
 MAX_NEED: Final = 100
 
 
 class Need(msgspec.Struct, frozen=True):
-    """How many of how many trials have to fail."""
+    """The required number of failed trials, and the number of trials."""
 
     fails: int
     of: int
@@ -50,7 +50,7 @@ class Need(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> "Need":
         """Read ``K/N``.
 
-        :raise UsageError: it is no such text
+        :raise UsageError: the text has another form
         """
         fails, slash, of = text.partition("/")
         numbers = [int(part) for part in (fails, of) if part.isascii() and part.isdecimal() and len(part) < 4]
@@ -60,11 +60,11 @@ class Need(msgspec.Struct, frozen=True):
 
 
 class Minimised(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of a failing trial.
+    """The result of a search for a smaller failing trial.
 
-    :param wanted: names of the invariants of which one has to be broken
-    :param reproduced: it failed again as often as needed; else there is nothing smaller to show
-    :param exhausted: the bound on trials ended the search
+    :param wanted: names of invariants; a smaller trial must break at least one of them
+    :param reproduced: the trial failed again as often as required; otherwise there is no smaller trial to show
+    :param exhausted: the limit on trials ended the search
     """
 
     before: Case
@@ -76,7 +76,7 @@ class Minimised(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _OutOfTrialsError(Exception):
-    """The bound on trials is reached."""
+    """The search has reached its limit on trials."""
 
 
 def minimise(
@@ -90,11 +90,11 @@ def minimise(
 ) -> Minimised:
     """Make a failing trial smaller.
 
-    :param evidence: its plan has been checked
-    :param folder: takes LAST
-    :param tell: told of each step
-    :param trials: the most that are run
-    :param keep: told of each case that is the smallest so far
+    :param evidence: evidence of the trial; the caller has checked its plan
+    :param folder: folder of results, which gets the folder LAST
+    :param tell: receives a line for each step
+    :param trials: the maximum number of trials
+    :param keep: receives each case that is the smallest so far
     :raise UsageError: the trial does not fail
     :raise HostError: the host failed
     """
@@ -102,9 +102,9 @@ def minimise(
 
 
 def check_fails(evidence: Evidence) -> Verdict:
-    """Return the verdict of a trial that can be made smaller.
+    """Return the verdict of a trial that can become smaller.
 
-    :raise UsageError: it does not fail, or its holds are not those of its scenario
+    :raise UsageError: the trial does not fail, or the plan's holds differ from the holds of its scenario
     """
     first = judge(evidence)
     if first.outcome is not Outcome.FAIL:
@@ -114,7 +114,7 @@ def check_fails(evidence: Evidence) -> Verdict:
 
 
 class _Search:
-    """The state of one search: the smallest case so far, and what its last failing trial left."""
+    """The state of one search: the smallest case so far, and the evidence of its last failed trial."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class _Search:
         self._takes("shorter windows", with_shorter_stretch(self._case))
 
     def _drop_timed(self) -> None:
-        """Leave out NMIs that come at drawn times; when places are left, perhaps all of them."""
+        """Drop NMIs that come at drawn times. If the case has placed NMIs, try first to drop all drawn NMIs."""
         whole = self._case
         if whole.scenario.placed and self._takes("the holds alone", (keep_timed(whole, ()),)):
             return
@@ -195,7 +195,10 @@ class _Search:
             self._case = keep_placed(whole, kept)
 
     def _place_timed(self) -> None:
-        """Put NMIs where they landed: all by the evidence of one trial, for the next may let them land elsewhere."""
+        """Move NMIs to the places where they landed.
+
+        The evidence of one trial decides all places, because the NMIs of the next trial may land elsewhere.
+        """
         evidence, verdict = self._evidence, self._verdict
         numbered = list(zip(self._match(evidence), self._case.timed, strict=True))
         if not self._proven:
@@ -205,7 +208,7 @@ class _Search:
             any(self._place(evidence, timed, landing) for landing in order_landings(verdict, number))
 
     def _place(self, evidence: Evidence, timed: Injection, landing: Landing) -> bool:
-        """Put one NMI where it landed on one vCPU, or have it sent in that phase."""
+        """Move one NMI to the place where it landed on one vCPU, or send the NMI in that phase."""
         places = list_places(evidence, landing)
         cases = (turn_into_place(self._case, timed, placed) for placed in places)
         if self._takes(f"NMI {landing.nmi} put where it landed, in {_where(landing)}", cases):
@@ -217,7 +220,7 @@ class _Search:
         return self._takes(f"NMI {landing.nmi} sent in {phase.value}", (case,))
 
     def _match(self, evidence: Evidence) -> list[int]:
-        """Return the number, in the plan of the evidence, of each NMI of the case."""
+        """Return the number that each NMI of the case has in the plan of the evidence."""
         pool = list(enumerate(evidence.plan.injections))
         numbers = []
         for timed in self._case.timed:
@@ -226,7 +229,7 @@ class _Search:
         return numbers
 
     def _place_one(self, evidence: Evidence, verdict: Verdict, numbered: list[tuple[int, Injection]]) -> None:
-        """Put a single NMI where one landed, for each that did: the times alone do not bring the failure back."""
+        """Try each NMI alone, at each place where it landed. The drawn times alone do not reproduce the failure."""
         for number, timed in numbered:
             alone = keep_timed(self._case, (timed,))
             for landing in order_landings(verdict, number):
@@ -235,7 +238,7 @@ class _Search:
                     return
 
     def _takes(self, what: str, cases: Iterable[Case]) -> bool:
-        """Go on with the first of some cases that fails often enough, if there is one."""
+        """Continue with the first case that fails often enough. Return whether there is such a case."""
         for case in cases:
             if self._fails(what, case):
                 self._case = case
@@ -258,7 +261,7 @@ class _Search:
             try:
                 kept = self._run_trial(case.scenario, plan)
             except UsageError:
-                # A place that this kernel has not.
+                # This kernel does not have the place.
                 return False
             verdict = judge(kept.evidence)
             if verdict.outcome is Outcome.FAIL and self._wanted & set(list_accused(verdict)):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One kept trial run again: the same scenario, plan and images, as often as asked.
+"""Runs one kept trial again, with the same scenario, plan and images, as often as the user asks.
 
-Two trials ended the same way when their outcomes are the same and, of a FAIL, at least one invariant that accused the
-kernel the first time accuses it again. Which further ones show depends on where the guest happened to be: an NMI in the
-window breaks ``quiet`` each time, and whether its IRET comes before the window's close is up to the host.
+Two trials end the same way if their outcomes are the same. For a FAIL, at least one invariant must also accuse the
+kernel in both trials. Further broken invariants depend on the state of the guest: an NMI in the window breaks ``quiet``
+each time, but the host decides whether its IRET comes before the window closes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from lab.model.verdict import EXIT_STATUS, Outcome, TrialRecord, Verdict
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept
 
-#: Exit status when a trial did not end the same way each time, or when a failure did not come back.
+#: Exit status when a trial did not end the same way each time, for example when a failure did not come back.
 NOT_AGAIN: Final = 1
 
 #: Runs one trial: :meth:`lab.trial.pool.WarmGuests.run_trial`.
@@ -28,11 +28,11 @@ RunTrial = Callable[[Scenario, Plan], Kept]
 
 
 class Again(msgspec.Struct, frozen=True, kw_only=True):
-    """How one repetition ended.
+    """The end of one repetition.
 
-    :param same: as the trial did
-    :param accused: names of the required invariants that it broke
-    :param evidence: its folder, relative to that of all
+    :param same: the repetition ended the same way as the trial
+    :param accused: names of the required invariants that the repetition broke
+    :param evidence: folder of the repetition, relative to the folder of all repetitions
     """
 
     same: bool
@@ -43,9 +43,9 @@ class Again(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a trial when it was run again.
+    """The result of all repetitions of a trial.
 
-    :param outcome: how the trial itself is judged
+    :param outcome: the judge's outcome for the trial itself
     :param accused: names of the required invariants that the trial broke
     """
 
@@ -55,12 +55,15 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def same(self) -> int:
-        """How many ended the same way."""
+        """The number of repetitions that ended the same way."""
         return sum(each.same for each in self.tries)
 
     @property
     def exit_status(self) -> int:
-        """0 when each ended the same way, else 1; of a trial that shows nothing, the status of its outcome."""
+        """0 when each repetition ended the same way, otherwise 1.
+
+        For a trial that shows nothing, its outcome's status.
+        """
         if self.outcome not in (Outcome.PASS, Outcome.FAIL):
             return EXIT_STATUS[self.outcome]
         return 0 if self.tries and self.same == len(self.tries) else NOT_AGAIN
@@ -81,12 +84,12 @@ def replay(
     folder: Path,
     done: Callable[[TrialRecord], None],
 ) -> Replayed:
-    """Run a trial again and again, and keep the evidence of each.
+    """Run a trial again and again, and keep the evidence of each repetition.
 
     :param first: the verdict of ``evidence``
-    :param folder: takes one folder for each repetition
-    :param done: told of each
-    :raise UsageError: a hold of the plan has no place in this kernel
+    :param folder: gets one folder for each repetition
+    :param done: receives the record of each repetition
+    :raise UsageError: this kernel does not have the place of one of the plan's holds
     :raise HostError: the host failed
     """
     tries = []

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A run as one page to read: what each mechanism let its siblings execute, the proof, and the price."""
+"""Makes one page of a run: what each mechanism let its siblings execute, the proof, and the price."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The answer to the mail's question for one mechanism, with how sure it is. Pure: sums in, words out.
+"""Answers the mail's question for one mechanism, and says how sure the answer is. Pure: sums in, words out.
 
-That nothing broke shows protection only where there was something to be protected from: the headline counts the trials
-in which an NMI was proven pending on a live sibling in its core's window, and no others.
+A trial without a break shows protection only if the siblings needed protection. So the headline counts only the trials
+in which an NMI was proven pending on a live sibling in its core's window.
 """
 
 import math
@@ -10,29 +10,29 @@ import math
 from lab.expected.tally import MechanismResult, Tally
 from lab.mechanisms.mechanism import CONTROLS
 
-#: The chance of a bound, or of an interval, being wrong.
+#: The probability that a bound or an interval is wrong.
 RISK = 0.05
 
 
 def bound_percent(tally: Tally) -> float | None:
-    """Return below which share of trials, in percent, a break stays when none was seen, at 95 % confidence.
+    """Return the upper bound of the share of trials that break, in percent, at 95 % confidence, if no trial broke.
 
-    Exact, one-sided (Clopper and Pearson); for many trials it is 3 / n, the rule of three.
+    Exact, one-sided (Clopper and Pearson). For many trials the bound is 3 / n, the rule of three.
     """
     if tally.broken or not tally.held:
         return None
     return 100.0 * float(1 - RISK ** (1 / tally.held))
 
 
-def find_interval_percent(tally: Tally) -> tuple[float, float] | None:
-    """Return the 95 % interval of the share of trials that break, in percent, of those that could tell.
+def compute_interval_percent(tally: Tally) -> tuple[float, float] | None:
+    """Return the 95 % interval of the share of trials that break, in percent, among the trials that could tell.
 
-    Exact, two-sided (Clopper and Pearson). None where no trial could tell.
+    Exact, two-sided (Clopper and Pearson). None if no trial could tell.
     """
     told = tally.held + tally.broken
     if not told:
         return None
-    # scipy takes longer to load than all the rest of the lab: not before there is a figure to work out.
+    # scipy takes longer to load than the rest of the lab. So import scipy only when there is a figure to compute.
     from scipy.stats import beta
 
     low = beta.ppf(RISK / 2, tally.broken, told - tally.broken + 1) if tally.broken else 0.0
@@ -43,12 +43,12 @@ def find_interval_percent(tally: Tally) -> tuple[float, float] | None:
 def format_bound(percent: float) -> str:
     """Return an upper bound with two significant digits, rounded up: a smaller number would claim too much."""
     scale = 10.0 ** (1 - math.floor(math.log10(percent)))
-    # What is a whole number but for the last bit stays one.
+    # A number that is whole except for rounding error stays whole.
     return f"{math.ceil(percent * scale - 1e-9) / scale:g}"
 
 
 def answer(result: MechanismResult) -> tuple[str, str]:
-    """Answer the mail's question for one mechanism: a headline, which has its bound in it, and a sentence."""
+    """Answer the mail's question for one mechanism: return a headline, which contains the bound, and a sentence."""
     quiet, harmless, struck = result.quiet, result.harmless, result.struck
     if quiet.broken and harmless.broken:
         return "Neither", (
@@ -69,7 +69,7 @@ def answer(result: MechanismResult) -> tuple[str, str]:
     if not struck.quiet.held:
         return _tell_nothing_reached(result)
     if not result.met or result.expectation in CONTROLS:
-        # A control that nobody caught says that the lab is blind, not that the sibling was quiet.
+        # If the judge does not catch a control, the lab is blind. The sibling is not proven quiet.
         return "Not shown", (
             f"no break was seen in the {struck.quiet.held} of {quiet.trials} trials that could tell and in which an NMI"
             " was pending on a sibling, which is no answer while this mechanism is not as expected"
@@ -97,7 +97,7 @@ def _tell_bound(tally: Tally) -> str:
 
 
 def _tell_share(tally: Tally) -> str:
-    told, interval = tally.held + tally.broken, find_interval_percent(tally)
+    told, interval = tally.held + tally.broken, compute_interval_percent(tally)
     low, high = interval or (0.0, 100.0)
     share = 100 * tally.broken / told if told else 0.0
     return (

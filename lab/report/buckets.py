@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What went wrong in a run's trials, equal failures together."""
+"""The failures of a run's trials; equal failures are in one bucket."""
 
 from collections.abc import Iterable
 
@@ -9,11 +9,12 @@ from lab.model.verdict import TrialRecord
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
-    """Trials that failed alike.
+    """Trials with the same failure.
 
     :param mechanisms: in alphabetical order
-    :param first: the first such trial's number, and ``seed`` that of its plan
-    :param evidence: its folder, relative to the run's
+    :param first: number of the first such trial
+    :param seed: seed of the first such trial's plan
+    :param evidence: folder of the first such trial, relative to the folder of the run
     """
 
     title: str
@@ -25,7 +26,7 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def count_buckets(records: Iterable[TrialRecord]) -> tuple[Bucket, ...]:
-    """Return all buckets, the fullest first; trials without one are left out."""
+    """Return all buckets, the fullest bucket first. Trials without a bucket are left out."""
     grouped: dict[str, list[TrialRecord]] = {}
     for record in records:
         if record.bucket:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The numbers of a campaign that its trials have to be read for, one after the other. Pure: lines in, figures out."""
+"""The numbers of a campaign that need all its trials, read one after the other. Pure: lines in, figures out."""
 
 import math
 from array import array
@@ -14,13 +14,13 @@ from lab.report.figures import TIMED_OUTCOMES, Spread, generalise, measure_sprea
 from lab.report.landings import Shots, Uniformity
 from lab.report.text import MAX_TEXT_CHARS
 
-#: How trials are told apart over time: a control's FAIL is what was to be seen.
+#: Kinds of trials over time. The FAIL of a control is ``expected``.
 KINDS: Final = ("PASS", "expected", "FAIL", "INVALID", "ERROR")
-#: A page has room for so many columns.
+#: A page has room for this number of columns.
 MAX_BINS: Final = 96
-#: Finer ones would show when a trial happened to end.
+#: Shorter columns would show the accidental end times of single trials.
 MIN_BIN_S: Final = 10.0
-#: Clocks that are set may claim anything; no sitting is longer.
+#: A clock that somebody set may claim any time. No sitting is longer than this.
 MAX_SITTING_S: Final = 366 * 86_400.0
 #: Reasons that a guest makes up must not fill the memory.
 MAX_REASONS: Final = 2_000
@@ -29,9 +29,10 @@ _US_PER_S: Final = 1_000_000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alike:
-    """Trials that show nothing, or that the lab or host failed, for one reason.
+    """Trials that show nothing, or in which the lab or the host failed, for one reason.
 
-    :param newest: the number of the one that was stored last, and ``evidence`` its folder
+    :param newest: number of the trial that was stored last
+    :param evidence: folder of the trial that was stored last
     """
 
     part: str
@@ -44,9 +45,10 @@ class Alike:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lasted:
-    """How long trials of one scenario took; the first of all of them, and the others of those that PASS or FAIL.
+    """Durations of one scenario's trials. ``trial`` counts all trials. The other durations count only PASS and FAIL.
 
-    :param trial: from the begin of its first attempt to the end of its last, waits for the host's vCPUs included
+    :param trial: from the begin of the first attempt to the end of the last attempt, with the waits for the host's
+        vCPUs
     """
 
     part: str
@@ -58,9 +60,9 @@ class Lasted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """A stretch of the time that a campaign ran, its sittings one behind the other.
+    """A part of the time that a campaign ran. The sittings follow each other without gaps.
 
-    :param counts: of trials that ended in it, by KINDS
+    :param counts: number of trials that ended in this time, by KINDS
     """
 
     begin_s: float
@@ -70,10 +72,10 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """How a campaign went over the time that it ran.
+    """The course of a campaign over the time that it ran.
 
-    :param borders_s: where one sitting ends and the next begins
-    :param unplaced: trials whose time cannot be read
+    :param borders_s: times at which one sitting ends and the next sitting begins
+    :param unplaced: trials with an unreadable time
     """
 
     bins: tuple[Bin, ...]
@@ -83,10 +85,11 @@ class Course:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What came of reading all trials.
+    """The figures of all trials.
 
-    :param reasons: the most frequent first; ``reasons_more`` trials have others
-    :param uniformity: each test as if it were the only one
+    :param reasons: the most frequent reasons first
+    :param reasons_more: number of trials with other reasons
+    :param uniformity: each test without a correction for the other tests
     """
 
     course: Course
@@ -97,7 +100,7 @@ class Figures:
 
 
 class _Timed:
-    """Durations of one scenario as they are read, in microseconds."""
+    """Collects the durations of one scenario, in microseconds."""
 
     def __init__(self) -> None:
         self.trial, self.load, self.rendezvous, self.nmi_delay = (array("d") for _ in range(4))
@@ -124,7 +127,7 @@ class _Timed:
 
 
 class _Reasons:
-    """Why trials show nothing, as they are read."""
+    """Collects the reasons of trials that show nothing."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, Outcome, str], Alike] = {}
@@ -153,7 +156,7 @@ class _Reasons:
 
 
 class _Times:
-    """When trials of each kind ended, sitting by sitting."""
+    """Collects the end times of trials of each kind, by sitting."""
 
     def __init__(self) -> None:
         self._ended: dict[int, tuple[array[float], ...]] = {}
@@ -167,7 +170,7 @@ class _Times:
         ended[KINDS.index(kind)].append(min(max(line.ended_s, 0.0), MAX_SITTING_S))
 
     def lay_out(self, sittings: Iterable[SittingHeld]) -> Course:
-        """Put the sittings one behind the other, and count what ended in equal stretches of them."""
+        """Put the sittings one behind the other, and count the ended trials in equal parts of this time."""
         placed: list[tuple[float, tuple[array[float], ...]]] = []
         borders_s = [0.0]
         for sitting in sittings:
@@ -203,8 +206,7 @@ def read_figures(
 ) -> Figures:
     """Read all trials once.
 
-    :param expected: the scenarios by name, in the order in which they are to be listed, and whether their FAILs are
-        what is to be seen
+    :param expected: the scenarios by name, in the order of the page, and whether a FAIL of the scenario is expected
     """
     timed = {part: _Timed() for part in expected}
     reasons, times, shots = _Reasons(), _Times(), Shots()

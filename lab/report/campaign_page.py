@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes a campaign's page: what came of a night, for whoever reads it in the morning. One file, as a run's."""
+"""Writes the page of a campaign: the results of a night, for a reader in the morning. One file, like a run's page."""
 
 import datetime
 import shlex
@@ -29,15 +29,16 @@ from lab.report.page import PAGE
 from lab.report.stacks import Column, Stacks, draw_stacks
 from lab.report.text import tell_time
 
-#: Of a merged store; more make a page nobody reads.
+#: The limit for a merged store. Nobody reads a page with more campaigns.
 MAX_CAMPAIGNS: Final = 20
-#: Failures that a page lists, shared by its campaigns and in each by its buckets, the newest of each.
+#: Number of failures on a page. The campaigns share this number, and the buckets of a campaign share its part. The
+#: newest failures of each bucket are listed.
 MAX_FAILURES: Final = 600
 MAX_FAILURES_A_BUCKET: Final = 20
 MAX_REASONS: Final = 40
 MAX_SITTINGS: Final = 50
 MAX_HOSTS: Final = 100
-#: In place of a mechanism's name.
+#: Stands in place of a mechanism's name.
 ALL: Final = "all of them"
 _S_PER_HOUR: Final = 3_600.0
 
@@ -46,10 +47,10 @@ _S_PER_HOUR: Final = 3_600.0
 class Row:
     """One scenario on the page.
 
-    :param headline: the answer to the mail's question in a few words, empty without a trial, and ``sentence`` with
-        numbers
-    :param words: of the command line, that ask for the same scenario, of a sweep at its first point
-    :param points: how many a sweep has, 0 for what is none
+    :param headline: the answer to the mail's question in a few words; empty without a trial
+    :param sentence: the same answer with numbers
+    :param words: command-line words that ask for the same scenario; for a sweep, for its first point
+    :param points: number of points of a sweep, 0 for any other scenario
     """
 
     part: PartStanding
@@ -64,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """A failure; ``link`` is empty where its evidence cannot be opened, and ``problem`` says why."""
+    """A failure. If its evidence cannot be opened, ``link`` is empty and ``problem`` says why."""
 
     failure: Failure
     link: str
@@ -73,10 +74,10 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketShown:
-    """Failures that share a title.
+    """Failures with the same title.
 
-    :param control: they are of controls alone, of which it is expected
-    :param more: how many of its trials are not listed
+    :param control: the failures are expected: all are failures of controls
+    :param more: number of trials in the bucket that are not listed
     """
 
     bucket: BucketStanding
@@ -89,10 +90,10 @@ class BucketShown:
 class SittingShown:
     """One sitting.
 
-    :param why: why it ended, as far as the store knows
+    :param why: why the sitting ended, as far as the store knows
     """
 
-    held: SittingHeld
+    sitting: SittingHeld
     why: str
 
 
@@ -100,10 +101,11 @@ class SittingShown:
 class Shown:
     """One campaign on the page.
 
-    :param cells: in how many of all pairs of phase and role an NMI was set pending
-    :param unseen: the others
-    :param uniformity: the tests of ``figures``, corrected for all that stand on the page
-    :param example: a trial's number to show commands with, and ``evidence`` a folder that is kept, empty without one
+    :param cells: number of pairs of phase and role in which an NMI was set pending
+    :param unseen: all other pairs
+    :param uniformity: the tests of ``figures``, corrected for all tests on the page
+    :param example: number of a trial for the commands on the page
+    :param evidence: a kept folder for the commands on the page; empty if no folder is kept
     """
 
     summary: Summary
@@ -125,32 +127,32 @@ class Shown:
 
     @property
     def not_met(self) -> tuple[PartStanding, ...]:
-        """Scenarios whose expectation is not met, though they have trials."""
+        """Scenarios that have trials and do not meet their expectation."""
         return tuple(part for part in self.summary.parts if part.met is False)
 
     @property
     def standing(self) -> bool | None:
-        """Whether every scenario did what it must; None where one has no trial and no other speaks against it."""
+        """Whether every scenario met its expectation. None if a scenario has no trial and all others met theirs."""
         if self.summary.met:
             return True
         return False if self.not_met else None
 
     @property
     def without_nmis(self) -> int:
-        """How many trials passed that asked for no NMI."""
+        """Number of PASS trials that asked for no NMI."""
         return sum(part.passed_without_nmis for part in self.summary.parts)
 
     @property
     def waiting(self) -> int:
-        """How many scenarios have no trial yet."""
+        """Number of scenarios without a trial."""
         return sum(part.met is None for part in self.summary.parts)
 
 
 def write_campaign_report(folder: Path) -> Path:
-    """Write the page of a campaign, or of the campaigns that were merged, into its folder and return its path.
+    """Write the page of a campaign, or of merged campaigns, into the folder. Return the path of the page.
 
-    :raise UsageError: the folder holds no campaign
-    :raise EvidenceError: its store is damaged, or of another lab
+    :raise UsageError: the folder has no campaign
+    :raise EvidenceError: the store is damaged, or belongs to another lab
     :raise HostError: the page could not be written
     """
     with open_details(folder) as campaigns:
@@ -173,7 +175,7 @@ def write_campaign_report(folder: Path) -> Path:
 
 
 def _correct(shown: Sequence[Shown]) -> tuple[Shown, ...]:
-    """Correct the tests of all campaigns for how many there are: they stand on one page."""
+    """Correct the tests of all campaigns for the number of tests, because all tests are on one page."""
     tests = iter(correct([test for each in shown for test in each.figures.uniformity]))
     return tuple(replace(each, uniformity=tuple(islice(tests, len(each.figures.uniformity)))) for each in shown)
 
@@ -241,7 +243,7 @@ def _make_rows(details: Details) -> Iterable[Row]:
 
 
 def _list_buckets(folder: Path, details: Details, expected: dict[str, bool], room: int) -> Iterable[BucketShown]:
-    """Pick the failures to list: those that nobody expects first, and of each title the newest."""
+    """Select the failures for the list: unexpected failures first, and the newest failures of each title."""
     controls = {
         bucket.title: all(expected.get(part, False) for part in bucket.parts) for bucket in details.summary.buckets
     }
@@ -263,7 +265,7 @@ def _list_failure(folder: Path, root: Path, failure: Failure) -> Listed:
     except EvidenceError as error:
         dropped = failure.evidence_state == "dropped"
         return Listed(failure=failure, link="", problem="dropped for want of room" if dropped else str(error))
-    # On a path that hosts share, it is not below the page.
+    # The evidence is not below the page, but on a path that hosts share.
     link = link_evidence(failure.evidence) if root == folder else found.as_uri()
     return Listed(failure=failure, link=link, problem="")
 
@@ -273,7 +275,7 @@ def _name_evidence(folder: Path, root: Path, evidence: str) -> str:
 
 
 def _add_all(landed: Sequence[Landed]) -> tuple[CoverageRow, ...]:
-    """Return a row for each role over all mechanisms, also for one that no NMI was sent to."""
+    """Return a row for each role over all mechanisms. A role without NMIs also has a row."""
     found = {row.role: row for row in tally_places((ALL, each.place, each.nmis) for each in landed)}
     known = [role.value for role in Role]
     names = (*known, *sorted(set(found) - set(known)))
@@ -281,21 +283,21 @@ def _add_all(landed: Sequence[Landed]) -> tuple[CoverageRow, ...]:
 
 
 def _list_phases(landed: Sequence[Landed]) -> tuple[str, ...]:
-    """Return all phases in order of time, and behind them what is no phase."""
+    """Return all phases in order of time, then all other names."""
     known = [phase.value for phase in PHASES]
     return (*known, *sorted({each.place.partition(" ")[0] for each in landed} - set(known)))
 
 
 def _list_sittings(summary: Summary, sittings: Sequence[SittingHeld]) -> Iterable[SittingShown]:
-    """Say of each sitting why it ended: the store has the reason of the last one only."""
-    for number, held in enumerate(sittings, start=1):
+    """Yield each sitting and why it ended. The store has only the reason of the last sitting."""
+    for number, sitting in enumerate(sittings, start=1):
         if number == len(sittings) and summary.state == "running":
             why = "it runs"
-        elif not held.ended:
+        elif not sitting.ended:
             why = "it was killed"
         else:
             why = summary.why if number == len(sittings) else "it was stopped, and the next one went on"
-        yield SittingShown(held=held, why=why)
+        yield SittingShown(sitting=sitting, why=why)
 
 
 def _draw_rate(course: Course) -> Stacks | None:
@@ -334,5 +336,5 @@ def _tell(each: Bin) -> str:
     return f"{tell_time(each.begin_s)} to {tell_time(each.end_s)}: {told or 'no trial ended'}"
 
 
-#: How the kinds of trials are called.
+#: Names of the kinds of trials on the page.
 NAMES: Final = {kind: "FAIL, as expected" if kind == "expected" else kind for kind in KINDS}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How pages are made of templates: everything is cleaned and escaped, always, since what is shown came from guests."""
+"""Renders pages from templates. Every value is cleaned and escaped, because the values came from guests."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lab.report.text import finalize, format_count, format_exact_us, format_mib,
 
 
 def make_environment() -> jinja2.Environment:
-    """Return what renders the templates of this folder."""
+    """Return the environment that renders the templates of this folder."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -32,14 +32,14 @@ def make_environment() -> jinja2.Environment:
 
 
 def judge_again(evidence: str) -> str:
-    """Return the command that judges a trial's evidence again, to be run in the run's folder.
+    """Return the command that judges a trial's evidence again, for a shell in the run's folder.
 
-    :param evidence: relative to that, or absolute where it is on a path that hosts share
+    :param evidence: relative to the run's folder; absolute if the evidence is on a path that hosts share
     """
     return shlex.join(("lab", "judge", evidence if evidence.startswith("/") else f"./{evidence}"))
 
 
 def _shares(parts: Sequence[int]) -> list[float]:
-    """Return what each part is of the whole, in percent."""
+    """Return the share of each part in the whole, in percent."""
     whole = sum(parts) or 1
     return [round(100 * part / whole, 2) for part in parts]

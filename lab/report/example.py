@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one trial that shows best how a mechanism broke: the shortest proof, read from its evidence folder."""
+"""Finds the trial that best shows how a mechanism broke: its evidence folder has the shortest proof."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from lab.model.verdict import Finding, Invariant, Outcome, TrialRecord, Verdict
 from lab.report.figures import NEVER_REQUIRED
 from lab.report.timeline import Timeline, draw_timeline
 
-#: How many trials' verdicts are read in search of the shortest proof.
+#: The search for the shortest proof reads this number of verdicts.
 MAX_CANDIDATES = 24
 
 
@@ -23,9 +23,9 @@ MAX_CANDIDATES = 24
 class Example:
     """A trial in which a mechanism broke.
 
-    :param broken: its broken invariants, ``quiet`` first, with their proofs
-    :param problem: why there is no drawing, empty when there is one
-    :param stall: where its vCPUs were, one line each, when the guest stopped answering
+    :param broken: the broken invariants with their proofs, ``quiet`` first
+    :param problem: why there is no drawing; empty if there is a drawing
+    :param stall: if the guest stopped answering: where its vCPUs were, one line for each vCPU
     """
 
     record: TrialRecord
@@ -39,7 +39,7 @@ class Example:
 def find_evidence(run_folder: Path, evidence: str) -> Path:
     """Return the evidence folder that a record names.
 
-    :raise EvidenceError: it is not there, or not inside the run's folder: a record is no leave to look elsewhere
+    :raise EvidenceError: the folder does not exist, or is outside the run's folder; a record must not point elsewhere
     """
     named = PurePosixPath(evidence)
     if not evidence or "\0" in evidence:
@@ -60,14 +60,14 @@ def find_evidence(run_folder: Path, evidence: str) -> Path:
 
 
 def link_evidence(evidence: str) -> str:
-    """Return a relative link to a folder that :func:`find_evidence` found; the dot keeps a name from being a scheme."""
+    """Return a relative link to a folder from :func:`find_evidence`. The dot prevents that a browser reads a scheme."""
     return "./" + quote(os.fsencode(str(PurePosixPath(evidence)))) + "/"
 
 
 def find_example(run_folder: Path, records: Iterable[TrialRecord]) -> Example | None:
-    """Return the broken trial of a mechanism with the shortest proof of ``quiet``, or of what else broke.
+    """Return the broken trial of a mechanism with the shortest proof of ``quiet``, or of another broken invariant.
 
-    Without evidence the first broken trial stands, and says so.
+    If no evidence can be read, the first broken trial is the example, and its ``problem`` says so.
     """
     broken = [record for record in records if _is_broken(record)]
     if not broken:
@@ -105,7 +105,7 @@ def _is_broken(record: TrialRecord) -> bool:
 
 
 def _rank(record: TrialRecord) -> tuple[bool, bool]:
-    """Order trials: those that FAIL first, of them those that were not quiet."""
+    """Sort key of trials: FAIL first; among them, trials that broke ``quiet`` first."""
     return record.outcome is not Outcome.FAIL, record.invariants.get(QUIET) is not Finding.BROKEN
 
 
@@ -119,7 +119,7 @@ def _by_weight(invariant: Invariant) -> tuple[bool, bool, bool]:
 
 
 def _proof_length(verdict: Verdict) -> tuple[bool, int]:
-    """Order verdicts by the length of their first proof; none at all is worse than any."""
+    """Sort key of verdicts: the length of the first proof. A verdict without a proof comes last."""
     broken = _sort_broken(verdict.invariants)
     return not (broken and broken[0].proofs), len(broken[0].proofs) if broken else 0
 
@@ -129,6 +129,6 @@ def _draw(folder: Path, invariants: Sequence[Invariant]) -> tuple[Timeline | Non
     try:
         timeline = draw_timeline(read_evidence(folder), core)
     except EvidenceError as error:
-        # The folder's place on this machine is of no use to a reader of the page elsewhere.
+        # The path of the folder on this machine does not help a reader on another machine.
         return None, str(error).replace(str(folder), folder.name)
     return timeline, "" if timeline is not None else "the observer saw no window, so there is nothing to draw"

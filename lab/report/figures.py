@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The numbers of a run, mechanism by mechanism. Pure: records in, rows out."""
+"""The numbers of a run, by mechanism. Pure: records in, rows out."""
 
 import functools
 import re
@@ -14,9 +14,9 @@ from lab.expected.tally import Tally
 from lab.model.topology import Topology
 from lab.model.verdict import Durations, Finding, Outcome, Span, TrialRecord
 
-#: Durations of trials that show nothing, or where the host failed, would say more of the host than of the mechanism.
+#: Other outcomes show nothing, or the host failed. Their durations describe the host and not the mechanism.
 TIMED_OUTCOMES = (Outcome.PASS, Outcome.FAIL)
-#: Invariants that no scenario requires: a break of them accuses nobody (design: the invariants).
+#: No scenario requires these invariants. A break of them accuses no mechanism (design: the invariants).
 NEVER_REQUIRED = ("still", "nmis-serviced")
 
 _KHZ_PER_MHZ = 1_000
@@ -28,7 +28,7 @@ _DIGITS = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """How one duration is spread, in microseconds; all None but ``n`` where none was seen."""
+    """The spread of one duration, in microseconds. Without a value, all fields but ``n`` are None."""
 
     n: int
     p50_us: float | None = None
@@ -38,9 +38,9 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What a mechanism's loads cost; ``guest_*`` are of the guest's clock, all others of the host's.
+    """The cost of a mechanism's loads. ``guest_*`` are times of the guest's clock, all others of the host's clock.
 
-    :param hold_beyond: what each sibling's hold is longer than the window of its core, which the plan chose
+    :param hold_beyond: each sibling's hold minus the window of its core; the plan chose the length of the window
     """
 
     load: Spread
@@ -56,9 +56,9 @@ class Price:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestClock:
-    """At which rates guests' TSCs went, in MHz as measured, and by how much guests took them for others.
+    """Measured rates of guests' TSCs, in MHz, and the error of the rates that guests assumed.
 
-    :param off_percent: of the guest that was off most
+    :param off_percent: the largest error of a guest
     """
 
     trials: int
@@ -69,10 +69,10 @@ class GuestClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NmiTotals:
-    """NMIs over all trials of a mechanism.
+    """Sums of NMIs over all trials of a mechanism.
 
     :param trials_proven: trials with at least one NMI proven in a window
-    :param trials_struck: trials with at least one proven pending on a sibling in its core's window
+    :param trials_struck: trials with at least one NMI proven pending on a sibling in its core's window
     """
 
     sent: int
@@ -85,7 +85,7 @@ class NmiTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Trials that ended alike."""
+    """Trials that ended in the same way."""
 
     mechanism: str
     outcome: Outcome
@@ -94,7 +94,7 @@ class Group:
 
 
 def measure_price(records: Iterable[TrialRecord]) -> Price:
-    """Spread out the durations of one mechanism's trials that passed or failed."""
+    """Return the spread of the durations of one mechanism's PASS and FAIL trials."""
     chosen = [record for record in records if record.outcome in TIMED_OUTCOMES]
     timed = [record.durations for record in chosen]
 
@@ -109,7 +109,7 @@ def measure_price(records: Iterable[TrialRecord]) -> Price:
         rendezvous=each(lambda d: d.host_rendezvous_us),
         window=every(lambda d: d.host_windows_us),
         hold=every(lambda d: d.host_holds_us),
-        hold_beyond=measure_spread([beyond_us for record in chosen for beyond_us in _find_beyond(record)]),
+        hold_beyond=measure_spread([beyond_us for record in chosen for beyond_us in _compute_beyond(record)]),
         nmi_delay=every(lambda d: d.host_nmi_delay_us),
         guest_wait=every(lambda d: d.guest_waits_us),
         guest_update=every(lambda d: d.guest_updates_us),
@@ -118,7 +118,7 @@ def measure_price(records: Iterable[TrialRecord]) -> Price:
 
 
 def measure_clock(records: Iterable[TrialRecord]) -> GuestClock | None:
-    """Say at which rates guests' TSCs went; None where no trial has measured it."""
+    """Return the measured rates of guests' TSCs; None if no trial measured a rate."""
     rates = [(record.durations.tsc_claimed_khz, record.durations.tsc_measured_khz) for record in records]
     known = [(claimed, measured) for claimed, measured in rates if claimed and measured and np.isfinite(measured)]
     if not known:
@@ -131,7 +131,7 @@ def measure_clock(records: Iterable[TrialRecord]) -> GuestClock | None:
     )
 
 
-def _find_beyond(record: TrialRecord) -> list[float]:
+def _compute_beyond(record: TrialRecord) -> list[float]:
     windows_us = {span.who: span.us for span in record.durations.host_windows_us}
     try:
         topology = _parse_topology(record.topology)
@@ -142,7 +142,7 @@ def _find_beyond(record: TrialRecord) -> list[float]:
 
 
 def measure_spread(values_us: Sequence[float]) -> Spread:
-    """Return median, 95th percentile and maximum of what is finite."""
+    """Return median, 95th percentile and maximum of the finite values."""
     array = np.asarray(values_us, dtype=np.float64)
     array = array[np.isfinite(array)]
     if not array.size:
@@ -166,7 +166,7 @@ def total_nmis(records: Iterable[TrialRecord]) -> NmiTotals:
 
 
 def tally_invariant(records: Iterable[TrialRecord], name: str) -> Tally | None:
-    """Return how an invariant was found, or None where no trial was judged by it."""
+    """Return the findings of an invariant; None if the judge evaluated the invariant in no trial."""
     counter = Counter(record.invariants[name] for record in records if name in record.invariants)
     if not counter:
         return None
@@ -174,7 +174,7 @@ def tally_invariant(records: Iterable[TrialRecord], name: str) -> Tally | None:
 
 
 def count_broken(records: Iterable[TrialRecord]) -> tuple[tuple[str, int], ...]:
-    """Return each invariant that broke and in how many trials, the most frequent first, those never required last."""
+    """Return each broken invariant and its number of trials. The most frequent come first, never-required ones last."""
     counter = Counter(
         name for record in records for name, finding in record.invariants.items() if finding is Finding.BROKEN
     )
@@ -182,12 +182,12 @@ def count_broken(records: Iterable[TrialRecord]) -> tuple[tuple[str, int], ...]:
 
 
 def generalise(reason: str) -> str:
-    """Return a reason without its numbers, which differ from trial to trial."""
+    """Return a reason without its numbers, because numbers differ from trial to trial."""
     return _DIGITS.sub("#", reason)
 
 
 def group_reasons(records: Iterable[TrialRecord], outcomes: Sequence[Outcome]) -> tuple[Group, ...]:
-    """Group trials of these outcomes by reason; numbers in a reason do not tell groups apart, the first is shown."""
+    """Group the trials of these outcomes by reason. Numbers do not separate groups. A group shows its first reason."""
     counts: Counter[tuple[str, Outcome, str]] = Counter()
     shown: dict[tuple[str, Outcome, str], str] = defaultdict(str)
     for record in records:

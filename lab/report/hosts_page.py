@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The page of images/host/test-hosts: what ran on a fresh host, and the end of each log."""
+"""The page of images/host/test-hosts: the commands that ran on a fresh host, and the end of each log."""
 
 from pathlib import Path
 from typing import Final
@@ -10,18 +10,18 @@ from lab.errors import EvidenceError
 from lab.host.files import write_whole
 from lab.report.environment import make_environment
 
-#: Its first line is a :class:`Host`, each other one a :class:`Step`.
+#: The first line is a :class:`Host`, each other line is a :class:`Step`.
 RECORDS: Final = "hosts.jsonl"
 PAGE: Final = "index.html"
-#: Of each log; the whole one is beside the page.
+#: The part of each log on the page. The whole log is beside the page.
 _MAX_LOG_BYTES: Final = 64 * 1024
 _MAX_RECORDS_BYTES: Final = 1 << 20
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What was tried where.
+    """What was tried on which host.
 
-    :param dirty: the checkout differed from the commit, which is what was tried
+    :param dirty: the checkout differed from the commit; the test ran the checkout
     """
 
     release: str
@@ -31,7 +31,7 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One line of shell and how it ended; ``name`` names its log."""
+    """One line of shell, and its result. ``name`` is the name of its log."""
 
     name: str
     command: str
@@ -40,7 +40,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def write_hosts_report(folder: Path) -> Path:
-    """Write the page of a folder of test-hosts into it, and return its path.
+    """Write the page of a test-hosts folder into the folder. Return the path of the page.
 
     :raise EvidenceError: the folder's records are damaged
     :raise HostError: the page could not be written
@@ -61,12 +61,12 @@ def write_hosts_report(folder: Path) -> Path:
 
 
 def _is_green(steps: tuple[Step, ...]) -> bool:
-    """Tell whether something ran and all that ran ended well."""
+    """Say whether at least one step ran, and every step that ran succeeded."""
     return bool(steps) and all(step.status == 0 for step in steps)
 
 
 def _read_end(folder: Path, step: Step) -> str:
-    """Return the end of a step's log; a name that is no plain one, or a log that is no file, has none."""
+    """Return the end of a step's log. Return ``no log`` if the name is not plain or the log is not a file."""
     path = folder / f"{step.name}.log"
     if not step.name.isalnum() or path.is_symlink() or not path.is_file():
         return "no log"

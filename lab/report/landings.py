@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the NMIs of a run landed: how many in which phase, on which thread, and how evenly over each phase. Pure."""
+"""Where the NMIs of a run landed: how many in each phase, on which thread, and how evenly over each phase. Pure."""
 
 from array import array
 from collections import Counter, defaultdict
@@ -11,14 +11,14 @@ import msgspec
 from lab.model.phase import PHASES, Phase
 from lab.model.verdict import MAX_FRACTIONS, TrialRecord
 
-#: Fewer shots than this would let nearly everything pass for uniform.
+#: With fewer shots than this nearly every distribution would pass as uniform.
 MIN_SHOTS: Final = 50
-#: Below it, chance alone is no good explanation any more.
+#: Below this value chance alone is not a good explanation.
 SUSPICIOUS_P: Final = 0.01
 
 
 class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """How many NMIs were set pending on threads of one role, by phase; ``unsure`` is one of two phases."""
+    """Number of NMIs that were set pending on threads of one role, by phase. ``unsure`` means one of two phases."""
 
     mechanism: str
     role: str
@@ -26,15 +26,15 @@ class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Uniformity(msgspec.Struct, frozen=True, kw_only=True):
-    """How evenly the random shots that landed in one phase lie over it (Kolmogorov-Smirnov against uniform).
+    """How evenly the random shots that landed in one phase are spread over it (Kolmogorov-Smirnov against uniform).
 
-    :param shots: that landed there
-    :param sent: NMIs in the same trials, wherever they landed
-    :param tested: how many of the shots were tested: of a trial with many, a random sample
+    :param shots: number of shots that landed in the phase
+    :param sent: NMIs in the same trials, in all phases
+    :param tested: number of tested shots; of a trial with many shots, a random sample
     :param statistic: the largest distance between the two distributions
-    :param p: how often chance alone would make it as large
-    :param tests: how many tests stand on the same page
-    :param p_holm: how often chance alone would make one of them as striking (Holm)
+    :param p: how often chance alone gives such a distance or a larger distance
+    :param tests: number of tests on the same page
+    :param p_holm: how often chance alone gives at least one such striking test on the page (Holm)
     """
 
     mechanism: str
@@ -49,12 +49,12 @@ class Uniformity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_uneven(self) -> bool:
-        """Whether chance alone is no good explanation any more."""
+        """Whether chance alone is not a good explanation."""
         return self.p_holm < SUSPICIOUS_P
 
     @property
     def sentence(self) -> str:
-        """What it means."""
+        """What the result means."""
         shown = f"{self.shots} of {self.sent} NMIs of {self.mechanism} landed in {self.phase}"
         shown += f" ({self.tested} of them tested)" if self.tested < self.shots else ""
         found = f"D = {self.statistic:.3f}, p = {self.p_holm:.2g}"
@@ -65,16 +65,16 @@ class Uniformity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tally_coverage(records: Iterable[TrialRecord]) -> tuple[CoverageRow, ...]:
-    """Add up where the NMIs of all trials were set pending."""
+    """Add up the NMIs of all trials by the place where they were set pending."""
     return tally_places(
         (record.mechanism, place, count) for record in records for place, count in record.coverage.items()
     )
 
 
 def tally_places(landed: Iterable[tuple[str, str, int]]) -> tuple[CoverageRow, ...]:
-    """Add up where NMIs were set pending.
+    """Add up NMIs by the place where they were set pending.
 
-    :param landed: mechanism, place as a phase and a role, and how many
+    :param landed: mechanism, place as a phase and a role, and number of NMIs
     """
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for mechanism, place, count in landed:
@@ -86,12 +86,12 @@ def tally_places(landed: Iterable[tuple[str, str, int]]) -> tuple[CoverageRow, .
 
 
 def list_columns(rows: Iterable[CoverageRow]) -> tuple[str, ...]:
-    """Return the phases that a table of these rows needs, in order of time; what is no phase comes last."""
+    """Return the phases that a table of these rows needs, in order of time. Other names come last."""
     return tuple(_order(Counter({phase: 1 for row in rows for phase in row.nmis})))
 
 
 def measure_uniformity(records: Sequence[TrialRecord]) -> tuple[Uniformity, ...]:
-    """Test each mechanism's shots in each phase that has enough of them."""
+    """Test each mechanism's shots in each phase with enough shots."""
     shots = Shots()
     for record in records:
         shots.add(record.mechanism, record.nmis.sent, record.fractions, record.shots)
@@ -99,9 +99,10 @@ def measure_uniformity(records: Sequence[TrialRecord]) -> tuple[Uniformity, ...]
 
 
 def correct(found: Sequence[Uniformity]) -> tuple[Uniformity, ...]:
-    """Give each of the tests of a page its p for all of them: of a hundred, one has p below 0.01 by chance alone.
+    """Correct the p of each test on a page for the number of tests.
 
-    Holm's step-down: the k-th smallest of n, from 0, is taken n - k times, and none comes out below one before it.
+    Among a hundred tests one has p below 0.01 by chance alone. Holm's step-down: the k-th smallest p of n, counted from
+    0, is multiplied by n - k. No result is below the result before it.
     """
     at_least = 0.0
     p_holm = {}
@@ -114,10 +115,10 @@ def correct(found: Sequence[Uniformity]) -> tuple[Uniformity, ...]:
 
 
 class Shots:
-    """Random shots as they are read, trial after trial: eight bytes for each.
+    """Collects random shots, trial after trial: eight bytes for each shot.
 
-    Labs that did not count shots kept the first ones of a trial with many, which lie early in their phase: those trials
-    are left out.
+    Older labs did not count shots. Of a trial with many shots they kept the first shots, which come early in their
+    phase. So such trials are left out.
     """
 
     def __init__(self) -> None:
@@ -128,9 +129,9 @@ class Shots:
     def add(
         self, mechanism: str, sent: int, fractions: Mapping[str, Sequence[float]], shots: Mapping[str, int]
     ) -> None:
-        """Take one trial's, by phase; what is no phase is left out.
+        """Add the shots of one trial, by phase. Names that are not phases are left out.
 
-        :param shots: how many there were, of which ``fractions`` may be a sample
+        :param shots: number of shots; ``fractions`` may be a sample of them
         """
         self._sent[mechanism] += sent
         for phase in PHASES:
@@ -141,7 +142,7 @@ class Shots:
             self._landed[mechanism, phase] += shots.get(phase.value, len(found))
 
     def measure(self) -> tuple[Uniformity, ...]:
-        """Test each mechanism's shots in each phase that has enough of them, each as if it were the only one."""
+        """Test each mechanism's shots in each phase with enough shots. No test is corrected for the other tests."""
         return tuple(
             self._test(mechanism, phase, fractions)
             for (mechanism, phase), fractions in self._fractions.items()
@@ -149,7 +150,7 @@ class Shots:
         )
 
     def _test(self, mechanism: str, phase: Phase, fractions: "array[float]") -> Uniformity:
-        # scipy takes longer to load than all the rest of the lab: not before there is a figure to work out.
+        # scipy takes longer to load than the rest of the lab. So import scipy only when there is a figure to compute.
         from scipy.stats import kstest
 
         result = kstest(fractions, "uniform")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a mechanism adds to the rendezvous as it was. Pure: records in, a figure out.
+"""The time that a mechanism adds to the original rendezvous. Pure: records in, a figure out.
 
-Trials of one run take turns between its mechanisms, so the n-th of each met the same host: they are compared in pairs.
-A load's longest window is the plan's choice and taken off; without NMIs and with equal stretches the rest is the
-mechanism's own.
+The mechanisms of a run take turns, so the n-th trials of two mechanisms ran on the host in the same state. The lab
+compares such pairs. The plan chooses the length of windows, so the lab subtracts a load's longest window. Without NMIs
+and with equal stretches the rest is the time of the mechanism itself.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 from lab.model.verdict import Outcome, TrialRecord
 
-#: What all others are compared with: the rendezvous without any protection.
+#: The reference for all other mechanisms: the rendezvous without protection.
 REFERENCE = "stop-machine"
-#: An interval that misses the median in one run of twenty.
+#: The interval misses the median in one run of twenty.
 RISK = 0.05
-#: With fewer pairs no interval of that confidence exists.
+#: With fewer pairs no interval has this confidence.
 MIN_PAIRS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Added:
-    """The median of the differences in pairs, in microseconds of the host's clock, and a 95 % interval for it."""
+    """The median of the differences of the pairs, in microseconds of the host's clock, and its 95 % interval."""
 
     pairs: int
     median_us: float
@@ -29,8 +29,8 @@ class Added:
     high_us: float
 
 
-def find_own_us(record: TrialRecord) -> float | None:
-    """Return what a load took beside its longest window; None where that is not known or shows nothing."""
+def compute_own_us(record: TrialRecord) -> float | None:
+    """Return the time of a load minus its longest window; None if the time is not known or the trial shows nothing."""
     durations = record.durations
     if durations.host_load_us is None or record.outcome not in (Outcome.PASS, Outcome.FAIL):
         return None
@@ -38,17 +38,17 @@ def find_own_us(record: TrialRecord) -> float | None:
 
 
 def measure_added(records: Iterable[TrialRecord], mechanism: str) -> Added | None:
-    """Compare a mechanism's trials with those of the reference; None without enough pairs."""
+    """Compare a mechanism's trials with the reference's trials; None without enough pairs."""
     chosen = list(records)
-    own = [find_own_us(record) for record in chosen if record.mechanism == mechanism]
-    reference = [find_own_us(record) for record in chosen if record.mechanism == REFERENCE]
+    own = [compute_own_us(record) for record in chosen if record.mechanism == mechanism]
+    reference = [compute_own_us(record) for record in chosen if record.mechanism == REFERENCE]
     if mechanism == REFERENCE:
         return None
     return _spread([a - b for a, b in zip(own, reference, strict=False) if a is not None and b is not None])
 
 
 def _spread(differences_us: Sequence[float]) -> Added | None:
-    # scipy takes longer to load than all the rest of the lab: not before there is a figure to work out.
+    # scipy takes longer to load than the rest of the lab. So import scipy only when there is a figure to compute.
     import numpy as np
     from scipy.stats import binom
 
@@ -56,7 +56,8 @@ def _spread(differences_us: Sequence[float]) -> Added | None:
     ordered = ordered[np.isfinite(ordered)]
     if ordered.size < MIN_PAIRS:
         return None
-    # Of the median's order statistics: so many values lie below it as seldom as coins fall so unevenly.
+    # The ends of the interval are order statistics. The number of values below the median has a binomial distribution,
+    # like the number of heads of a coin.
     rank = int(binom.ppf(RISK / 2, ordered.size, 0.5)) - 1
     return Added(
         pairs=int(ordered.size),

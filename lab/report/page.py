@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes the page: one file, no script, nothing fetched, so that it opens from a folder on any machine."""
+"""Writes the page of a run: one file, without scripts or downloads, so that any machine can open it from a folder."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +44,7 @@ PAGE = "index.html"
 
 STILL = "still"
 
-#: More rows make a browser slow, and nobody reads them: the records are all in the run's folder.
+#: More rows make a browser slow, and nobody reads them. The run's folder has all records.
 MAX_ROWS = 2_000
 MAX_GROUPS = 60
 
@@ -53,11 +53,11 @@ MAX_GROUPS = 60
 class Row:
     """One mechanism on the page.
 
-    :param headline: the answer to the mail's question in a few words, with the bound of what was not seen
-    :param sentence: the same, with numbers
-    :param still: whether the sibling stayed in one loop, which no mechanism promises
-    :param added: what it adds to the rendezvous as it was, where that was measured beside it
-    :param broken: invariants that broke, and in how many trials
+    :param headline: the answer to the mail's question in a few words; if no break was seen, with its bound
+    :param sentence: the same answer with numbers
+    :param still: whether the sibling stayed in one loop; no mechanism promises this
+    :param added: time that the mechanism adds to the original rendezvous, if the run measured both
+    :param broken: broken invariants, each with its number of trials
     """
 
     asked: MechanismAsked
@@ -76,7 +76,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One trial in the list of all; ``link`` is empty where its evidence cannot be opened, and ``problem`` says why."""
+    """One trial in the list of all trials.
+
+    If its evidence cannot be opened, ``link`` is empty and ``problem`` says why.
+    """
 
     record: TrialRecord
     link: str
@@ -84,9 +87,9 @@ class Listed:
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write the page of a run into its folder and return its path.
+    """Write the page of a run into the run's folder. Return the path of the page.
 
-    :raise EvidenceError: the folder holds no run, or a damaged one
+    :raise EvidenceError: the folder has no run, or a damaged run
     :raise HostError: the page could not be written
     """
     run = read_run(run_folder)
@@ -98,7 +101,7 @@ def write_report(run_folder: Path) -> Path:
         torn=run.torn,
         trials=len(run.records),
         rows=rows,
-        met=_find_standing(run, rows),
+        met=_compute_standing(run, rows),
         outcomes={outcome.value: sum(r.outcome is outcome for r in run.records) for outcome in Outcome},
         without_nmis=sum(record.without_nmis for record in run.records),
         groups=_group(run.records),
@@ -121,8 +124,8 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def _find_standing(run: Run, rows: Sequence[Row]) -> bool | None:
-    """Return whether every mechanism did what it must; None while nothing speaks against it, and not all has run."""
+def _compute_standing(run: Run, rows: Sequence[Row]) -> bool | None:
+    """Return whether every mechanism met its expectation. None if the run has not ended and no result is wrong."""
     met = run_met(row.result for row in rows)
     if not run.info.finished:
         return False if any(row.result.outcomes.trials and not row.result.met for row in rows) else None
@@ -132,7 +135,7 @@ def _find_standing(run: Run, rows: Sequence[Row]) -> bool | None:
 def reproduce(record: TrialRecord, scenario: Scenario) -> str:
     """Return the command that runs a trial's plan again.
 
-    :param scenario: of the run; what it leaves at its default is left out
+    :param scenario: the scenario of the run; the command leaves out values at their default
     """
     asked = to_words(msgspec.structs.replace(scenario, mechanism=record.mechanism))
     if record.mechanism in {each.name for each in STOCK_MECHANISMS}:
@@ -166,14 +169,14 @@ def _make_rows(run_folder: Path, run: Run) -> Iterator[Row]:
 
 
 def _group(records: Sequence[TrialRecord]) -> Mapping[str, tuple[Group, ...]]:
-    """Group what shows nothing and what failed to run, each with its most frequent reasons first."""
+    """Group the INVALID and ERROR trials. The most frequent reasons of each outcome come first."""
     return {
         outcome.value: group_reasons(records, (outcome,))[:MAX_GROUPS] for outcome in (Outcome.ERROR, Outcome.INVALID)
     }
 
 
 def _list_trials(run_folder: Path, run: Run) -> list[Listed]:
-    """Pick the trials to list: what nobody expected first, and no more than a browser takes."""
+    """Select the trials for the list: unexpected outcomes first, and at most the number that a browser can show."""
     controls = {asked.name for asked in run.info.mechanisms if asked.expectation in CONTROLS}
 
     def surprise(record: TrialRecord) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One time axis with lanes of bars and marks, as geometry; a template draws it. Nothing here knows of microcode.
+"""Computes one time axis with lanes of bars and marks. A template draws it. This file knows nothing about microcode.
 
-Marks too close for two numbers share one, so no number ever covers another.
+If two marks are too close for two numbers, the marks share one number. So no number covers another number.
 """
 
 import math
@@ -15,10 +15,10 @@ TOP_PX = 8
 LANE_PX = 54
 BAR_PX = 12
 AXIS_PX = 40
-#: Two badges of radius 9 do not touch.
+#: Two badges of radius 9 do not touch at this distance.
 BADGE_GAP_PX = 21.0
 BADGE_RISE_PX = 26.0
-#: Two marks of one shape nearer than this are one to the eye.
+#: Two marks of one shape at a smaller distance look like one mark.
 MARK_GAP_PX = 2.0
 MAX_TOLD_PER_BADGE = 6
 TICKS_WANTED = 10
@@ -26,9 +26,9 @@ TICKS_WANTED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """Something to mark in a lane.
+    """A moment to mark in a lane.
 
-    :param text: what it is, for the table below the drawing
+    :param text: description of the moment, for the table below the drawing
     """
 
     lane: int
@@ -39,7 +39,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """A span of time in a lane; with ``band`` also a shade over all lanes."""
+    """A span of time in a lane. With ``band`` the drawing also shades all lanes."""
 
     lane: int
     begin_us: float
@@ -51,7 +51,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
-    """One row, by the number that moments and stretches name it with."""
+    """One row. Moments and stretches name their row by its number."""
 
     number: int
     label: str
@@ -61,10 +61,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A stretch of time and how it is labelled.
+    """A span of time, and the form of its labels.
 
-    :param zero_us: where the labels count from
-    :param unit_us: microseconds that one unit of the labels has
+    :param zero_us: the time at which the labels are zero
+    :param unit_us: microseconds in one unit of the labels
     """
 
     begin_us: float
@@ -78,8 +78,8 @@ class Axis:
         share = (at_us - self.begin_us) / (self.end_us - self.begin_us)
         return round(GUTTER_PX + share * (WIDTH_PX - GUTTER_PX - RIGHT_PX), 1)
 
-    def holds(self, at_us: float) -> bool:
-        """Tell whether a moment is on the axis."""
+    def contains(self, at_us: float) -> bool:
+        """Say whether a moment is on the axis."""
         return self.begin_us <= at_us <= self.end_us
 
 
@@ -115,9 +115,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Badge:
-    """A number over one or more marks, and what they stand for.
+    """A number over one or more marks, and the text of these marks.
 
-    :param more: how many further marks it stands for, untold
+    :param more: number of further marks without a text
     """
 
     number: int
@@ -146,7 +146,7 @@ class Panel:
 def draw_panel(
     axis: Axis, lanes: Sequence[Lane], stretches: Iterable[Stretch], moments: Iterable[Moment], *, numbered: bool
 ) -> Panel:
-    """Lay out what falls on the axis.
+    """Lay out the moments and stretches on the axis.
 
     :param numbered: put numbered badges over the marks
     """
@@ -157,7 +157,7 @@ def draw_panel(
     lane_y = {lane.number: lane.y for lane in placed}
     axis_y = TOP_PX + LANE_PX * len(placed) + 4
     shown = sorted(
-        (moment for moment in moments if axis.holds(moment.at_us) and moment.lane in lane_y),
+        (moment for moment in moments if axis.contains(moment.at_us) and moment.lane in lane_y),
         key=lambda moment: moment.at_us,
     )
     return Panel(

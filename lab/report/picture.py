@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The timeline of one trial as one SVG file that stands alone: for a README, a mail or a slide."""
+"""Draws the timeline of one trial as one complete SVG file: for a README, a mail or a slide."""
 
 import re
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ MARGIN_PX = 20
 HEAD_PX = 40
 KEY_WIDTH_PX = 360
 KEY_HEIGHT_PX = 26
-#: What the picture explains, in the order of its key. The page of a run explains more.
+#: The shapes that the picture explains, in the order of its key. The page of a run explains more shapes.
 KEYS = (
     ("window", "window: the primary in WRMSR 0x79"),
     ("wait", "thread waits, from call-in to release"),
@@ -31,13 +31,13 @@ KEYS = (
 )
 KEYS_A_ROW = 3
 _CSS = Path(__file__).with_name("page.css")
-#: Rules of the page that the drawing uses.
+#: Rules of the page's style that the drawing uses.
 _RULE = re.compile(r"^(?:\.panel text|circle\.badge|path\.|\.b-|\.m-).*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One drawing of the picture, and where it begins."""
+    """One drawing of the picture, and the position of its top."""
 
     head: str
     panel: Panel
@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What one shape means."""
+    """The meaning of one shape."""
 
     kind: str
     name: str
@@ -57,7 +57,7 @@ class Key:
 def draw_picture(folder: Path) -> str:
     """Return the timeline of a kept trial as SVG, in the colours of a page on a light screen.
 
-    :raise EvidenceError: the folder holds no evidence, or the observer saw no window
+    :raise EvidenceError: the folder has no evidence, or the observer saw no window
     """
     timeline = draw_timeline(read_evidence(folder), core=-1)
     if timeline is None:
@@ -96,13 +96,13 @@ def _place_parts(timeline: Timeline) -> tuple[Part, ...]:
     if timeline.breach is None:
         return (whole,)
     below_y = whole.y + whole.panel.height + HEAD_PX
-    # Its numbers are those of a table, which the page has below it.
+    # The numbers of the badges refer to a table. Only the page has this table.
     breach = replace(timeline.breach, badges=())
     return whole, Part(head="The first breach of the window, enlarged", panel=breach, y=below_y)
 
 
 def _read_css() -> tuple[str, str]:
-    """Return the page's colours on a light screen, and its rules for drawings."""
+    """Return the colours of the page on a light screen, and the style rules for drawings."""
     css = _CSS.read_text()
     colours = css[css.index("--bg") : css.index("}")]
     return colours, "\n".join(_RULE.findall(css))

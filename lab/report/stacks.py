@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stacked columns over a time that ran, as geometry; a template draws it. Nothing here knows of campaigns."""
+"""Computes stacked columns over time. A template draws them. This file knows nothing about campaigns."""
 
 import math
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ _UNITS: Final = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "secon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """What is stacked over one stretch of time, from below.
+    """The parts of one column, from the bottom up, over one span of time.
 
-    :param text: what it says when pointed at
+    :param text: the text under the mouse pointer
     """
 
     begin_s: float
@@ -41,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A drawn part of a column, ``kind`` by its place in the stack."""
+    """A drawn part of a column. ``kind`` is its index in the stack."""
 
     x: float
     y: float
@@ -52,7 +52,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A column as it is drawn; ``x`` and ``width`` are of its whole place, to be pointed at."""
+    """A drawn column. ``x`` and ``width`` describe the whole area that reacts to the mouse pointer."""
 
     x: float
     width: float
@@ -64,7 +64,7 @@ class Drawn:
 class Stacks:
     """A chart, ready to draw.
 
-    :param borders: the x of lines from top to bottom
+    :param borders: the x of the vertical lines
     """
 
     width: int
@@ -81,9 +81,9 @@ class Stacks:
 
 
 def draw_stacks(columns: Sequence[Column], borders_s: Sequence[float], most: float | None = None) -> Stacks | None:
-    """Lay out columns from time 0 on; None where there is nothing to draw.
+    """Lay out columns from time 0 on; None if there is nothing to draw.
 
-    :param most: how high the axis is; None for what the highest column needs
+    :param most: the top of the axis; None for the height of the highest column
     """
     whole_s = max((column.end_s for column in columns), default=0.0)
     highest = most if most is not None else max((sum(column.heights) for column in columns), default=0.0)
@@ -134,7 +134,7 @@ def _draw(column: Column, left: float, right: float, top: float) -> Drawn:
 
 
 def _choose_levels(highest: float) -> tuple[float, float]:
-    """Return a round step, and its multiple that is no lower than the highest column."""
+    """Return a round step, and the lowest multiple that is not below the highest column."""
     rough = highest / _TICKS_Y
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))

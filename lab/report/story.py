@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The story of one trial in order: what each thread did, what the lab sent, what broke. Pure: evidence in, rows out.
 
-All on the host's clock, in microseconds since the load's begin. Guest text is cleaned here, for every reader.
+All times are on the host's clock, in microseconds since the load's begin. This file cleans guest text for all readers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +13,13 @@ from lab.model.verdict import Finding, Handler, Verdict
 from lab.report.text import clean
 
 NS_PER_US = 1_000
-#: The column of the lab's own doings, which no vCPU has.
+#: The number for the lab's own actions. No vCPU has this number.
 LAB = -1
-#: Of more cores than this, only one is told of unless another is asked for.
+#: If the guest has more cores, the story shows one core, unless the caller selects a core.
 MAX_CORES = 2
-#: A hostile evidence folder may hold a million records; a load has some hundreds.
+#: A hostile evidence folder may contain a million records. A load has some hundreds.
 MAX_EVENTS = 100_000
-#: NMIs that one entry is said to have taken.
+#: The maximum number of NMIs in the text of one entry.
 MAX_TOOK = 6
 
 _PLAIN = {
@@ -39,7 +39,7 @@ _PLAIN = {
     EventKind.EARLY: "WRMSR 0x79 outside any load",
     EventKind.RESUMED: "runs on",
 }
-#: Dropped last when there are too many rows.
+#: Rows of these kinds are dropped last if there are too many rows.
 _WEIGHTY = (
     *(EventKind.LOAD_BEGIN, EventKind.LOAD_END, EventKind.WINDOW_OPEN, EventKind.WINDOW_CLOSE),
     *(EventKind.HELD, EventKind.LET_GO, EventKind.HOLD_OVERRUN, EventKind.RESUMED),
@@ -47,12 +47,12 @@ _WEIGHTY = (
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened.
+    """One event.
 
     :param who: the vCPU, or LAB
-    :param seq: of the observer's first record of it, 0 for what the lab did
-    :param broke: names of the invariants whose proof it is
-    :param count: of the records that it stands for
+    :param seq: number of the observer's first record of the event; 0 for actions of the lab
+    :param broke: names of the broken invariants that the event proves broken
+    :param count: number of records of this row
     """
 
     at_us: float
@@ -65,12 +65,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
-    """What is told of one trial.
+    """The story of one trial.
 
-    :param threads: the vCPUs that are told of
+    :param threads: the vCPUs of the story
     :param rows: in order of time
-    :param gaps: after which row how many are left out, since there were too many
-    :param elsewhere: rows of other threads, not told
+    :param gaps: number of dropped rows, by the row before the gap
+    :param elsewhere: number of rows of other threads
     """
 
     threads: tuple[int, ...]
@@ -80,16 +80,17 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def left_out(self) -> int:
-        """How many rows of these threads are not told."""
+        """The number of dropped rows of these threads."""
         return sum(self.gaps.values())
 
 
 def tell_story(evidence: Evidence, verdict: Verdict, core: int | None, limit: int) -> Story:
-    """Tell of a trial.
+    """Return the story of a trial.
 
-    :param verdict: of that evidence
-    :param core: whose threads to tell of, None for all of up to MAX_CORES, or the first that something broke on
-    :param limit: of rows; what broke, the windows and the holds are left out last
+    :param verdict: the verdict on this evidence
+    :param core: the core whose threads are shown; None for all of up to MAX_CORES cores, otherwise for the first core
+        that broke an invariant
+    :param limit: maximum number of rows; breaks, windows and holds are dropped last
     """
     topology = evidence.scenario.topology
     if core is None and topology.total_cores > MAX_CORES:
@@ -107,7 +108,7 @@ def _find_core(verdict: Verdict) -> int:
 
 
 def find_begin(evidence: Evidence) -> int:
-    """Return when the load began, by the observer or else by the lab; 0 when neither says."""
+    """Return when the load began, according to the observer or else the lab; 0 if neither knows."""
     events = evidence.observer.events if evidence.observer is not None else ()
     begins = [event.mono_ns for event in events if event.kind is EventKind.LOAD_BEGIN]
     if begins:
@@ -143,7 +144,7 @@ def _find_proofs(verdict: Verdict) -> Mapping[int, list[str]]:
 
 
 def _find_takers(verdict: Verdict) -> Mapping[int, str]:
-    """Return what each entry took, and in which phase, by the number of its record."""
+    """Return the NMIs that each entry handled, and their phase, by the number of the entry's record."""
     return {
         entry.seq: f"{_list(entry.took) or 'an NMI that nothing known sent'}, in {entry.phase.value}"
         + (f", taken by the {entry.by.value} handler" if entry.by is Handler.ORDINARY else "")
@@ -200,7 +201,7 @@ def _name(sent: Sent) -> str:
 
 
 def _join(rows: Sequence[Row]) -> list[Row]:
-    """Make one row of neighbouring ones in which one thread does nothing but run outside its wait."""
+    """Join neighbouring rows of one thread that show only code outside the thread's wait."""
     joined: list[Row] = []
     run: list[Row] = []
 
@@ -240,7 +241,7 @@ def _sum_up(run: Sequence[Row]) -> Row:
 
 
 def _bound(rows: Sequence[Row], limit: int) -> tuple[tuple[Row, ...], dict[int, int]]:
-    """Leave out what there is too much of, and say after which of those that are left it was."""
+    """Drop rows above the limit. Return the kept rows, and the size of each gap by the kept row before the gap."""
     weighty = {kind.value for kind in _WEIGHTY}
     order = sorted(range(len(rows)), key=lambda at: (not rows[at].broke, rows[at].kind not in weighty, at))
     kept = sorted(order[:limit])

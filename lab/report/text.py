@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text that came from guests, made fit for a page, and numbers as a reader wants them."""
+"""Cleans text from guests for a page, and formats numbers for readers."""
 
 import math
 import re
 
 from markupsafe import Markup
 
-#: Longer text is cut: a guest must not fill the page.
+#: Longer text is cut. A guest must not fill the page.
 MAX_TEXT_CHARS = 600
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
-#: Controls (C0 but tab and newline, DEL, C1), and what reorders, hides or breaks the text around it.
+#: Control characters (C0 except tab and newline, DEL, C1), and characters that reorder, hide or break the text.
 _UNFIT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
@@ -23,13 +23,13 @@ _BYTES_PER_MIB = 1_024 * 1_024
 
 
 def clean(text: str) -> str:
-    """Strip escape sequences and control characters, and cut what is too long."""
+    """Strip escape sequences and control characters, and cut long text."""
     text = _UNFIT.sub("", _ANSI.sub("", text[: 4 * MAX_TEXT_CHARS]))
     return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
 
 
 def finalize(value: object) -> object:
-    """Clean everything that a template prints, before it is escaped; what a macro made is clean already."""
+    """Clean every value that a template prints, before it is escaped. The output of a macro is clean already."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, float | int):
@@ -48,12 +48,12 @@ def format_us(us: float | None) -> str:
 
 
 def format_exact_us(us: float) -> str:
-    """Return a time in microseconds with one digit behind the point, so that neighbours can be told apart."""
+    """Return a time in microseconds with one decimal digit, so that neighbouring times differ."""
     return f"{us:,.1f}".replace(",", "\u202f") + " µs" if math.isfinite(us) else "-"
 
 
 def format_count(count: int) -> str:
-    """Return a whole number, its thousands apart."""
+    """Return a whole number with a space between groups of three digits."""
     return f"{count:,}".replace(",", "\u202f")
 
 

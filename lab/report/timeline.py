@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one core's threads did in one late load, as two panels. Pure: evidence in, geometry out.
+"""Computes two panels with the actions of one core's threads in one late load. Pure: evidence in, geometry out.
 
-Both are on the host's clock: the whole load in milliseconds from its begin, and the first breach of the window in
-microseconds from the window's opening. Guest times are left out: durations of the two clocks never share an axis.
+Both panels use the host's clock. The first panel shows the whole load, in milliseconds from its begin. The second panel
+shows the first breach of the window, in microseconds from the window's opening. Guest times are left out: durations of
+two clocks never share an axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,17 +23,18 @@ from lab.report.panel import WIDTH_PX, Axis, Lane, Moment, Panel, Stretch, draw_
 
 US_PER_MS = 1_000.0
 NS_PER_US = 1_000
-#: A breach is over when its vCPU shows nothing new for this long: an NMI's way through the kernel is denser.
+#: A breach is over if its vCPU shows nothing new for this time. The events of an NMI's way through the kernel are
+#: closer.
 BURST_GAP_US = 100.0
 MAX_BURST_EVENTS = 40
-#: Room on both sides of a breach, as a share of it.
+#: Margin on both sides of a breach, as a share of its length.
 BURST_MARGIN = 0.06
-#: No load lasts longer; foreign clocks may claim anything.
+#: No load lasts longer. Foreign clocks may claim any time.
 MAX_AXIS_NS = 3_600_000_000_000
-#: A hostile evidence folder may hold a million events; a load has some hundreds.
+#: A hostile evidence folder may contain a million events. A load has some hundreds.
 MAX_MOMENTS = 20_000
 
-#: The lane of the lab's own sends, which no vCPU has.
+#: The lane of the NMIs that the lab sends. No vCPU has this number.
 SENDS = -1
 
 _SHAPES = {
@@ -52,7 +54,7 @@ _BREACHES = ("outside", "hazard", "apart")
 class Timeline:
     """The drawing of one core in one late load.
 
-    :param breach: None when nothing left its wait in the window
+    :param breach: None if no thread left its wait in the window
     """
 
     core: int
@@ -63,9 +65,9 @@ class Timeline:
 
 
 def draw_timeline(evidence: Evidence, core: int) -> Timeline | None:
-    """Lay out the threads of a core, or of the first core with a breach where that one has no window.
+    """Lay out the threads of a core. If this core has no window, lay out the first core with a breach.
 
-    :return: None when no window was seen
+    :return: None if the observer saw no window
     """
     observer = evidence.observer
     if observer is None or not observer.windows:
@@ -153,7 +155,7 @@ def _close_us(window: WindowSeen, at_us: Callable[[int], float]) -> tuple[float,
 def _find_waits(
     events: Sequence[ObserverEvent], vcpus: Sequence[int], at_us: Callable[[int], float], end_us: float
 ) -> list[Stretch]:
-    """From each thread's first call-in to the first release after it, or to the end."""
+    """Return each thread's wait, from its first call-in to the first release after the call-in, or to the end."""
     waits = []
     for vcpu in vcpus:
         called_us = next((at_us(e.mono_ns) for e in events if e.vcpu == vcpu and e.kind is EventKind.CALL_IN), None)
@@ -176,7 +178,10 @@ def _find_waits(
 def _find_stalls(
     window: WindowSeen, vcpus: Sequence[int], at_us: Callable[[int], float], close_us: float
 ) -> list[Stretch]:
-    """From each sibling's stall to the window's close, or to the first block of one whose bound ended before."""
+    """Return each sibling's stall, from its begin to the window's close.
+
+    If the stall's bound ended before the window closed, the stall lasts to the sibling's first block.
+    """
     stalls = []
     for sibling in window.siblings:
         if not sibling.stalled_ns or sibling.vcpu not in vcpus:
@@ -196,7 +201,7 @@ def _find_stalls(
 
 
 def _find_sends(injections: InjectionLog | None, vcpus: Sequence[int], at_us: Callable[[int], float]) -> list[Stretch]:
-    """From each NMI's send to its reply, for those that reach this core."""
+    """Return each NMI that reaches this core, from its send to its reply."""
     if injections is None:
         return []
     return [
@@ -216,7 +221,7 @@ def _find_sends(injections: InjectionLog | None, vcpus: Sequence[int], at_us: Ca
 def _find_breach(
     moments: Sequence[Moment], primary: int, open_us: float, close_us: float
 ) -> tuple[float, float] | None:
-    """Return the stretch of the first breach in the window, from the NMI entry that led to it."""
+    """Return the span of the first breach in the window, from the NMI entry that led to the breach."""
     siblings = sorted(
         (m for m in moments if m.lane != primary and open_us <= m.at_us <= close_us), key=lambda moment: moment.at_us
     )
@@ -235,7 +240,10 @@ def _find_breach(
 
 
 def _shape(event: ObserverEvent) -> str:
-    """Show the classes that do not break ``harmless`` apart: with FSGSBASE every NMI entry has some."""
+    """Return the shape of an event.
+
+    Classes that do not break ``harmless`` have a shape of their own: with FSGSBASE every NMI entry has such classes.
+    """
     apart = event.kind is EventKind.HAZARD and event.hazard not in NASTY
     return "apart" if apart else _SHAPES[event.kind]
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a sweep leaves: ``sweep.jsonl``, first what was asked, then one line per block that was found and point tried.
+"""Reads and writes ``sweep.jsonl``, the journal of a sweep.
 
-Lines are only ever appended, each trial's together and synced before the next trial begins: a sweep that was killed
-goes on with exactly the points that have no line, and its last line, if it was cut short, counts for nothing.
+The first line is the request. Then follows one line per block that a load showed and per point that a trial tried.
+Writers only append lines. The lines of one trial are written together, and are on the disk before the next trial
+begins. A resumed sweep tries exactly the points without a line. If the last line was cut short, the reader ignores this
+line.
 """
 
 import contextlib
@@ -24,17 +26,17 @@ from lab.model.sweep import Block, Point, Rank, SweepAsk, Visit
 from lab.model.verdict import Outcome
 
 JOURNAL: Final = "sweep.jsonl"
-#: A journal's line has a few hundred bytes, its first one a few more.
+#: A journal's line has a few hundred bytes. The first line has a few more.
 MAX_LINE_BYTES: Final = 64 * 1024
-#: Of another form, the lines mean something else.
+#: Another version means that the lines have another form and meaning.
 JOURNAL_VERSION: Final = 2
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
     """The first line.
 
-    :param kernel_sha256: of the kernel that is booted: points of another one are others
-    :param qemu_sha256: of QEMU's program, which decides where blocks begin; empty in a journal of an older lab
+    :param kernel_sha256: hash of the booted kernel; another kernel has other points
+    :param qemu_sha256: hash of QEMU's program, which decides where blocks begin; empty in a journal of an older lab
     """
 
     version: int
@@ -45,13 +47,14 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
-    """A block that a thread came to, or came to more often than known.
+    """A new block that a thread visited, or a known block with more visits than known.
 
-    :param count: how often in one load, the most that was seen
-    :param lead: where that load was given NMIs, in order: maybe the thread comes there only after those
-    :param last: which thread had been made the last to call in
-    :param before: how often the thread had come there before that phase, in that load
-    :param masked: only NMIs of the sweep led there, and no further one can enter in their handler: it is no point
+    :param count: number of visits in one load, the maximum over all loads
+    :param lead: the NMIs of that load, in order; the thread may visit the block only after these NMIs
+    :param last: the thread that the load made the last to call in
+    :param before: number of the thread's visits to the block before the phase, in that load
+    :param masked: only NMIs of the sweep led to the block, and no further NMI can enter in their handler; the block has
+        no points
     """
 
     role: Role
@@ -66,14 +69,14 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
 
     @property
     def block(self) -> Block:
-        """Which one."""
+        """The block of this line."""
         return Block(self.role, self.phase, self.pc)
 
 
 class Dry(msgspec.Struct, frozen=True, kw_only=True, tag="dry"):
-    """A load without an NMI, which shows what blocks there are.
+    """A load without an NMI. The load shows which blocks exist.
 
-    :param broken: its required invariants that were broken
+    :param broken: required invariants that the load broke
     """
 
     outcome: Outcome
@@ -83,18 +86,18 @@ class Dry(msgspec.Struct, frozen=True, kw_only=True, tag="dry"):
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
-    """A point that is done with.
+    """A finished point.
 
-    :param outcome: PASS or FAIL where it was tried, else that of the last attempt
-    :param asked: which arrival the point was when it was first tried
-    :param arrival: at which it was tried in the end; 1 also where it was stopped somewhere in a loop that it spins in
-        before the phase, to be there as that begins
-    :param attempts: how many trials it took
-    :param lead: where NMIs were sent before, in the same load
-    :param placed: all holds of its last attempt: what a scenario needs to try it again
-    :param entered: the block that began next was the NMI handler's
-    :param broken: required invariants that were broken
-    :param evidence: of a FAIL: its folder, relative to that of the sweep
+    :param outcome: PASS or FAIL if the point was tried, otherwise the outcome of the last attempt
+    :param asked: the number of the visit at the first attempt
+    :param arrival: the number of the visit at the last attempt; also 1 if the thread stopped in a spin loop before the
+        phase and waited there for the phase to begin
+    :param attempts: number of trials for this point
+    :param lead: the visits with earlier NMIs in the same load
+    :param placed: all holds of the last attempt; a scenario needs them to try the point again
+    :param entered: the next block that began was the NMI handler's
+    :param broken: required invariants that the trial broke
+    :param evidence: the folder of a FAIL, relative to the folder of the sweep
     """
 
     role: Role
@@ -114,21 +117,21 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
 
     @property
     def point(self) -> Point:
-        """Which one."""
+        """The point of this line."""
         return Point(Block(self.role, self.phase, self.pc), self.rank)
 
     @property
     def was_tried(self) -> bool:
-        """Whether it shows something."""
+        """Whether the point has a PASS or a FAIL."""
         return self.outcome in (Outcome.PASS, Outcome.FAIL)
 
 
 class Broke(msgspec.Struct, frozen=True, kw_only=True, tag="broke"):
-    """A load that broke something though its thread did not come to the point that it was to try: one for each point.
+    """A load that broke an invariant although its thread did not reach the point. Each point has at most one such line.
 
-    :param placed: its holds, of which some were reached, or none
-    :param broken: required invariants that were broken
-    :param evidence: its folder, relative to that of the sweep
+    :param placed: the holds of the load; the threads reached some of them, or none
+    :param broken: required invariants that the load broke
+    :param evidence: the folder of the load, relative to the folder of the sweep
     """
 
     role: Role
@@ -142,9 +145,9 @@ class Broke(msgspec.Struct, frozen=True, kw_only=True, tag="broke"):
 
 
 class Uncovered(msgspec.Struct, frozen=True, kw_only=True, tag="uncovered"):
-    """What a load's cover has not: there may be points that nobody knows of.
+    """Blocks that are missing in a load's cover. The sweep may not know all points.
 
-    :param blocks: that found no place in the observer's table
+    :param blocks: number of blocks that did not fit into the observer's table
     """
 
     blocks: int
@@ -154,11 +157,11 @@ Line = Begun | Found | Dry | Tried | Broke | Uncovered
 
 
 class Journal:
-    """Writes one sweep's lines. A context manager: only one process may write a folder at a time.
+    """Writes the lines of one sweep. A context manager: only one process may write a folder at a time.
 
-    :param begun: what its first line is, or must be
-    :param resume: go on with the lines that are there
-    :ivar lines: those that were there
+    :param begun: the first line that the journal gets or must have
+    :param resume: continue with the existing lines
+    :ivar lines: the existing lines, without the first line
     """
 
     def __init__(self, folder: Path, begun: Begun, resume: bool) -> None:
@@ -169,15 +172,15 @@ class Journal:
         self._sink: FileIO | None = None
 
     def __enter__(self) -> "Journal":
-        """Take the folder.
+        """Open the journal, and lock the journal for this process.
 
-        :raise UsageError: another process sweeps there, or what is there is another sweep
+        :raise UsageError: another process sweeps in this folder, or the folder contains another sweep
         :raise HostError: no space, or not writable
         """
         with contextlib.ExitStack() as undo:
             try:
                 (self.folder / RUN_MARKER).touch()
-                # Without a buffer, which would still hold the rest of a line after a write that failed.
+                # Without a buffer: a buffer would still contain the rest of a line after a failed write.
                 sink = undo.enter_context(open(self.folder / JOURNAL, "ab", buffering=0))
                 if not try_lock(sink.fileno()):
                     raise UsageError(f"another sweep is writing to '{self.folder}': name another folder")
@@ -203,9 +206,9 @@ class Journal:
             self._sink = None
 
     def append(self, *lines: Line) -> None:
-        """Add lines, and return once the disk has them.
+        """Add lines. Return when the disk has the lines.
 
-        :raise HostError: no space, or not writable; the lines before stay whole
+        :raise HostError: no space, or not writable; the earlier lines stay whole
         """
         assert self._sink is not None, "a journal is written inside its with block"
         try:
@@ -218,9 +221,9 @@ class Journal:
 
 
 def read_lines(folder: Path) -> tuple[tuple[Line, ...], int]:
-    """Read a sweep's lines, and how many bytes those have that are whole.
+    """Read the lines of a sweep. Return the lines, and the number of bytes of the whole lines.
 
-    :raise UsageError: the folder holds no sweep, or a damaged one
+    :raise UsageError: the folder has no sweep, or a damaged sweep
     """
     path = folder / JOURNAL
     lines: list[Line] = []
@@ -248,9 +251,9 @@ def read_lines(folder: Path) -> tuple[tuple[Line, ...], int]:
 
 
 def read_begun(folder: Path) -> Begun:
-    """Return what the sweep in a folder was asked.
+    """Return the request of the sweep in a folder.
 
-    :raise UsageError: the folder holds no sweep, or a damaged one
+    :raise UsageError: the folder has no sweep, or a damaged sweep
     """
     lines, _ = read_lines(folder)
     if not lines or not isinstance(lines[0], Begun):

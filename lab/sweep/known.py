@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is known of a sweep's blocks and points, from its journal's lines."""
+"""The known blocks and points of a sweep, from the lines of its journal."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from lab.sweep.journal import Broke, Dry, Found, Line, Tried, Uncovered
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What a load was given beside the point that it is to try: its NMIs, and which thread was to call in last."""
+    """What a load gets in addition to its point: NMIs, and the thread that calls in last."""
 
     visits: tuple[Visit, ...] = ()
     last: Role | None = None
@@ -20,11 +20,11 @@ class Lead:
 
 @dataclass(slots=True)
 class Known:
-    """What is known of a sweep's blocks and points, from its journal's lines.
+    """The known blocks and points of a sweep, from the lines of its journal.
 
-    :ivar found: in order of discovery, each with the most arrivals seen
-    :ivar masked: those that only NMIs of the sweep lead to, in their handler
-    :ivar leads: what the load that first showed a point had been given
+    :ivar found: blocks in order of discovery, each with the maximum number of visits
+    :ivar masked: blocks that run only in the handler of the sweep's own NMIs
+    :ivar leads: per point, the lead of the load that first showed the point
     """
 
     found: dict[Block, Found] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Known:
     uncovered: int = 0
 
     def take(self, line: Line) -> None:
-        """Learn from one line."""
+        """Take in one line."""
         match line:
             case Found(masked=True):
                 self.masked[line.block] = line
@@ -56,13 +56,13 @@ class Known:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """All points that are known, in order of discovery."""
+        """All known points, in order of discovery."""
         return tuple(Point(block, rank) for block, found in self.found.items() for rank in ranks_of(found.count))
 
     def find_new(self, ask: SweepAsk, observer: ObserverEvidence | None, lead: Lead) -> tuple[Found, ...]:
-        """Return those blocks that a trial shows, and that are new or were come to more often than known, unaided.
+        """Return the blocks of a trial that are new, or that have more visits than known without more NMIs.
 
-        :param lead: what the trial was given
+        :param lead: the lead of the trial
         """
         cover = observer.cover if observer is not None else None
         seen = cover.blocks if cover is not None else ()
@@ -86,7 +86,8 @@ class Known:
                 lead=lead.visits,
                 last=lead.last,
                 before=befores[vcpu, phase, pc],
-                # In a handler of the mechanism's own NMIs it matters when one becomes pending, though it enters later.
+                # In a handler of the mechanism's own NMIs, the moment when an NMI becomes pending matters. The NMI
+                # enters later.
                 masked=bool(lead.visits) and (vcpu, phase, pc) not in open_to_nmis,
             )
             if self._is_news(found):
@@ -94,10 +95,11 @@ class Known:
         return tuple(new)
 
     def _is_news(self, found: Found) -> bool:
-        """Say whether there are further points by it.
+        """Say whether a block adds points.
 
-        An NMI of ours adds arrivals, such as those of the handler's: how many there are is told by the loads with the
-        fewest NMIs that come to a block. Of a loop that is told apart by three arrivals, more are no further points.
+        An NMI of the sweep adds visits, such as the visits of the handler. So only loads with the fewest NMIs decide
+        the number of visits to a block. A block has at most three points. More visits to a loop with three points add
+        no point.
         """
         known = self.found.get(found.block)
         if known is None:
@@ -108,7 +110,7 @@ class Known:
 
 
 def _count_befores(seen: tuple[Covered, ...]) -> Counter[tuple[int, Phase, int]]:
-    """Count how often a vCPU had come to a block in all phases before one."""
+    """Count a vCPU's visits to a block in all phases before each phase."""
     befores = Counter[tuple[int, Phase, int]]()
     for each in seen:
         for later in PHASES[PHASES.index(each.phase) + 1 :]:

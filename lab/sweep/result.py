@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What came of a sweep."""
+"""The result of a sweep."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from lab.model.verdict import Outcome
 from lab.sweep.journal import Broke, Dry, Tried
 from lab.sweep.known import Known
 
-#: What differs between the reasons of points that could not be tried for the same reason.
+#: Numbers differ between the reasons of points that failed to be tried for the same reason.
 _NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?")
 
 COMPLETE_AND_CLEAN, SOMETHING_BROKE, INCOMPLETE = 0, 1, 3
@@ -20,21 +20,23 @@ COMPLETE_AND_CLEAN, SOMETHING_BROKE, INCOMPLETE = 0, 1, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """What came of a sweep.
+    """The result of a sweep.
 
-    :param known: how many points are known
-    :param tried: of how many there is a PASS or FAIL
-    :param earlier: of how many of those at an earlier arrival, since the one that was meant did not come
-    :param entered: at how many the NMI entered right there; at the others it was masked, or handled already
-    :param untried: reasons, and of how many points
+    :param known: number of known points
+    :param tried: number of points with a PASS or FAIL
+    :param earlier: number of these points that were tried at an earlier visit, because the requested visit never
+        happened
+    :param entered: number of points at which the NMI entered right there; at the others the NMI was masked, or already
+        handled
+    :param untried: reasons, each with its number of points
     :param broken: points with a FAIL
-    :param symbols: of blocks by address
-    :param dry_broken: loads without an NMI that broke something
-    :param broke: loads that broke something though their point was not reached
-    :param masked: blocks that only NMIs of the sweep lead to, in their handler, where no further one can enter
-    :param stopped: why the rest was not tried, empty when all was
-    :param uncovered: blocks of its loads that the observer had no place for: not all points are known
-    :param unseen: roles asked for of which no block is known
+    :param symbols: symbols of blocks, by address
+    :param dry_broken: loads without an NMI that broke an invariant
+    :param broke: loads that broke an invariant although their thread did not reach the point
+    :param masked: blocks that run only in the handler of the sweep's own NMIs, where no further NMI can enter
+    :param stopped: why the sweep stopped early; empty when the sweep tried all points
+    :param uncovered: number of blocks that did not fit into the observer's table; the sweep does not know all points
+    :param unseen: requested roles without a known block
     """
 
     known: int
@@ -53,21 +55,21 @@ class Swept:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every point that there is was tried."""
+        """Whether the sweep knows and tried every point."""
         return 0 < self.known == self.tried and not self.stopped and not self.uncovered and not self.unseen
 
     @property
     def exit_status(self) -> int:
-        """0 when all was tried and nothing broke, 1 when something broke, 3 when some could not be tried."""
+        """0 if the sweep tried all points and nothing broke, 1 if something broke, 3 if some points were not tried."""
         if self.broken or self.dry_broken or self.broke:
             return SOMETHING_BROKE
         return COMPLETE_AND_CLEAN if self.is_complete else INCOMPLETE
 
 
 def sum_up(known: Known, stopped: str = "", roles: Iterable[Role] = ()) -> Swept:
-    """Say what is known of a sweep so far. Pure.
+    """Return the result of a sweep so far. Pure.
 
-    :param roles: whose blocks were asked for
+    :param roles: the roles that the request names
     """
     points = set(known.points)
     done = [tried for point, tried in known.tried.items() if point in points]

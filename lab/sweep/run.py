@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The sweep: one NMI at every place of a late load where a thread of a core can be given one.
+"""Runs a sweep: one NMI at every place of a late load where a thread of a core can receive an NMI.
 
-Dry loads show which blocks each thread begins in which phase. Each block's first, middle and last arrival then has a
-trial of its own, in which the thread is held there until an NMI to it is acknowledged. Trials may show blocks that no
-load showed before: they are added, until all that is known has been tried.
+Dry loads show which blocks each thread begins in which phase. The first, middle and last visit to each block then have
+a trial each. In this trial a hold stops the thread at the visit until the thread's NMI is acknowledged. A trial may
+show blocks that no earlier load showed. The sweep adds these blocks, and ends when it has tried all known points.
 """
 
 from collections.abc import Callable
@@ -41,41 +41,42 @@ from lab.trial.pool import WarmGuests
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept
 
-#: Loads differ: what one does by chance, another may not.
+#: Loads differ by chance: one load may show blocks that another load does not show.
 DRY_LOADS: Final = 3
-#: A trial takes a third of a second: with some in a row, waiting for the host's vCPUs costs little, and others that
-#: wait do not wait much longer than for each other.
+#: A trial takes a third of a second. With several trials in a row the wait for the host's vCPUs costs little, and other
+#: processes wait only a little longer than without turns.
 TURN_S: Final = 2.0
-#: A block that a load comes to more often is one of a loop that spins, as often as it takes.
+#: A block with more visits in a load is part of a spin loop, whose number of rounds is open.
 FEW_ARRIVALS: Final = 8
-#: How often each way to a point is gone. Few points need more than two tries; one of 690 did not come in 22.
+#: How often a sweep tries each way to a point. Few points need more than two tries. One of 690 points was not reached
+#: in 22 tries.
 ROUNDS: Final = 5
-#: How often a dry load may be no PASS.
+#: How many dry loads may fail to PASS.
 MAX_FAILED_DRY: Final = 6
-#: As in lab.campaign.loop.
+#: The same value as in lab.campaign.loop.
 MAX_FAILED_BOOTS: Final = 3
 #: Where each NMI handler of the kernels begins.
 NMI_ENTRY: Final = "asm_exc_nmi+0x0"
 BROKEN: Final = "broken"
 
-#: Told of how far a sweep is: points tried or given up, points known, and points broken.
+#: Receives the progress of a sweep: finished points, known points, and broken points.
 Advance = Callable[[int, int, int], None]
 
 
 def run_sweep(
     ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance, until_broken: int | None = None
 ) -> Swept:
-    """Sweep, or go on with what the journal's lines leave.
+    """Run a sweep, or continue the sweep of the journal's lines.
 
-    :param until_broken: at how many broken points to stop; None tries all
-    :raise HostError: the host failed; what is in the journal stays
+    :param until_broken: the sweep stops at this number of broken points; None tries all points
+    :raise HostError: the host failed; the lines in the journal stay
     """
     sweep = _Sweep(ask, guests, journal, advance, until_broken)
     return sum_up(sweep.known, sweep.run(), ask.roles)
 
 
 class _Sweep:
-    """The state of one sweep while it runs."""
+    """The state of a running sweep."""
 
     def __init__(
         self, ask: SweepAsk, guests: WarmGuests, journal: Journal, advance: Advance, until_broken: int | None
@@ -90,7 +91,7 @@ class _Sweep:
             self.known.take(line)
 
     def run(self) -> str:
-        """Return why it was stopped early; empty when all that is known has been tried."""
+        """Return why the sweep stopped early; empty when the sweep has tried all known points."""
         with self._guests.find(self._ask.scenario.boot).in_turns(TURN_S):
             stopped = self._run_dry()
             while not stopped:
@@ -130,13 +131,13 @@ class _Sweep:
         return ""
 
     def _try(self, point: Point) -> str:
-        """Try one point until it shows something, at ever earlier arrivals if need be."""
+        """Try one point until a trial shows a result. If necessary, try earlier visits."""
         count = self.known.found[point.block].count
         asked = arrival = arrival_of(point.rank, count)
         spins = count > FEW_ARRIVALS
         early, broke = 0, False
         ways = self._list_ways(point)
-        # Again and again: what differs from load to load may be in favour the next time.
+        # Each way several times: loads differ, and the next load may reach the point.
         for attempt, way in enumerate(ways * ROUNDS, start=1):
             again = attempt >= len(ways)
             lead = self.known.leads[point] if way.lead else Lead()
@@ -145,9 +146,9 @@ class _Sweep:
             before = self._pin(lead.visits[-MAX_LEAD:], way)
             visits = (*before, self._visit(point, arrival, way, early))
             placed = (*place_nmis(visits, self._ask.core), *self._help(visits, last))
-            # One that is stopped somewhere in its loop before the phase is there as that begins: its first arrival.
+            # The phase finds a thread that stopped in its loop already there. So this is the first visit in the phase.
             meant = 1 if way.early and self.known.found[point.block].before > FEW_ARRIVALS else arrival
-            tried = _explain(point, asked, meant, visits, placed, attempt)
+            tried = _make_tried(point, asked, meant, visits, placed, attempt)
             scenario = msgspec.structs.replace(self._ask.scenario, placed=placed)
             try:
                 kept = self._guests.run_trial(scenario, draw_plan(scenario, 0), cover=True)
@@ -158,7 +159,7 @@ class _Sweep:
             self._journal.append(*self._learn(kept.evidence, Lead(visits, last)))
             come = _has_come(kept.evidence, len(visits) - 1)
             if come or verdict.outcome is Outcome.ERROR:
-                tried = _weigh(tried, verdict, kept.evidence)
+                tried = _evaluate(tried, verdict, kept.evidence)
             elif verdict.outcome is Outcome.FAIL and not broke:
                 broke = True
                 self._note_broke(tried, kept, verdict)
@@ -169,7 +170,7 @@ class _Sweep:
             if self._guests.failed_boots >= MAX_FAILED_BOOTS:
                 return f"no guest was there {self._guests.failed_boots} times in a row: {verdict.reason}"
             if not come and (spins or again) and not way.early:
-                arrival = _find_earlier(point.rank, arrival, _count_arrivals(kept.evidence, len(visits) - 1))
+                arrival = _compute_earlier(point.rank, arrival, _count_arrivals(kept.evidence, len(visits) - 1))
         self._journal.append(tried)
         self.known.take(tried)
         broken = sum(bool(each.broken) for each in self.known.tried.values())
@@ -177,7 +178,7 @@ class _Sweep:
         return ""
 
     def _list_ways(self, point: Point) -> tuple[Way, ...]:
-        """Return those ways that differ for this point."""
+        """Return the ways that differ for this point."""
         has_lead = self.known.leads[point] != Lead()
         may_wait = (
             self._ask.siblings is Siblings.ONLINE
@@ -195,25 +196,25 @@ class _Sweep:
         return tuple(dict.fromkeys(ways))
 
     def _visit(self, point: Point, arrival: int, way: Way, early: int) -> Visit:
-        """Return the visit that an attempt is to make.
+        """Return the visit of one attempt.
 
-        :param early: which attempt it is of those where the thread is early: one that spins before the phase is stopped
-            ever further from its end, as no two loads spin as often
+        :param early: number of this attempt among the early attempts; each attempt stops a spinning thread further from
+            the end of its loop, because the number of rounds differs from load to load
         """
         before = self.known.found[point.block].before
         if not way.early:
             return Visit(point.block, arrival, pinned=way.pinned)
         total = before + arrival
-        # The load that showed the block may also have come there once more before the phase than others do.
+        # The load that showed the block may have had one visit more before the phase than other loads.
         total = total >> early if before > FEW_ARRIVALS else total - early // 2
         return Visit(point.block, max(1, total), early=True, pinned=way.pinned)
 
     def _pin(self, visits: tuple[Visit, ...], way: Way) -> tuple[Visit, ...]:
-        """Return the visits of a lead, which may be as hard to come to as the point."""
+        """Return the visits of a lead. They may be as hard to reach as the point, so they get the same pins."""
         return tuple(msgspec.structs.replace(visit, pinned=visit.pinned or way.pinned) for visit in visits)
 
     def _help(self, visits: tuple[Visit, ...], last: Role | None) -> tuple[Placed, ...]:
-        """Return holds without an NMI that let the visits happen."""
+        """Return the holds without an NMI that make the visits happen."""
         pins = pin_phases(visits, self._ask.core)
         delays = (delay_call_in(last, self._ask.core),) if last is not None else ()
         return (*pins, *delays)
@@ -227,7 +228,7 @@ class _Sweep:
         return learnt
 
     def _note(self, evidence: Evidence, line: Line) -> None:
-        """Write what a trial showed beside what came of it, in one step."""
+        """Write the result of a trial, and the blocks that the trial showed, in one step."""
         self._journal.append(*self._learn(evidence, Lead()), line)
         self.known.take(line)
         self._advance(len(self.known.tried), len(self.known.points), 0)
@@ -252,7 +253,7 @@ class _Sweep:
         return place
 
 
-def _explain(
+def _make_tried(
     point: Point, asked: int, arrival: int, visits: tuple[Visit, ...], placed: tuple[Placed, ...], attempt: int
 ) -> Tried:
     block = point.block
@@ -271,7 +272,7 @@ def _explain(
     )
 
 
-def _weigh(tried: Tried, verdict: Verdict, evidence: Evidence) -> Tried:
+def _evaluate(tried: Tried, verdict: Verdict, evidence: Evidence) -> Tried:
     return msgspec.structs.replace(
         tried,
         outcome=verdict.outcome,
@@ -285,8 +286,8 @@ def _list_broken(verdict: Verdict) -> tuple[str, ...]:
     return tuple(each.name for each in verdict.invariants if each.required and each.finding is Finding.BROKEN)
 
 
-def _find_earlier(rank: Rank, arrival: int, seen: int) -> int:
-    """Return half an arrival that did not come, or less where the load came there less often than that."""
+def _compute_earlier(rank: Rank, arrival: int, seen: int) -> int:
+    """Return half of a visit number that did not happen, or less where the load had fewer visits."""
     half = max(1, arrival // 2)
     return min(half, arrival_of(rank, seen)) if seen > 0 else half
 
@@ -297,13 +298,13 @@ def _count_arrivals(evidence: Evidence, hold: int) -> int:
 
 
 def _has_come(evidence: Evidence, hold: int) -> bool:
-    """Say whether the thread came to a hold of the plan."""
+    """Say whether the thread reached a hold of the plan."""
     events = evidence.observer.events if evidence.observer is not None else ()
     return any(event.kind is EventKind.HELD and event.detail == hold for event in events)
 
 
 def _has_entered(evidence: Evidence, hold: int) -> bool:
-    """Say whether the NMI entered where the thread was held: then its first block behind the hold is the handler's."""
+    """Say whether the NMI entered at the hold: the thread's first block after the hold is then the NMI handler's."""
     events = evidence.observer.events if evidence.observer is not None else ()
     vcpu = evidence.plan.holds[hold].vcpu if hold < len(evidence.plan.holds) else -1
     held = [event.seq for event in events if event.kind is EventKind.HELD and event.detail == hold]

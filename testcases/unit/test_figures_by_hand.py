@@ -21,7 +21,7 @@ from lab.model.phase import Phase, Role
 from lab.model.plan import Injection
 from lab.model.scenario import Aim
 from lab.model.verdict import MAX_FRACTIONS, Durations, Finding, Landing, NmiCount, Outcome, Span, TrialRecord, Verdict
-from lab.report.answer import answer, bound_percent, find_interval_percent, format_bound
+from lab.report.answer import answer, bound_percent, compute_interval_percent, format_bound
 from lab.report.campaign_page import write_campaign_report
 from lab.report.figures import measure_spread
 from lab.report.landings import Uniformity, correct, measure_uniformity
@@ -73,7 +73,7 @@ def test_a_bound_is_rounded_up(percent: float, text: str) -> None:
     [(0, 10, 0.0, 30.85), (5, 5, 18.71, 81.29), (12, 8, 36.05, 80.88), (10, 0, 69.15, 100.0), (1, 19, 0.13, 24.87)],
 )
 def test_an_interval_leaves_one_in_forty_on_either_side(broken: int, held: int, low: float, high: float) -> None:
-    found = find_interval_percent(Tally(broken=broken, held=held, unseen=7))
+    found = compute_interval_percent(Tally(broken=broken, held=held, unseen=7))
     assert found == pytest.approx((low, high), abs=0.005)
     assert found is not None
     n = broken + held
@@ -84,7 +84,7 @@ def test_an_interval_leaves_one_in_forty_on_either_side(broken: int, held: int, 
 
 
 def test_there_is_no_interval_where_nothing_could_tell() -> None:
-    assert find_interval_percent(Tally(unseen=3)) is None
+    assert compute_interval_percent(Tally(unseen=3)) is None
 
 
 def test_percentiles_lie_between_their_neighbours() -> None:

@@ -8,7 +8,7 @@ import pytest
 from report_samples import make_record
 
 from lab.model.verdict import Durations, Outcome, Span, TrialRecord
-from lab.report.latency import MIN_PAIRS, REFERENCE, Added, find_own_us, measure_added
+from lab.report.latency import MIN_PAIRS, REFERENCE, Added, compute_own_us, measure_added
 
 
 def timed(
@@ -29,9 +29,9 @@ def paired(differences: list[float]) -> list[TrialRecord]:
 
 
 def test_the_longest_window_is_taken_off() -> None:
-    assert find_own_us(timed("x", 130.0, 100.0)) == 30.0
-    assert find_own_us(timed("x", None)) is None
-    assert find_own_us(timed("x", 130.0, 100.0, Outcome.INVALID)) is None
+    assert compute_own_us(timed("x", 130.0, 100.0)) == 30.0
+    assert compute_own_us(timed("x", None)) is None
+    assert compute_own_us(timed("x", 130.0, 100.0, Outcome.INVALID)) is None
 
 
 def test_a_small_difference_shows_in_pairs_beside_a_large_spread() -> None:

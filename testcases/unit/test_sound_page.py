@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lab.errors import UsageError
-from lab.expected.cells import Cell, Held, parse_cells
+from lab.expected.cells import Cell, CellKind, parse_cells
 from lab.expected.expect import expect
 from lab.expected.sound_page import replace_tables
 from lab.host.paths import ROOT, SOUND
@@ -45,7 +45,7 @@ def name(cell: Cell) -> str:
 def test_the_list_has_what_is_expected_of_each_cell(cell: Cell) -> None:
     expected = expect(cell.scenario)
 
-    assert (expected.kind is Expectation.CAUGHT) is (cell.held is Held.FAILING), expected
+    assert (expected.kind is Expectation.CAUGHT) is (cell.kind is CellKind.FAILING), expected
     assert set(expected.caught_by) <= set(INVARIANTS)
     assert cell.defect is None or set(cell.defect.breaks) <= set(INVARIANTS)
 
@@ -56,10 +56,10 @@ def test_every_mechanism_has_a_cell() -> None:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda each: each.name)
 def test_a_mechanism_has_its_default_scenario_where_it_belongs(mechanism: Mechanism) -> None:
-    plain = {cell.scenario: cell.held for cell in CELLS}
+    plain = {cell.scenario: cell.kind for cell in CELLS}
     caught = mechanism.expectation is Expectation.CAUGHT
 
-    assert plain[Scenario(mechanism=mechanism.name)] is (Held.FAILING if caught else Held.SOUND)
+    assert plain[Scenario(mechanism=mechanism.name)] is (CellKind.FAILING if caught else CellKind.SOUND)
 
 
 def test_the_page_shows_the_list() -> None:
@@ -82,10 +82,10 @@ def test_an_entry_is_read_as_a_scenario_file_would_be() -> None:
     assert first.scenario == Scenario(
         mechanism="upstream", topology=Topology(1, 1, 2), siblings=Siblings.OFFLINE, stretch_us=(1, 2)
     )
-    assert (first.held, first.axes, first.notes, first.line) == (Held.SOUND, axes, ("w", "s"), 1)
+    assert (first.kind, first.axes, first.notes, first.line) == (CellKind.SOUND, axes, ("w", "s"), 1)
     assert first.defect is not None
     assert (first.defect.name, first.defect.breaks) == ("rare", ("quiet",))
-    assert (failing.held, failing.scenario) == (Held.FAILING, Scenario(mechanism="stop-machine"))
+    assert (failing.kind, failing.scenario) == (CellKind.FAILING, Scenario(mechanism="stop-machine"))
     assert (failing.axes, failing.notes, failing.line, failing.defect) == ("", ("w", "s", "e"), 8, None)
 
 

@@ -27,7 +27,7 @@ from lab.campaign.soundness import (
     weigh_cell,
 )
 from lab.evidence.folder import read_evidence
-from lab.expected.cells import Cell, Defect, Held
+from lab.expected.cells import Cell, CellKind, Defect
 from lab.expected.tally import OutcomeCounts
 from lab.host.paths import ROOT
 from lab.judge import judge
@@ -46,15 +46,15 @@ INVALIDS = Load().drop(EventKind.WINDOW_CLOSE, 2).build()
 ERRORS = Load(ending=Ending.LAB).build()
 
 
-def cell(number: int, held: Held = Held.SOUND, **axes: object) -> Cell:
+def cell(number: int, kind: CellKind = CellKind.SOUND, **axes: object) -> Cell:
     scenario = Scenario(mechanism="nmi-self", nmis=number, **axes)  # type: ignore[arg-type]
-    return Cell(held=held, scenario=scenario, axes=f"nmis = {number}", notes=("w", "s"), line=number)
+    return Cell(kind=kind, scenario=scenario, axes=f"nmis = {number}", notes=("w", "s"), line=number)
 
 
 FIRST, SECOND, THIRD = cell(1), cell(2), cell(3)
 OTHER_MACHINE = cell(4, topology=ONE_CORE)
 AIMED = Cell(
-    held=Held.FAILING,
+    kind=CellKind.FAILING,
     scenario=Scenario(mechanism="park-hlt", aim=Aim.SIBLING),
     axes='aim = "sibling"',
     notes=("w", "s", "e"),
@@ -102,6 +102,12 @@ def run(folder: Path, guests: Guests, asked: dict[Cell, int], seed: int = 7) -> 
 def outcomes(result: CellResult) -> tuple[int, int, int, int]:
     counts = result.outcomes
     return counts.passed, counts.failed, counts.invalid, counts.error
+
+
+def test_a_stored_cell_keeps_its_key() -> None:
+    stored = msgspec.json.encode(AIMED)
+    assert b'"held":"Known to fail"' in stored
+    assert msgspec.json.decode(stored, type=Cell) == AIMED
 
 
 def test_a_known_defect_of_its_kernel_explains_a_fail_by_its_own_invariants_alone() -> None:

@@ -14,7 +14,7 @@ from kept_evidence import FOLDER
 
 from lab.evidence.folder import read_evidence
 from lab.host.paths import ROOT
-from lab.pytest_plugin.push import Push
+from lab.pytest_plugin.effort import Effort
 
 #: Guests that end each trial at once with evidence of another, under the seed and scenario that were asked for.
 HEADER = f"""
@@ -118,7 +118,7 @@ def test_cases_run_as_many_trials_as_the_command_line_says_with_the_same_seeds_o
     assert list_seeds(run(STORMS)) == dict.fromkeys(names, "0 1 2 3")
     asked = ("--lab-seed", "7", "--lab-trials", "6")
     alone, beside = run(STORMS, *asked), run(STORMS, *asked, "-n", "3")
-    wanted = " ".join(map(str, Push(seed=7).draw(6)))
+    wanted = " ".join(map(str, Effort(seed=7).draw(6)))
     assert (alone.status, beside.status) == (0, 0), alone.said + beside.said
     assert list_seeds(alone) == list_seeds(beside) == dict.fromkeys(names, wanted)
 
@@ -138,7 +138,7 @@ def test_time_is_for_all_cases_together_and_no_case_runs_into_its_timeout_for_it
 def test_each_trial_is_told_with_its_evidence(run: Run) -> None:
     ran = run(STORMS, "--lab-seed", "7", "--lab-trials", "2")
     told = ran.cases["test_it[stop-machine]"].properties
-    first, second = Push(seed=7).draw(2)
+    first, second = Effort(seed=7).draw(2)
     assert {name: value for name, value in told.items() if not name.endswith((".reason", ".evidence"))} == {
         "seeds": f"{first} {second}",
         "trial-000.mechanism": "stop-machine",

@@ -6,70 +6,70 @@ import pytest
 from lab.errors import UsageError
 from lab.model.duration import read_seconds
 from lab.model.plan import MAX_SEED
-from lab.pytest_plugin.push import Push, read_push
+from lab.pytest_plugin.effort import Effort, read_effort
 
 
 def test_a_case_does_by_itself_what_it_says() -> None:
-    assert list(Push().draw(5)) == [0, 1, 2, 3, 4]
-    assert Push().longer_s == 0
+    assert list(Effort().draw(5)) == [0, 1, 2, 3, 4]
+    assert Effort().longer_s == 0
 
 
 def test_seeds_follow_from_one_and_differ_from_those_of_another() -> None:
-    first, again, other = (list(Push(seed=seed).draw(50)) for seed in (7, 7, 8))
+    first, again, other = (list(Effort(seed=seed).draw(50)) for seed in (7, 7, 8))
     assert first == again
     assert len({*first, *other}) == 100
     assert all(0 <= seed <= MAX_SEED for seed in (*first, *other))
 
 
 def test_more_trials_begin_with_the_same_ones() -> None:
-    assert list(Push(seed=7, trials=50).draw(5))[:20] == list(Push(seed=7).draw(20))
+    assert list(Effort(seed=7, trials=50).draw(5))[:20] == list(Effort(seed=7).draw(20))
 
 
 @pytest.mark.parametrize("trials", [1, 5, 50])
 def test_the_number_asked_for_is_the_number_of_trials(trials: int) -> None:
-    assert list(Push(trials=trials).draw(5)) == list(range(trials))
+    assert list(Effort(trials=trials).draw(5)) == list(range(trials))
 
 
-def draw_slowly(push: Push, usual: int) -> tuple[int, float]:
+def draw_slowly(effort: Effort, usual: int) -> tuple[int, float]:
     begun = time.monotonic()
     count = 0
-    for _ in push.draw(usual):
+    for _ in effort.draw(usual):
         time.sleep(0.02)
         count += 1
     return count, time.monotonic() - begun
 
 
 def test_trials_go_on_until_the_time_is_over_and_no_longer() -> None:
-    count, took_s = draw_slowly(Push(for_s=0.4), 2)
+    count, took_s = draw_slowly(Effort(for_s=0.4), 2)
     assert count > 2
     assert 0.4 <= took_s < 1.5
 
 
 def test_time_begins_with_the_first_trial() -> None:
-    seeds = Push(for_s=0.2).draw(1)
+    seeds = Effort(for_s=0.2).draw(1)
     time.sleep(0.3)
     assert [next(seeds), next(seeds)] == [0, 1]
 
 
 def test_a_case_is_done_once_even_if_there_is_no_time() -> None:
-    assert draw_slowly(Push(for_s=0.001), 5)[0] == 5
+    assert draw_slowly(Effort(for_s=0.001), 5)[0] == 5
 
 
 def test_trials_bound_those_that_time_asks_for() -> None:
-    assert draw_slowly(Push(for_s=30.0, trials=7), 5)[0] == 7
-    assert draw_slowly(Push(for_s=30.0, trials=3), 5)[0] == 3
+    assert draw_slowly(Effort(for_s=30.0, trials=7), 5)[0] == 7
+    assert draw_slowly(Effort(for_s=30.0, trials=3), 5)[0] == 3
 
 
 @pytest.mark.parametrize(("cases", "workers", "for_s"), [(10, 1, 60.0), (10, 2, 120.0), (1, 4, 600.0), (0, 2, 600.0)])
 def test_time_is_divided_among_cases_that_run_beside_each_other(cases: int, workers: int, for_s: float) -> None:
-    shared = Push(seed=3, for_s=600.0).share(cases, workers)
-    assert shared == Push(seed=3, for_s=for_s)
+    shared = Effort(seed=3, for_s=600.0).share(cases, workers)
+    assert shared == Effort(seed=3, for_s=for_s)
     assert shared.longer_s == for_s
 
 
 def test_without_a_time_there_is_nothing_to_divide() -> None:
-    assert Push(trials=4).share(10, 2) == Push(trials=4)
-    assert Push(trials=4).longer_s > 4
+    assert Effort(trials=4).share(10, 2) == Effort(trials=4)
+    assert Effort(trials=4).longer_s > 4
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_without_a_time_there_is_nothing_to_divide() -> None:
 )
 def test_times_have_units(text: str, seconds: float) -> None:
     assert read_seconds("--for", text) == seconds
-    assert read_push("0", "1", text) == Push(seed=0, trials=1, for_s=seconds)
+    assert read_effort("0", "1", text) == Effort(seed=0, trials=1, for_s=seconds)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_times_have_units(text: str, seconds: float) -> None:
 )
 def test_what_is_not_allowed_is_named(words: tuple[str | None, str | None, str | None], told: str) -> None:
     with pytest.raises(UsageError) as raised:
-        read_push(*words)
+        read_effort(*words)
     assert str(raised.value).startswith(told)

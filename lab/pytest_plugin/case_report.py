@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What reports of a test case say of the trials that it ran: text, in which nothing of a guest's is left unclean."""
+"""Formats the trials of a test case for reports. All text from a guest is cleaned."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,14 @@ from lab.model.scenario import Scenario
 from lab.model.scenario_file import to_words
 from lab.model.verdict import Outcome, TrialRecord
 
-#: Of a storm of thousands that went wrong, the first are enough to begin with; JUnit's properties name all.
-MAX_TOLD: Final = 20
+#: A storm of thousands may fail. The first failures are enough to begin with; JUnit's properties name all trials.
+MAX_LISTED: Final = 20
 
 
 class CaseTrial(msgspec.Struct, frozen=True, kw_only=True):
     """One trial of a test case.
 
-    :param record: None where it did not end
+    :param record: None if the trial did not end
     """
 
     scenario: Scenario
@@ -30,7 +30,7 @@ class CaseTrial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def list_properties(trials: Sequence[CaseTrial]) -> Iterator[tuple[str, str]]:
-    """Return names and values: all seeds, then what each trial was, how it ended, and where its evidence is."""
+    """Return names and values: first all seeds, then scenario, outcome and evidence folder of each trial."""
     if not trials:
         return
     yield "seeds", " ".join(str(each.seed) for each in trials)
@@ -45,11 +45,14 @@ def list_properties(trials: Sequence[CaseTrial]) -> Iterator[tuple[str, str]]:
             yield f"{name}.evidence", clean_text(str(each.folder))
 
 
-def tell_trials(trials: Sequence[CaseTrial]) -> str:
-    """Return lines that name trials with their seeds, and how to judge and to repeat each: those that passed last."""
+def format_trials(trials: Sequence[CaseTrial]) -> str:
+    """Return lines that name each trial with its seed, and the commands to judge and to repeat the trial.
+
+    Trials that PASS come last.
+    """
     order = sorted(trials, key=lambda each: each.record is not None and each.record.outcome is Outcome.PASS)
     lines = []
-    for each in order[:MAX_TOLD]:
+    for each in order[:MAX_LISTED]:
         what = f"{each.scenario.mechanism} {each.scenario.topology} seed {each.seed}"
         if each.record is None:
             words = shlex.join((*to_words(each.scenario), "--seed", str(each.seed)))
@@ -58,6 +61,6 @@ def tell_trials(trials: Sequence[CaseTrial]) -> str:
             folder = shlex.quote(str(each.folder))
             lines += [f"{each.record.label}  {what}: {each.record.reason}"]
             lines += [f"  lab judge {folder}", f"  lab replay {folder}"]
-    if len(order) > MAX_TOLD:
-        lines.append(f"{len(order) - MAX_TOLD} more are in JUnit's properties (--junitxml)")
+    if len(order) > MAX_LISTED:
+        lines.append(f"{len(order) - MAX_LISTED} more are in JUnit's properties (--junitxml)")
     return clean_text("\n".join(lines))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How hard a suite of test cases pushes: how many trials each case runs, of which seeds, and for how long."""
+"""The effort of a suite: how many trials each case runs, with which seeds, and for how long."""
 
 import itertools
 import re
@@ -17,19 +17,19 @@ SEED: Final = "--lab-seed"
 TRIALS: Final = "--lab-trials"
 TIME: Final = "--lab-for"
 
-#: At one trial a second this takes eleven days.
+#: With one trial a second this takes eleven days.
 MAX_TRIALS: Final = 1_000_000
 _NUMBER: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
-#: The same for all cases, so that mechanisms are tried with the same plans.
+#: The same name for all cases, so that all mechanisms get the same plans.
 _STREAM: Final = "suite"
 
 
-class Push(msgspec.Struct, frozen=True, kw_only=True):
+class Effort(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line asks of each case that draws its seeds from here.
 
-    :param seed: all seeds follow from it; None for 0, 1, 2 and so on
-    :param trials: how many each case runs at most, None for as many as it does by itself
-    :param for_s: cases run further trials for so long, in seconds; None for no longer than they do by themselves
+    :param seed: the seed from which all other seeds follow; None for the seeds 0, 1, 2 and so on
+    :param trials: maximum number of trials of each case; None for the case's usual number
+    :param for_s: each case runs further trials for this time, in seconds; None for no further trials
     """
 
     seed: int | None = None
@@ -37,11 +37,12 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     for_s: float | None = None
 
     def draw(self, usual: int) -> Iterator[int]:
-        """Return the seeds of a case's trials, one after the other: the same ones wherever it runs.
+        """Return the seeds of a case's trials, one after the other. The seeds are the same on every host and worker.
 
-        The time begins to run with the first. A case does at least what it does by itself, also when there is no time.
+        The time begins with the first seed. A case runs at least its usual number of trials, even after the time is
+        over. ``trials`` limits the number in any case.
 
-        :param usual: how many trials the case runs by itself
+        :param usual: the usual number of trials of the case
         """
         least = usual if self.trials is None or self.for_s is not None else self.trials
         deadline = None if self.for_s is None else Deadline.after(self.for_s)
@@ -50,11 +51,11 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
                 return
             yield index if self.seed is None else derive_seed(self.seed, _STREAM, index)
 
-    def share(self, cases: int, workers: int) -> "Push":
-        """Return what each of some cases has to do, so that all of them together take the time that was given.
+    def share(self, cases: int, workers: int) -> "Effort":
+        """Return the effort of one case, so that all cases together take the given time.
 
-        :param cases: how many draw their seeds from here
-        :param workers: how many cases run at a time
+        :param cases: number of cases that draw their seeds from here
+        :param workers: number of cases that run at a time
         """
         if self.for_s is None or not cases:
             return self
@@ -62,19 +63,19 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def longer_s(self) -> float:
-        """How much longer than by itself a case may take, in seconds."""
-        # What runs trials is no part of a suite that runs none.
+        """How much longer than usual a case may take, in seconds."""
+        # A suite without trials must not import the code that runs trials.
         from lab.trial.session import TRIAL_S
 
         return self.for_s if self.for_s is not None else (self.trials or 0) * TRIAL_S
 
 
-def read_push(seed: str | None, trials: str | None, time: str | None) -> Push:
-    """Return what was asked for, each None where it was not.
+def read_effort(seed: str | None, trials: str | None, time: str | None) -> Effort:
+    """Return the requested effort. A value is None where the command line does not ask for it.
 
-    :raise UsageError: one of them is not allowed; the text names it
+    :raise UsageError: a value is not allowed; the text names the option
     """
-    return Push(
+    return Effort(
         seed=None if seed is None else _read_number(SEED, seed, 0, MAX_SEED),
         trials=None if trials is None else _read_number(TRIALS, trials, 1, MAX_TRIALS),
         for_s=None if time is None else read_seconds(TIME, time),
