@@ -26,7 +26,7 @@ def test_every_word_of_the_default_machine() -> None:
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-machine", "q35",
         "-accel", "tcg,thread=multi",
-        "-cpu", "Skylake-Server,-hypervisor",
+        "-cpu", "Skylake-Server,-hypervisor,ucode-rev=0x200700600000000",
         "-smp", "12,sockets=2,cores=3,threads=2",
         "-m", "256",
         "-chardev", "socket,id=monitor,fd=5",
