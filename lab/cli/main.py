@@ -37,6 +37,10 @@ COMMANDS: Final = {
     ),
     "run": ("runs:run", "Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."),
     "report": ("runs:report", "Write the page of a run, of a campaign or of a fresh host again."),
+    "compare": (
+        "compare:compare",
+        "Say what changed between two runs or campaigns: exit 0 nothing, 1 something, 3 too few trials to tell.",
+    ),
     "sweep": (
         "sweep:sweep",
         (
