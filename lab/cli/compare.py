@@ -12,7 +12,6 @@ from lab.errors import EvidenceError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from lab.model.verdict import TrialRecord
     from lab.report.comparison import Comparison, PartComparison, Rate
 
 #: Exit status when something changed, and when too few trials tell.
@@ -32,11 +31,13 @@ def compare(
     for folder in (before, after):
         if not folder.is_dir():
             raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
+    from lab.cli.export import read_trials
     from lab.report.comparison import Change
     from lab.report.comparison import compare as compare_records
 
     try:
-        found = compare_records(_read(before), _read(after))
+        old, new = ({name: records for name, (_, records) in read_trials(each).items()} for each in (before, after))
+        found = compare_records(old, new)
     except EvidenceError as error:
         raise UsageError(str(error)) from error
     if as_json:
@@ -44,26 +45,6 @@ def compare(
     else:
         out().print(make_comparison_view(found))
     raise typer.Exit({Change.CHANGED: CHANGED, Change.UNKNOWN: UNKNOWN}.get(found.change, 0))
-
-
-def _read(folder: Path) -> "dict[str, list[TrialRecord]]":
-    """Return a folder's records by scenario.
-
-    :raise EvidenceError: the folder holds no run and no campaign, or a damaged one
-    """
-    from lab.campaign.definition import choose_trial
-    from lab.campaign.reader import read_campaign_spec, read_records
-    from lab.campaign.runs import is_run, read_run
-
-    found: dict[str, list[TrialRecord]] = {}
-    if is_run(folder):
-        for record in read_run(folder).records:
-            found.setdefault(record.mechanism, []).append(record)
-        return found
-    _, spec = read_campaign_spec(folder)
-    for record in read_records(folder):
-        found.setdefault(choose_trial(spec, record.trial).part.name, []).append(record)
-    return found
 
 
 def make_comparison_view(found: "Comparison") -> "RenderableType":

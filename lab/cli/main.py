@@ -41,6 +41,10 @@ COMMANDS: Final = {
         "compare:compare",
         "Say what changed between two runs or campaigns: exit 0 nothing, 1 something, 3 too few trials to tell.",
     ),
+    "export": (
+        "export:export",
+        "Write a run's or campaign's trials as JUnit XML, KTAP or CSV, for other programs to read.",
+    ),
     "sweep": (
         "sweep:sweep",
         (
@@ -133,7 +137,8 @@ def main() -> NoReturn:
 
 def _tell_usage(said: str) -> str:
     """Return what typer says is wrong, with the value that was meant where a named one is near."""
-    said = said.replace("Value error, ", "")
+    # Typer lists choices on lines of their own.
+    said = " ".join(said.replace("Value error, ", "").split())
     found = _ONE_OF.search(said)
     near = tell_nearest(found["given"], _QUOTED.findall(found["known"])) if found else ""
     return f"{said.rstrip('.')}{near}" if near else said
