@@ -43,7 +43,7 @@ COMMANDS: Final = {
     ),
     "export": (
         "export:export",
-        "Write a run's or campaign's trials as JUnit XML, KTAP or CSV, for other programs to read.",
+        "Write trials as JUnit XML, KTAP, CSV or Chrome trace events, for other programs to read.",
     ),
     "sweep": (
         "sweep:sweep",
