@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A trial as trace events: spans and instants where the evidence has them, in order, on the threads that they are of."""
+"""A trial as trace events: spans and instants where the evidence has them, on their threads."""
 
 import subprocess
 import sys
