@@ -7,6 +7,7 @@
 import pytest
 
 from conftest import Seeds, Storm, Trial, Tried
+from lab.model.evidence import Sees
 from lab.model.scenario import Aim
 from lab.model.verdict import Finding, Outcome
 from lab.observer.link import ObserverLink
@@ -95,7 +96,10 @@ def test_the_mwait_that_parks_a_sibling_is_unseen_and_nothing_else_is(trial: Tri
     assert share(passed, tries) >= 2 / 3, [each.verdict.reason for each in tries]
     for each in passed:
         unseen = {name for name, finding in each.record.invariants.items() if finding is Finding.UNSEEN}
-        assert unseen == {"harmless", "offline-siblings-return"}
+        assert each.evidence.observer is not None
+        # What a WRMSR names shows only where the observer reads guest memory.
+        blind = set[str]() if Sees.UPDATES in each.evidence.observer.sees else {"right-image"}
+        assert unseen == {"harmless", "offline-siblings-return"} | blind
 
 
 def test_a_sibling_that_was_reset_is_halted_all_through_the_window(trial: Trial, seeds: Seeds) -> None:

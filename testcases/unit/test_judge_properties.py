@@ -352,7 +352,9 @@ def insert_again(evidence: Evidence, index: int) -> Evidence:
     moved = [change(event, "seq", later) for event in events]
     moved.insert(index + 1, change(again, "seq", again.seq + 1))
     windows = tuple(renumber(window) for window in evidence.observer.windows)
-    return change(change(evidence, "observer.events", tuple(moved)), "observer.windows", windows)
+    updates = tuple(change(update, "seq", later) for update in evidence.observer.updates)
+    evidence = change(change(evidence, "observer.events", tuple(moved)), "observer.windows", windows)
+    return change(evidence, "observer.updates", updates)
 
 
 #: A thread that goes round its wait loop says nothing new.
