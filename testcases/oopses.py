@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 from lab.build.images import ImageSet, build_images
 from lab.build.qemu import find_qemu
 from lab.errors import GuestGone
-from lab.guest.config import GuestSpec
+from lab.guest.config import BOOT_REVISION, PLATFORMS, SIGNATURE, GuestSpec
 from lab.guest.machine import Machine, start_guest
 from lab.guest.nmi import ALL_VCPUS
 from lab.host.admission import admit
@@ -197,8 +197,8 @@ def provoke(images: ImageSet, kernel: Kernel, defect: Defect) -> tuple[str, ...]
     ):
         deadline = Deadline.after(SHOW_S)
         if defect.update:
-            update = make_update(0x50654, 1, 2)
-            machine.shell.put(f"/lib/firmware/intel-ucode/{firmware_name(0x50654)}", update, deadline)
+            update = make_update(SIGNATURE, PLATFORMS, BOOT_REVISION + 1)
+            machine.shell.put(f"/lib/firmware/intel-ucode/{firmware_name(SIGNATURE)}", update, deadline)
         if defect.code is not None:
             overwrite(machine, kernel, defect.victim, defect.code(images, kernel), deadline)
         mark = machine.console.mark()
