@@ -143,8 +143,9 @@ def hunt(
             outcomes[record.outcome.value] += 1
             done(record)
             fate = weigh(mutant, scenario, record)
-            if guests.failed_boots >= MAX_FAILED_BOOTS:
-                fate = Fate.ERROR
+            if 0 < guests.failed_boots < MAX_FAILED_BOOTS:
+                # As in a run: a guest that did not boot says nothing of the mutant, and the next one may.
+                continue
             if fate is not Fate.SURVIVED:
                 break
     caught = fate is Fate.CAUGHT

@@ -12,13 +12,16 @@ from lab.host.files import write_whole
 from lab.microcode.files import FILES, UcodeCpu, find_file
 from lab.microcode.update import firmware_name
 
+#: What guests run at boot: lab.guest.config.BOOT_REVISION, which is not imported to list files.
+GUEST_REVISION = "0x2007006"
+
 
 def ucode(
     name: Annotated[str | None, typer.Argument(help="which file (default: list all)")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="where to write it; must not be there yet")] = None,
     signature: Annotated[str, typer.Option(help="CPUID.1 EAX of the CPU that it is for")] = "0x50654",
     platform: Annotated[str, typer.Option(help="the CPU's platform bit (microcode/processor_flags)")] = "0x1",
-    revision: Annotated[str, typer.Option(help="what the CPU runs now (microcode/version)")] = "0x1",
+    revision: Annotated[str, typer.Option(help="what the CPU runs now (microcode/version)")] = GUEST_REVISION,
     as_json: JsonOption = False,
 ) -> None:
     """Make an Intel microcode file by name, good or malformed, or list those that there are."""

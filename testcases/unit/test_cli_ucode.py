@@ -9,6 +9,8 @@ import msgspec
 import pytest
 from test_cli import run_lab
 
+from lab.cli.ucode import GUEST_REVISION
+from lab.guest.config import BOOT_REVISION
 from lab.microcode.files import FILES, UcodeCpu, find_file
 
 REFUSED = {
@@ -85,3 +87,7 @@ def test_all_are_listed() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == [each.name for each in FILES]
     listed = msgspec.json.decode(run_lab("ucode", "--json").stdout)["files"]
     assert [(each["name"], each["summary"]) for each in listed] == [(each.name, each.summary) for each in FILES]
+
+
+def test_a_file_is_for_the_guests_own_revision_unless_told() -> None:
+    assert int(GUEST_REVISION, 16) == BOOT_REVISION
