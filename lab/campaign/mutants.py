@@ -143,7 +143,7 @@ def hunt(
             outcomes[record.outcome.value] += 1
             done(record)
             fate = weigh(mutant, scenario, record)
-            if 0 < guests.failed_boots < MAX_FAILED_BOOTS:
+            if record.outcome is Outcome.ERROR and 0 < guests.failed_boots < MAX_FAILED_BOOTS:
                 # As in a run: a guest that did not boot says nothing of the mutant, and the next one may.
                 continue
             if fate is not Fate.SURVIVED:
