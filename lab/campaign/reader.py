@@ -3,7 +3,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -216,9 +216,29 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
     :raise UsageError: there is no campaign
     :raise EvidenceError: the store is damaged, or of another lab
     """
+    for _, record in _read_parts(folder):
+        yield record
+
+
+def group_records(folder: Path, parts: Iterable[str]) -> dict[str, list[TrialRecord]]:
+    """Return all records of a store by scenario, in order of number.
+
+    :param parts: names of the campaign's scenarios
+    :raise UsageError: there is no campaign
+    :raise EvidenceError: the store is damaged, or of another lab, or a trial is of another scenario
+    """
+    found: dict[str, list[TrialRecord]] = {part: [] for part in parts}
+    for part, record in _read_parts(folder):
+        if part not in found:
+            raise EvidenceError(f"'{folder / NAME}': trial {record.trial} is of a scenario that the campaign has not")
+        found[part].append(record)
+    return found
+
+
+def _read_parts(folder: Path) -> Iterator[tuple[str, TrialRecord]]:
     with open_reader(folder) as connection:
         for row in select(connection, "SELECT * FROM trials ORDER BY campaign, number"):
-            yield _make_record(connection, row)
+            yield row["part"], _make_record(connection, row)
 
 
 def _make_record(connection: sqlite3.Connection, row: sqlite3.Row) -> TrialRecord:

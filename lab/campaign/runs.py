@@ -11,12 +11,13 @@ from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Orde
 from lab.campaign.facts import Facts
 from lab.campaign.file import MAX_EVIDENCE_MIB
 from lab.campaign.old_runs import MechanismAsked, Run, RunInfo, read_old_run
-from lab.campaign.reader import read_campaign_spec, read_records
+from lab.campaign.reader import group_records, read_campaign_spec, read_records
 from lab.errors import EvidenceError, UsageError
-from lab.expected.expect import expect
+from lab.expected.expect import Expected, expect
 from lab.expected.tally import run_met, weigh_run
 from lab.mechanisms.table import find_mechanism
 from lab.model.scenario import Scenario
+from lab.model.verdict import TrialRecord
 
 #: Exit status of a run of which an expectation was not met.
 NOT_MET: Final = 1
@@ -108,6 +109,23 @@ def read_run(folder: Path) -> Run:
         exit_status=(0 if met else NOT_MET) if finished else None,
     )
     return Run(info=info, records=records, torn=0)
+
+
+def read_scenarios(folder: Path) -> dict[str, tuple[Expected, list[TrialRecord]]]:
+    """Return the scenarios of a run or campaign by name: what is expected of each, and its records.
+
+    :raise UsageError: the folder holds several campaigns
+    :raise EvidenceError: the folder holds no run and no campaign, or a damaged one
+    """
+    if is_run(folder):
+        run = read_run(folder)
+        return {
+            asked.name: (asked.expected, [record for record in run.records if record.mechanism == asked.name])
+            for asked in run.info.mechanisms
+        }
+    _, spec = read_campaign_spec(folder)
+    records = group_records(folder, (part.name for part in spec.parts))
+    return {part.name: (expect(part.scenario), records[part.name]) for part in spec.parts}
 
 
 def _ask(scenario: Scenario) -> MechanismAsked:

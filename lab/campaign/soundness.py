@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part, choose_trial
+from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part
 from lab.campaign.file import MAX_EVIDENCE_MIB
-from lab.campaign.reader import read_campaign_spec, read_records, summarise
+from lab.campaign.reader import group_records, read_campaign_spec, summarise
 from lab.campaign.runs import NOT_MET
 from lab.expected.cells import Cell, CellKind
 from lab.expected.expect import expect
@@ -179,9 +179,7 @@ def read_soundness(folder: Path) -> Soundness:
     """
     (summary,) = summarise(folder)
     _, spec = read_campaign_spec(folder)
-    records: dict[str, list[TrialRecord]] = {name: [] for name in spec.cells}
-    for record in read_records(folder):
-        records[choose_trial(spec, record.trial).part.name].append(record)
+    records = group_records(folder, spec.cells)
     stopped = ""
     if summary.state != "finished":
         why = summary.why or f"it is {summary.state}"

@@ -31,12 +31,12 @@ def compare(
     for folder in (before, after):
         if not folder.is_dir():
             raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
-    from lab.cli.export import read_trials
+    from lab.campaign.runs import read_scenarios
     from lab.report.comparison import Change
     from lab.report.comparison import compare as compare_records
 
     try:
-        old, new = ({name: records for name, (_, records) in read_trials(each).items()} for each in (before, after))
+        old, new = ({name: records for name, (_, records) in read_scenarios(each).items()} for each in (before, after))
         found = compare_records(old, new)
     except EvidenceError as error:
         raise UsageError(str(error)) from error

@@ -4,18 +4,12 @@
 import enum
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lab.errors import EvidenceError, UsageError
 from lab.host.files import write_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lab.expected.expect import Expected
-    from lab.model.verdict import TrialRecord
 
 
 class Format(enum.Enum):
@@ -61,36 +55,11 @@ def _format(folder: Path, form: Format) -> str:
         from lab.report.trace_events import make_trace
 
         return msgspec.json.encode(make_trace(read_evidence(folder))).decode() + "\n"
+    from lab.campaign.runs import read_scenarios
     from lab.report.exchange import format_csv, format_junit, format_ktap, make_suites
 
-    trials = read_trials(folder)
+    trials = read_scenarios(folder)
     if form is Format.CSV:
         return format_csv(trials)
     suites = make_suites(trials)
     return format_junit(suites) if form is Format.JUNIT else format_ktap(suites)
-
-
-def read_trials(folder: Path) -> "dict[str, tuple[Expected, Sequence[TrialRecord]]]":
-    """Return a folder's scenarios by name: what is expected of each, and its records.
-
-    :raise EvidenceError: the folder holds no run and no campaign, or a damaged one
-    """
-    from lab.campaign.definition import choose_trial
-    from lab.campaign.reader import read_campaign_spec, read_records
-    from lab.campaign.runs import is_run, read_run
-    from lab.expected.expect import Expected, expect
-
-    if is_run(folder):
-        run = read_run(folder)
-        return {
-            asked.name: (
-                Expected(kind=asked.expectation, caught_by=asked.caught_by, why=asked.why),
-                [record for record in run.records if record.mechanism == asked.name],
-            )
-            for asked in run.info.mechanisms
-        }
-    _, spec = read_campaign_spec(folder)
-    found: dict[str, list[TrialRecord]] = {part.name: [] for part in spec.parts}
-    for record in read_records(folder):
-        found[choose_trial(spec, record.trial).part.name].append(record)
-    return {part.name: (expect(part.scenario), found[part.name]) for part in spec.parts}

@@ -9,6 +9,7 @@ import math
 
 from lab.expected.tally import MechanismResult, Tally
 from lab.mechanisms.mechanism import CONTROLS
+from lab.report.statistics import compute_interval
 
 #: The probability that a bound or an interval is wrong.
 RISK = 0.05
@@ -32,12 +33,8 @@ def compute_interval_percent(tally: Tally) -> tuple[float, float] | None:
     told = tally.held + tally.broken
     if not told:
         return None
-    # scipy takes longer to load than the rest of the lab. So import scipy only when there is a figure to compute.
-    from scipy.stats import beta
-
-    low = beta.ppf(RISK / 2, tally.broken, told - tally.broken + 1) if tally.broken else 0.0
-    high = beta.ppf(1 - RISK / 2, tally.broken + 1, told - tally.broken) if tally.held else 1.0
-    return 100.0 * float(low), 100.0 * float(high)
+    low, high = compute_interval(tally.broken, told, RISK)
+    return 100.0 * low, 100.0 * high
 
 
 def format_bound(percent: float) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from lab.model.verdict import Outcome, TrialRecord
 from lab.report.latency import compute_own_us
+from lab.report.statistics import compute_interval, correct
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,23 +161,9 @@ def compare(before: Mapping[str, Sequence[TrialRecord]], after: Mapping[str, Seq
     )
 
 
-def correct(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979), in their order."""
-    ordered = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    found, least = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(ordered):
-        least = max(least, min(1.0, p_values[index] * (len(p_values) - rank)))
-        found[index] = least
-    return found
-
-
 def compute_rate(count: int, of: int) -> Rate:
     """Return a rate with its exact 95 % interval."""
-    # scipy takes longer to load than the rest of the lab. So import scipy only when there is a figure to compute.
-    from scipy.stats import beta
-
-    low = float(beta.ppf(RISK / 2, count, of - count + 1)) if count else 0.0
-    high = float(beta.ppf(1 - RISK / 2, count + 1, of - count)) if count < of else 1.0
+    low, high = compute_interval(count, of, RISK) if of else (0.0, 1.0)
     return Rate(count=count, of=of, low_percent=100 * low, high_percent=100 * high)
 
 

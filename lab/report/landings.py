@@ -10,6 +10,7 @@ import msgspec
 
 from lab.model.phase import PHASES, Phase
 from lab.model.verdict import MAX_FRACTIONS, TrialRecord
+from lab.report import statistics
 
 #: With fewer shots than this nearly every distribution would pass as uniform.
 MIN_SHOTS: Final = 50
@@ -99,18 +100,10 @@ def measure_uniformity(records: Sequence[TrialRecord]) -> tuple[Uniformity, ...]
 
 
 def correct(found: Sequence[Uniformity]) -> tuple[Uniformity, ...]:
-    """Correct the p of each test on a page for the number of tests.
-
-    Among a hundred tests one has p below 0.01 by chance alone. Holm's step-down: the k-th smallest p of n, counted from
-    0, is multiplied by n - k. No result is below the result before it.
-    """
-    at_least = 0.0
-    p_holm = {}
-    for rank, index in enumerate(sorted(range(len(found)), key=lambda index: found[index].p)):
-        at_least = max(at_least, min(1.0, (len(found) - rank) * found[index].p))
-        p_holm[index] = at_least
+    """Correct the p of each test on a page for the number of tests."""
+    corrected = statistics.correct([each.p for each in found])
     return tuple(
-        msgspec.structs.replace(each, tests=len(found), p_holm=p_holm[index]) for index, each in enumerate(found)
+        msgspec.structs.replace(each, tests=len(found), p_holm=p) for each, p in zip(found, corrected, strict=True)
     )
 
 

@@ -14,7 +14,8 @@ from lab.host.paths import ROOT
 from lab.judge import judge
 from lab.model.evidence import EventKind
 from lab.model.verdict import Outcome, TrialRecord
-from lab.report.comparison import Change, Comparison, compare, compute_rate, correct
+from lab.report.comparison import Change, Comparison, compare, compute_rate
+from lab.report.statistics import correct
 from lab.trial.record import make_record
 
 _PASSED, _FAILED = (Load().build(), Load().add(WINDOW_AT_NS + MS, EventKind.OUTSIDE, 1).build())

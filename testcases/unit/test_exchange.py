@@ -3,6 +3,7 @@
 
 import csv
 import io
+import sqlite3
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -11,8 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from evidence_builder import MS, WINDOW_AT_NS, Load
+from night_samples import make_done, make_spec, open_store
 from report_samples import write_sample_run
 
+from lab.campaign.store import Kept
 from lab.expected.expect import Expected
 from lab.host.paths import ROOT
 from lab.judge import judge
@@ -111,6 +114,20 @@ def test_the_command_writes_each_format(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         assert (tmp_path / form).read_text().startswith(begins)
         assert run_lab(tmp_path / "run", "--format", form).stdout == (tmp_path / form).read_text()
+
+
+def test_a_campaigns_trials_are_under_their_scenarios_and_no_others(tmp_path: Path) -> None:
+    with open_store(tmp_path, make_spec(trials=9)) as store:
+        for number, part in enumerate(("sound", "control", "sound"), 1):
+            store.add(make_done(number, part=part), Kept(), 0.0)
+    rows = csv.DictReader(io.StringIO(run_lab(tmp_path, "--format", "csv").stdout))
+    assert sorted((row["trial"], row["scenario"]) for row in rows) == [("1", "sound"), ("2", "control"), ("3", "sound")]
+    with sqlite3.connect(tmp_path / "campaign.sqlite") as connection:
+        connection.execute("UPDATE trials SET part = 'another' WHERE number = 2")
+    connection.close()
+    done = run_lab(tmp_path, "--format", "csv")
+    assert done.returncode == 2
+    assert "trial 2 is of a scenario that the campaign has not" in done.stderr
 
 
 @pytest.mark.parametrize(
