@@ -8,6 +8,7 @@ import functools
 import os
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 
 from lab.build.images import ImageSet, build_images
@@ -21,6 +22,10 @@ __all__ = ["Seeds", "Storm", "Trial", "Tried"]
 
 #: The same name as the installed lab's entry point has: pytest loads a plugin of a name once.
 pytest_plugins = ["lab.pytest_plugin.plugin"]
+
+#: A crowded host is slower, not wrong: no case of ours asserts how long an example takes.
+hypothesis.settings.register_profile("lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("lab")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -147,8 +147,8 @@ def measure_spread(values_us: Sequence[float]) -> Spread:
     array = array[np.isfinite(array)]
     if not array.size:
         return Spread(n=0)
-    p50, p95 = np.percentile(array, (50, 95))
-    return Spread(n=int(array.size), p50_us=float(p50), p95_us=float(p95), max_us=float(array.max()))
+    p50, p95, most = np.percentile(array, (50, 95, 100))
+    return Spread(n=int(array.size), p50_us=float(p50), p95_us=float(p95), max_us=float(most))
 
 
 def total_nmis(records: Iterable[TrialRecord]) -> NmiTotals:
