@@ -47,7 +47,7 @@ from lab.model.scenario import Scenario, Siblings
 from lab.model.verdict import Outcome
 from lab.observer.link import ObserverLink, Processor
 from lab.observer.reader import Symbolise
-from lab.trial import guest_side
+from lab.trial import guest_files, guest_side
 from lab.trial.injection import InjectionThread
 from lab.trial.schedule import Overhead
 from lab.trial.sentinels import SETTLE_BOUND_S, SETTLE_STEP_S, send_sentinels
@@ -108,13 +108,13 @@ class Session:
         #: How many MiB the memory of this guest may have as it is kept when it stops answering; 0 to keep none.
         self.dump_mib = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
-        guest_side.prepare_guest(machine.shell, boot, images.kernel_release, deadline)
+        guest_side.prepare_guest(machine.shell, machine.agent, boot, images.kernel_release, deadline)
         self._images = msgspec.structs.replace(
             images.describe(machine.qemu_version),
             build_id=kernel.build_id,
-            guest_build_id=guest_side.read_guest_build_id(machine.shell, deadline),
+            guest_build_id=guest_side.read_guest_build_id(machine.agent, deadline),
         )
-        self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
+        self._signature, self._platform = guest_side.read_signature(machine.agent, deadline)
         #: The newest that the observer's engine has given any core, 0 for none.
         self.core_revision = 0
         #: Whether updates take effect here, by the kernel or by the observer.
@@ -226,7 +226,7 @@ class _Trial:
         self.session = session
         self.cover = cover
         self.machine = session.machine
-        self.shell = session.machine.shell
+        self.agent = session.machine.agent
         self.link = session._link
         self.scenario = scenario
         self.plan = plan
@@ -247,13 +247,13 @@ class _Trial:
         """Do the load and ask the guest about it."""
         session, topology = self.session, self.session.topology
         session._siblings.put(not self.scenario.offline_threads, self.deadline)
-        before = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
+        before = guest_files.take_readings(self.agent, topology, session.base, self.deadline)
         session._siblings.compare(before.online)
         # A core may have another revision than its kernel knows of.
-        target = guest_side.find_next_revision((*before.revisions, session.core_revision))
+        target = guest_files.find_next_revision((*before.revisions, session.core_revision))
         digest = self._put_update(target, max(before.revisions))
         mechanism = find_mechanism(self.scenario.mechanism)
-        dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session.base, self.deadline)
+        dmesg_before = guest_files.choose_mechanism(self.agent, mechanism, session.base, self.deadline)
         self.ran_before = self.machine.read_schedstat(session._threads)
         session.arm_observer(
             mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover, engine=self.scenario.engine
@@ -265,15 +265,15 @@ class _Trial:
             self._send_sentinels()
             # Where no update takes effect, a second write begins a second load, which would show nothing new.
             takes = session.has_engine and self.scenario.engine in EFFECTIVE
-            repeat_errno = guest_side.load_late(self.shell, self.deadline) if takes else -1
-            after = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
+            repeat_errno = guest_files.load_late(self.agent, self.deadline) if takes else -1
+            after = guest_files.take_readings(self.agent, topology, session.base, self.deadline)
             self._wait_for_rest()
             returned = self._return_siblings()
         finally:
             self.link.disarm()
             self._read_running()
         state = self._read_state()
-        dmesg, raw_dmesg = guest_side.read_dmesg(self.shell, self.deadline)
+        dmesg, raw_dmesg = guest_files.read_dmesg(self.agent, self.deadline)
         self.raw["dmesg.txt"] = raw_dmesg
         for name, data in before.raw.items():
             self.raw[f"before-{name}"] = data
@@ -305,11 +305,11 @@ class _Trial:
         """Give the guest an update from one revision to the next, and return its digest."""
         session, scenario = self.session, self.scenario
         if session.base.has_min_revision:
-            guest_side.set_min_revision(self.shell, scenario.min_revision, self.deadline)
+            guest_files.set_min_revision(self.agent, scenario.min_revision, self.deadline)
         update = make_update(
             session._signature, session._platform, target, min_req_ver=least if scenario.min_revision else 0
         )
-        guest_side.put_update(self.shell, firmware_name(session._signature), update, self.deadline)
+        guest_files.put_update(self.agent, firmware_name(session._signature), update, self.deadline)
         return digest_words(update)
 
     def _wait_for_rest(self) -> None:
@@ -347,7 +347,7 @@ class _Trial:
             thread.send_before()
             with thread:
                 self.command_ns = time.monotonic_ns()
-                load_errno = guest_side.load_late(self.shell, self.deadline)
+                load_errno = guest_files.load_late(self.agent, self.deadline)
                 self.returned_ns = time.monotonic_ns()
         finally:
             self.injections = thread.log
@@ -388,7 +388,7 @@ class _Trial:
         if Witness.STATE not in self.session.base.witnesses:
             return None
         try:
-            state, self.raw["state.txt"] = guest_side.read_state(self.shell, self.session.topology, self.deadline)
+            state, self.raw["state.txt"] = guest_files.read_state(self.agent, self.session.topology, self.deadline)
         except EvidenceError:
             return None
         return state
