@@ -47,11 +47,15 @@ class StepKind(enum.IntEnum):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One thing for the agent to do."""
+    """One thing for the agent to do.
+
+    :param means: what it means when the step fails; empty where the file's name says enough
+    """
 
     kind: StepKind
     path: str = ""
     data: bytes = b""
+    means: str = ""
 
     @property
     def text(self) -> str:
@@ -83,9 +87,9 @@ def read(path: str) -> Step:
     return Step(StepKind.READ, path)
 
 
-def write(path: str, data: bytes) -> Step:
+def write(path: str, data: bytes, means: str = "") -> Step:
     """Write to a file that is there, as a shell's ``>`` does. Short data reach a file of sysfs at once."""
-    return Step(StepKind.WRITE, path, data)
+    return Step(StepKind.WRITE, path, data, means)
 
 
 def put(path: str, data: bytes) -> Step:
@@ -128,16 +132,15 @@ class GuestAgent:
                 received += self._channel.receive(deadline)
             return _unpack(bytes(received), len(steps))
 
-    def ask_all(self, steps: Sequence[Step], deadline: Deadline, problem: str = "") -> tuple[bytes, ...]:
+    def ask_all(self, steps: Sequence[Step], deadline: Deadline) -> tuple[bytes, ...]:
         """Have steps taken of which none may fail, and return what they read; raises as :meth:`ask` does.
 
-        :param problem: what it means when one fails, instead of which file failed
         :raise GuestError: one failed
         """
         answers = self.ask(steps, deadline)
         for step, answer in zip(steps, answers, strict=True):
             if answer.errno:
-                raise GuestError(f"{problem or f'the guest could not {step.text}'}: {answer.problem}")
+                raise GuestError(f"{step.means or f'the guest could not {step.text}'}: {answer.problem}")
         return tuple(answer.data for answer in answers)
 
 

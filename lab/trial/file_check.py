@@ -70,16 +70,17 @@ def try_file(
     agent, deadline = session.machine.agent, Deadline.after(TRIAL_S)
     base = session.base
     signature, _ = guest_side.read_signature(agent, deadline)
-    guest_files.put_update(agent, firmware_name(signature), data, deadline)
+    steps = [guest_files.put_update(firmware_name(signature), data)]
     if base.has_min_revision:
-        guest_files.set_min_revision(agent, min_revision, deadline)
+        steps.append(guest_files.set_min_revision(min_revision))
+    agent.ask_all(steps, deadline)
     _clear_tainted(session, kernel, deadline)
     before = guest_files.take_readings(agent, session.topology, base, deadline)
     guest_files.choose_mechanism(agent, mechanism, base, deadline)
     link = session.arm_observer(mechanism, (0,) * session.topology.total_cores)
     try:
         load_errno = guest_files.load_late(agent, deadline)
-        dmesg, _ = guest_files.read_dmesg(agent, deadline)
+        dmesg = guest_files.read_dmesg(agent, deadline)
         tainted = guest_files.read_tainted(agent, deadline)
         after = guest_files.take_readings(agent, session.topology, base, deadline)
         # Last: a kernel that does not know the lab's NMIs complains of them.

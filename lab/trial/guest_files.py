@@ -9,7 +9,7 @@ import msgspec
 from lab.errors import EvidenceError, GuestError
 from lab.evidence.debugfs import parse_cpu_list, parse_ledger, parse_nmi_row, parse_revisions, parse_state
 from lab.guest import agent as guest_agent
-from lab.guest.agent import LOG, TAKE_LOG, GuestAgent, Step
+from lab.guest.agent import LOG, TAKE_LOG, Answer, GuestAgent, Step
 from lab.guest.text import clean_lines
 from lab.host.deadline import Deadline
 from lab.mechanisms.base import LOAD_MARK, Base, Witness
@@ -29,6 +29,8 @@ MAX_REVISION: Final = 0xFFFF_FFFF
 
 #: No trial needs more of dmesg; a guest may have more.
 MAX_DMESG_LINES: Final = 2_000
+
+LOAD: Final = guest_agent.write(RELOAD, b"1\n")
 
 _INTERRUPTS: Final = "/proc/interrupts"
 #: Of all rows, the CPUs' names and the NMIs.
@@ -58,15 +60,124 @@ def take_readings(agent: GuestAgent, topology: Topology, base: Base, deadline: D
     :raise GuestError: the guest does not show one of them
     :raise EvidenceError: the guest shows something else
     """
-    paths = [f"{CPUS}/online", _INTERRUPTS]
+    steps = _list_readings(topology, base)
+    return _make_readings(topology, steps, agent.ask(steps, deadline))
+
+
+def load_again(agent: GuestAgent, topology: Topology, base: Base, deadline: Deadline) -> tuple[int, Readings]:
+    """Do one more late load, and take readings at once: return both; raises as :func:`take_readings` does."""
+    steps = _list_readings(topology, base)
+    load, *answers = agent.ask([LOAD, *steps], deadline)
+    return load.errno, _make_readings(topology, steps, tuple(answers))
+
+
+def find_next_revision(revisions: tuple[int, ...]) -> int:
+    """Return the revision of an update that all CPUs take for newer, -1 standing for one that the guest does not show.
+
+    :raise GuestError: there is none
+    """
+    newest = max(revisions)
+    if not 0 <= newest < MAX_REVISION:
+        raise GuestError(f"no update is newer than what the guest shows: {newest:#x}")
+    return newest + 1
+
+
+def set_min_revision(forced: bool) -> Step:
+    """Have the kernel refuse updates that do not name a revision they may be loaded over, or not."""
+    means = "the guest's kernel cannot be told to look at least revisions"
+    return guest_agent.write(FORCE_MINREV, b"Y\n" if forced else b"N\n", means)
+
+
+def put_update(name: str, update: bytes | None) -> Step:
+    """Give the guest a microcode file, or take away the one that it has.
+
+    :param name: below intel-ucode/
+    """
+    path = f"{FIRMWARE}/{name}"
+    return guest_agent.remove(path) if update is None else guest_agent.put(path, update)
+
+
+def choose_mechanism(
+    agent: GuestAgent, mechanism: Mechanism, base: Base, deadline: Deadline, before: tuple[Step, ...] = ()
+) -> tuple[str, ...]:
+    """Have the next load use a mechanism, and begin it with an empty dmesg, but for a mark; returns what was in it.
+
+    :param before: steps to be taken first, in the same round trip
+    :raise GuestError: the kernel does not have the mechanism, or one of the steps failed
+    """
+    means = f"the guest's kernel has no mechanism '{mechanism.name}'"
+    if mechanism.base != base.name:
+        raise GuestError(f"{means}: that is one of {mechanism.base}")
+    steps = [*before]
+    if base.several:
+        steps.append(guest_agent.write(f"{DEBUGFS}/mechanism", mechanism.name.encode() + b"\n", means))
+    steps.append(TAKE_LOG)
+    if base.needs_mark:
+        steps.append(guest_agent.write("/dev/kmsg", LOAD_MARK.encode() + b"\n"))
+    said = agent.ask_all(steps, deadline)[steps.index(TAKE_LOG)]
+    return clean_lines(_strip_levels(said))[-MAX_DMESG_LINES:]
+
+
+def load_late(agent: GuestAgent, deadline: Deadline) -> int:
+    """Do one late load: what the write to ``reload`` returned, 0 or an errno."""
+    (answer,) = agent.ask([LOAD], deadline)
+    return answer.errno
+
+
+def read_log_and_state(agent: GuestAgent, base: Base, deadline: Deadline) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """Return the kernel's log since the mechanism was chosen, its last lines cleaned, and files for the evidence.
+
+    The files are ``dmesg.txt``, as dmesg(1) shows it, and where the kernel has one the rendezvous ``state.txt``.
+    """
+    steps = [LOG]
+    if Witness.STATE in base.witnesses:
+        steps.append(guest_agent.read(f"{DEBUGFS}/state"))
+    said, *state = agent.ask_all(steps, deadline)
+    raw = {"dmesg.txt": _strip_levels(said)}
+    if state:
+        raw["state.txt"] = state[0]
+    return clean_lines(raw["dmesg.txt"])[-MAX_DMESG_LINES:], raw
+
+
+def read_dmesg(agent: GuestAgent, deadline: Deadline) -> tuple[str, ...]:
+    """Return the kernel's log since the mechanism was chosen, its last lines cleaned."""
+    (said,) = agent.ask_all([LOG], deadline)
+    return clean_lines(_strip_levels(said))[-MAX_DMESG_LINES:]
+
+
+def read_state(raw: bytes, topology: Topology) -> RendezvousState:
+    """Return the rendezvous state.
+
+    :raise EvidenceError: the guest shows something else
+    """
+    return parse_state(_text(raw), topology.vcpus)
+
+
+def read_tainted(agent: GuestAgent, deadline: Deadline) -> int:
+    """Return the kernel's taint flags.
+
+    :raise EvidenceError: the guest shows something else
+    """
+    (raw,) = agent.ask_all([guest_agent.read(TAINTED)], deadline)
+    text = _text(raw).strip()
+    if not _NUMBER.fullmatch(text):
+        raise EvidenceError(f"the guest's taint flags are no number: {text[:80]!r}")
+    return int(text)
+
+
+def _list_readings(topology: Topology, base: Base) -> list[Step]:
+    paths = [f"{CPUS}/cpu{cpu}/microcode/version" for cpu in range(topology.vcpus)]
+    paths += [f"{CPUS}/online", _INTERRUPTS]
+    # Last: what the agent itself does is in it.
     if Witness.LEDGER in base.witnesses:
         paths.append(f"{DEBUGFS}/ledger")
-    versions = [f"{CPUS}/cpu{cpu}/microcode/version" for cpu in range(topology.vcpus)]
-    # The ledger is read last: what the agent itself does is in it.
-    answers = agent.ask([guest_agent.read(path) for path in (*versions, *paths)], deadline)
-    for path, answer in zip(paths, answers[topology.vcpus :], strict=True):
+    return [guest_agent.read(path) for path in paths]
+
+
+def _make_readings(topology: Topology, steps: list[Step], answers: tuple[Answer, ...]) -> Readings:
+    for step, answer in zip(steps[topology.vcpus :], answers[topology.vcpus :], strict=True):
         if answer.errno:
-            raise GuestError(f"the guest does not show '{path}': {answer.problem}")
+            raise GuestError(f"the guest could not {step.text}: {answer.problem}")
     online, interrupts, *ledger = (answer.data for answer in answers[topology.vcpus :])
     # The file is there for online CPUs only.
     shown = (b"-1" if one.errno else one.data.partition(b"\n")[0] for one in answers[: topology.vcpus])
@@ -87,90 +198,9 @@ def take_readings(agent: GuestAgent, topology: Topology, base: Base, deadline: D
     )
 
 
-def find_next_revision(revisions: tuple[int, ...]) -> int:
-    """Return the revision of an update that all CPUs take for newer, -1 standing for one that the guest does not show.
-
-    :raise GuestError: there is none
-    """
-    newest = max(revisions)
-    if not 0 <= newest < MAX_REVISION:
-        raise GuestError(f"no update is newer than what the guest shows: {newest:#x}")
-    return newest + 1
-
-
-def set_min_revision(agent: GuestAgent, forced: bool, deadline: Deadline) -> None:
-    """Have the kernel refuse updates that do not name a revision they may be loaded over, or not.
-
-    :raise GuestError: the kernel cannot be told
-    """
-    problem = "the guest's kernel cannot be told to look at least revisions"
-    agent.ask_all([guest_agent.write(FORCE_MINREV, b"Y\n" if forced else b"N\n")], deadline, problem)
-
-
-def put_update(agent: GuestAgent, name: str, update: bytes | None, deadline: Deadline) -> None:
-    """Give the guest a microcode file, or take away the one that it has.
-
-    :param name: below intel-ucode/
-    :raise GuestError: the guest could not write or remove it
-    """
-    path = f"{FIRMWARE}/{name}"
-    agent.ask_all([guest_agent.remove(path) if update is None else guest_agent.put(path, update)], deadline)
-
-
-def choose_mechanism(agent: GuestAgent, mechanism: Mechanism, base: Base, deadline: Deadline) -> tuple[str, ...]:
-    """Have the next load use a mechanism, and begin it with an empty dmesg, but for a mark; returns what was in it.
-
-    :raise GuestError: the kernel does not have the mechanism
-    """
-    problem = f"the guest's kernel has no mechanism '{mechanism.name}'"
-    if mechanism.base != base.name:
-        raise GuestError(f"{problem}: that is one of {mechanism.base}")
-    steps: list[Step] = []
-    if base.several:
-        steps.append(guest_agent.write(f"{DEBUGFS}/mechanism", mechanism.name.encode() + b"\n"))
-    steps.append(TAKE_LOG)
-    if base.needs_mark:
-        steps.append(guest_agent.write("/dev/kmsg", LOAD_MARK.encode() + b"\n"))
-    said = agent.ask_all(steps, deadline, problem)[steps.index(TAKE_LOG)]
-    return _clean_log(said)
-
-
-def load_late(agent: GuestAgent, deadline: Deadline) -> int:
-    """Do one late load: what the write to ``reload`` returned, 0 or an errno."""
-    (answer,) = agent.ask([guest_agent.write(RELOAD, b"1\n")], deadline)
-    return answer.errno
-
-
-def read_state(agent: GuestAgent, topology: Topology, deadline: Deadline) -> tuple[RendezvousState, bytes]:
-    """Read the rendezvous state.
-
-    :raise EvidenceError: the guest shows something else
-    """
-    (raw,) = agent.ask_all([guest_agent.read(f"{DEBUGFS}/state")], deadline)
-    return parse_state(_text(raw), topology.vcpus), raw
-
-
-def read_dmesg(agent: GuestAgent, deadline: Deadline) -> tuple[tuple[str, ...], bytes]:
-    """Return the kernel log since the mechanism was chosen, its last lines cleaned, and as ``dmesg`` shows it."""
-    (said,) = agent.ask_all([LOG], deadline)
-    raw = _LEVEL.sub(b"", said)
-    return clean_lines(raw)[-MAX_DMESG_LINES:], raw
-
-
-def read_tainted(agent: GuestAgent, deadline: Deadline) -> int:
-    """Return the kernel's taint flags.
-
-    :raise EvidenceError: the guest shows something else
-    """
-    (raw,) = agent.ask_all([guest_agent.read(TAINTED)], deadline)
-    text = _text(raw).strip()
-    if not _NUMBER.fullmatch(text):
-        raise EvidenceError(f"the guest's taint flags are no number: {text[:80]!r}")
-    return int(text)
-
-
-def _clean_log(said: bytes) -> tuple[str, ...]:
-    return clean_lines(_LEVEL.sub(b"", said))[-MAX_DMESG_LINES:]
+def _strip_levels(said: bytes) -> bytes:
+    """Return the kernel's log as dmesg(1) shows it: without ``<6>`` before each line."""
+    return _LEVEL.sub(b"", said)
 
 
 def _text(raw: bytes) -> str:

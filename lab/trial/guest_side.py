@@ -59,12 +59,11 @@ def prepare_guest(shell: GuestShell, agent: GuestAgent, boot: Boot, release: str
             raise GuestError(f"the guest's CPU {'lacks' if there else 'has'} {name}, which was not asked for")
     if _text(running).strip() != release:
         raise GuestError(f"the guest runs Linux {_text(running).strip()[:80]!r}: {release!r} was asked for")
-    problem = "the kernel has no late loading: its Intel driver did not attach"
-    agent.ask_all([guest_agent.write(RELOAD, b"")], deadline, problem)
+    means = "the kernel has no late loading: its Intel driver did not attach"
+    steps = [guest_agent.write(RELOAD, b"", means)]
     if Witness.LEDGER in base.witnesses:
-        problem = "the kernel has no microcode_lab in debugfs"
-        agent.ask_all([guest_agent.write(f"{DEBUGFS}/armed", b"1\n")], deadline, problem)
-    agent.ask_all([guest_agent.write(_NMI_LONGEST, b"%d\n" % NMI_LONGEST_NS), TAKE_LOG], deadline)
+        steps.append(guest_agent.write(f"{DEBUGFS}/armed", b"1\n", "the kernel has no microcode_lab in debugfs"))
+    agent.ask_all([*steps, guest_agent.write(_NMI_LONGEST, b"%d\n" % NMI_LONGEST_NS), TAKE_LOG], deadline)
     check_rate(clock, read_clock_later(shell, clock, deadline))
 
 

@@ -106,7 +106,7 @@ def test_what_may_not_fail_names_the_file_or_what_it_means(tmp_path: Path) -> No
         with pytest.raises(GuestError, match=r"could not read '.*/none': No such file"):
             agent.ask_all([read("/dev/null"), read(str(tmp_path / "none"))], soon())
         with pytest.raises(GuestError, match="there is no such thing: No such file"):
-            agent.ask_all([write(str(tmp_path / "none"), b"")], soon(), "there is no such thing")
+            agent.ask_all([write(str(tmp_path / "none"), b"", "there is no such thing")], soon())
 
 
 @pytest.mark.parametrize(
