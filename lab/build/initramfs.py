@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's whole user space: busybox, dropbear and images/initramfs, in one archive of a few MB.
+"""The guest's whole user space: busybox, dropbear, the agent and images/initramfs, in one archive of a few MB.
 
 Each run makes its own keys, so the archive contains none. The keys come in a second archive, and the kernel unpacks the
 second archive over the first.
@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 from lab.build import cpio
+from lab.build.agent import build_agent
 from lab.build.cache import Progress, cached, make_key, read_tree
 from lab.errors import HostError
 from lab.host import proc
@@ -23,6 +24,9 @@ NAME = "initramfs.cpio.gz"
 
 #: dropbear finds its host key at this path; images/initramfs/init names the path.
 HOST_KEY = "etc/dropbear/host_key"
+
+#: The agent's path in the guest; lab.guest.agent names the path.
+AGENT = "bin/mclab-agent"
 
 #: Debian's loader searches this folder for libraries if there is no configuration file.
 LIBRARIES = "usr/lib"
@@ -46,15 +50,17 @@ _NODES = (
 )
 
 #: Increase this if the code below makes another archive from the same files.
-_RECIPE = "1"
+_RECIPE = "2"
 
 
 def build_initramfs(progress: Progress) -> Path:
     """Return the cache entry that contains the archive (NAME). The archive's length is a multiple of four.
 
     :raise HostError: a program of the archive is not installed
+    :raise BuildError: the agent does not compile
     """
-    archive = cpio.write_archive((*_list_own(), *_list_busybox(), *_list_dropbear()))
+    programs = {"usr/sbin/dropbear": DROPBEAR, AGENT: build_agent(progress)}
+    archive = cpio.write_archive((*_list_own(), *_list_busybox(), *_list_programs(programs)))
     key = make_key(_RECIPE, zlib.ZLIB_RUNTIME_VERSION, archive)
     return cached("initramfs", key, functools.partial(_write, archive, progress), progress)
 
@@ -100,15 +106,17 @@ def _list_busybox() -> tuple[cpio.Entry, ...]:
     return (program, *links)
 
 
-def _list_dropbear() -> tuple[cpio.Entry, ...]:
-    program = cpio.make_file("usr/sbin/dropbear", _read(DROPBEAR, "dropbear-bin"), 0o755)
-    loader = elf.read_needs(DROPBEAR).loader
-    libraries = (
-        cpio.make_file(f"{LIBRARIES}/{path.name}", _read(path, "dropbear-bin"), 0o755)
-        for path in elf.find_libraries(DROPBEAR)
-    )
-    loaders = (cpio.make_file(loader.lstrip("/"), _read(Path(loader), "libc6"), 0o755),) if loader else ()
-    return (program, *libraries, *loaders)
+def _list_programs(programs: dict[str, Path]) -> tuple[cpio.Entry, ...]:
+    """Return programs by their names in the guest, and the loaders and libraries that they need."""
+    files = {}
+    for name, path in programs.items():
+        files[name] = _read(path, "dropbear-bin")
+        for library in elf.find_libraries(path):
+            files[f"{LIBRARIES}/{library.name}"] = _read(library, "libc6")
+        loader = elf.read_needs(path).loader
+        if loader:
+            files[loader.lstrip("/")] = _read(Path(loader), "libc6")
+    return tuple(cpio.make_file(name, data, 0o755) for name, data in files.items())
 
 
 def _read(path: Path, package: str) -> bytes:

@@ -29,7 +29,7 @@ from lab.model.evidence import Ending
 from lab.model.plan import draw_plan
 from lab.model.scenario import Scenario
 from lab.model.topology import Topology
-from lab.trial import guest_side
+from lab.trial import guest_files, guest_side
 from lab.trial.keys import make_guest_keys
 from lab.trial.opening import BOOT_S, ENGINE_ARG, open_session
 from lab.trial.pool import ADMISSION_S
@@ -113,13 +113,13 @@ class _Loop:
     """Late loads one after another by the guest's shell alone."""
 
     def __init__(self, machine: Machine, release: str) -> None:
-        self._shell = machine.shell
+        self._shell, agent = machine.shell, machine.agent
         deadline = Deadline.after(LOOP_S)
         base = find_base(DEFAULT_BASE)
-        guest_side.prepare_guest(self._shell, BOOT, release, deadline)
-        guest_side.choose_mechanism(self._shell, find_mechanism(MECHANISM), base, deadline)
-        self._signature, self._platform = guest_side.read_signature(self._shell, deadline)
-        self._file = f"{guest_side.FIRMWARE}/{firmware_name(self._signature)}"
+        guest_side.prepare_guest(self._shell, agent, BOOT, release, deadline)
+        guest_files.choose_mechanism(agent, find_mechanism(MECHANISM), base, deadline)
+        self._signature, self._platform = guest_side.read_signature(agent, deadline)
+        self._file = f"{guest_files.FIRMWARE}/{firmware_name(self._signature)}"
 
     def run(self) -> float:
         """Return how long one load took, in ms: of a loop with new revisions, less the same loop without loads."""
@@ -131,7 +131,7 @@ class _Loop:
         copy = f"cp /run/update-$i {self._file}"
         count = f"i=0; while [ $i -lt {LOOP_LOADS} ]; do"
         without_ms = self._time(f"{count} {copy}; i=$((i+1)); done", deadline)
-        with_ms = self._time(f"{count} {copy}; echo 1 >{guest_side.RELOAD} || exit 1; i=$((i+1)); done", deadline)
+        with_ms = self._time(f"{count} {copy}; echo 1 >{guest_files.RELOAD} || exit 1; i=$((i+1)); done", deadline)
         return (with_ms - without_ms) / LOOP_LOADS
 
     def _time(self, script: str, deadline: Deadline) -> float:

@@ -21,8 +21,7 @@ from lab.guest.memory import GuestMemory
 from lab.guest.nmi import AimedInjector, BroadcastInjector, Injector
 from lab.guest.qmp import QmpChannel
 from lab.guest.registers import is_halted
-from lab.guest.shell import GuestShell
-from lab.guest.ssh import find_port, open_shell
+from lab.guest.ssh import Login, find_port, open_login
 from lab.guest.text import quote_tail
 from lab.guest.user import choose_user
 from lab.host import proc
@@ -63,11 +62,12 @@ class Machine:
         broadcast: Injector,
         aimed: AimedInjector,
         console: Console,
-        shell: GuestShell,
+        login: Login,
         latch: EndLatch,
         run_dir: Path,
     ) -> None:
-        self.shell = shell
+        self.shell = login.shell
+        self.agent = login.agent
         self.qmp = qmp
         self.broadcast: Injector = broadcast
         self.aimed = aimed
@@ -173,7 +173,7 @@ def start_guest(
             qmp.connect(deadline)
             broadcast.connect(deadline)
             _wait_ready(console, qmp, spec.topology.vcpus, deadline.within(READY_S))
-            shell = stack.enter_context(open_shell(find_port(qmp, deadline), keys, latch, deadline))
+            login = stack.enter_context(open_login(find_port(qmp, deadline), keys, latch, deadline))
         except GuestError as error:
             if latch.seen is not None:
                 console.wait_closed(deadline.within(1.0))
@@ -184,7 +184,7 @@ def start_guest(
             broadcast=broadcast,
             aimed=AimedInjector(ours["qtest"], spec.topology, latch),
             console=console,
-            shell=shell,
+            login=login,
             latch=latch,
             run_dir=run_dir,
         )

@@ -6,15 +6,18 @@ import logging
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import paramiko
 
 from lab.errors import GuestError, LabError
+from lab.guest.agent import GuestAgent
+from lab.guest.channel import NEVER_S, cut, cutting, make_ssh_error
 from lab.guest.command import GUEST_SSH_PORT
 from lab.guest.config import GuestKeys
 from lab.guest.ending import EndLatch
 from lab.guest.qmp import QmpChannel
-from lab.guest.shell import NEVER_S, GuestShell, cut, cutting, make_ssh_error
+from lab.guest.shell import GuestShell
 from lab.host.deadline import Deadline
 
 USER = "root"
@@ -33,6 +36,18 @@ _log = logging.getLogger(__name__)
 _PARAMIKO_LOG = f"{__name__}.paramiko"
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a login gives. Each of both has a channel of its own, and starts when it is first used.
+
+    :param shell: runs any command
+    :param agent: reads and writes files, many times as fast
+    """
+
+    shell: GuestShell
+    agent: GuestAgent
+
+
 def find_port(qmp: QmpChannel, deadline: Deadline) -> int:
     """Return the host's port that leads to the guest's SSH server.
 
@@ -46,8 +61,8 @@ def find_port(qmp: QmpChannel, deadline: Deadline) -> int:
 
 
 @contextlib.contextmanager
-def open_shell(port: int, keys: GuestKeys, ending: EndLatch, deadline: Deadline) -> Iterator[GuestShell]:
-    """Log in, with as many attempts as needed, and yield a shell.
+def open_login(port: int, keys: GuestKeys, ending: EndLatch, deadline: Deadline) -> Iterator[Login]:
+    """Log in, with as many attempts as needed, and yield what the login gives. Its shell runs.
 
     :raise GuestError: the host key is not the guest's key, or the guest refused the lab's key
     :raise GuestGone: the guest ended
@@ -66,7 +81,7 @@ def open_shell(port: int, keys: GuestKeys, ending: EndLatch, deadline: Deadline)
         with contextlib.ExitStack() as stack:
             stack.enter_context(sock)
             try:
-                shell = _log_in(stack, sock, keys, ending, deadline)
+                login = _log_in(stack, sock, keys, ending, deadline)
             except LabError:
                 raise
             except (paramiko.SSHException, EOFError, OSError) as error:
@@ -75,13 +90,13 @@ def open_shell(port: int, keys: GuestKeys, ending: EndLatch, deadline: Deadline)
                     raise make_ssh_error(ending, error, deadline, what) from error
                 ending.wait(deadline.within(RETRY_S))
                 continue
-            yield shell
+            yield login
             return
 
 
 def _log_in(
     stack: contextlib.ExitStack, sock: socket.socket, keys: GuestKeys, ending: EndLatch, deadline: Deadline
-) -> GuestShell:
+) -> Login:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     logging.getLogger(_PARAMIKO_LOG).setLevel(logging.CRITICAL)
     transport = paramiko.Transport(sock)
@@ -93,7 +108,7 @@ def _log_in(
     stack.callback(transport.close)
     stack.callback(cut, transport)  # Registered first, so that close() does not wait.
     stack.enter_context(ending.calling(lambda: cut(transport)))
-    shell = GuestShell(transport, ending)
+    login = Login(GuestShell(transport, ending), GuestAgent(transport, ending))
     with cutting(transport, deadline):
         transport.start_client()
         if transport.get_remote_server_key() != keys.host_public:
@@ -104,5 +119,5 @@ def _log_in(
             if transport.is_active():
                 raise GuestError(f"the guest refused the run's SSH key: {error}") from error
             raise
-        shell.open(deadline)
-    return shell
+        login.shell.open(deadline)
+    return login

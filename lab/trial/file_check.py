@@ -13,7 +13,7 @@ from lab.mechanisms.mechanism import Mechanism
 from lab.microcode.files import UcodeCpu
 from lab.microcode.update import firmware_name
 from lab.model.evidence import EventKind, ObserverEvidence, Sent
-from lab.trial import guest_side
+from lab.trial import guest_files, guest_side
 from lab.trial.sentinels import send_sentinels
 from lab.trial.session import TRIAL_S, Session
 
@@ -49,9 +49,9 @@ def read_cpu(session: Session) -> UcodeCpu:
     :raise GuestError: the guest does not show it
     :raise EvidenceError: it shows something else
     """
-    shell, deadline = session.machine.shell, Deadline.after(TRIAL_S)
-    signature, platform = guest_side.read_signature(shell, deadline)
-    readings = guest_side.take_readings(shell, session.topology, session.base, deadline)
+    agent, deadline = session.machine.agent, Deadline.after(TRIAL_S)
+    signature, platform = guest_side.read_signature(agent, deadline)
+    readings = guest_files.take_readings(agent, session.topology, session.base, deadline)
     return UcodeCpu(signature=signature, platform=platform, revision=max(readings.revisions))
 
 
@@ -67,21 +67,22 @@ def try_file(
     :raise GuestError: the guest did not do what was asked of it, or ended
     :raise EvidenceError: a witness failed, so that what it did not see may have been
     """
-    shell, deadline = session.machine.shell, Deadline.after(TRIAL_S)
+    agent, deadline = session.machine.agent, Deadline.after(TRIAL_S)
     base = session.base
-    signature, _ = guest_side.read_signature(shell, deadline)
-    guest_side.put_update(shell, firmware_name(signature), data, deadline)
+    signature, _ = guest_side.read_signature(agent, deadline)
+    steps = [guest_files.put_update(firmware_name(signature), data)]
     if base.has_min_revision:
-        guest_side.set_min_revision(shell, min_revision, deadline)
+        steps.append(guest_files.set_min_revision(min_revision))
+    agent.ask_all(steps, deadline)
     _clear_tainted(session, kernel, deadline)
-    before = guest_side.take_readings(shell, session.topology, base, deadline)
-    guest_side.choose_mechanism(shell, mechanism, base, deadline)
+    before = guest_files.take_readings(agent, session.topology, base, deadline)
+    guest_files.choose_mechanism(agent, mechanism, base, deadline)
     link = session.arm_observer(mechanism, (0,) * session.topology.total_cores)
     try:
-        load_errno = guest_side.load_late(shell, deadline)
-        dmesg, _ = guest_side.read_dmesg(shell, deadline)
-        tainted = guest_side.read_tainted(shell, deadline)
-        after = guest_side.take_readings(shell, session.topology, base, deadline)
+        load_errno = guest_files.load_late(agent, deadline)
+        dmesg = guest_files.read_dmesg(agent, deadline)
+        tainted = guest_files.read_tainted(agent, deadline)
+        after = guest_files.take_readings(agent, session.topology, base, deadline)
         # Last: a kernel that does not know the lab's NMIs complains of them.
         sentinels = send_sentinels(session.machine, link, session.topology.vcpus, deadline)
     finally:
@@ -116,6 +117,6 @@ def _clear_tainted(session: Session, kernel: Kernel, deadline: Deadline) -> None
     """Make the kernel forget that it is tainted, from outside: a guest can only add flags."""
     flags = kernel.find_object(TAINTED_MASK)
     session.machine.memory.write_kernel(flags.start, 0, flags.size, deadline)
-    left = guest_side.read_tainted(session.machine.shell, deadline)
+    left = guest_files.read_tainted(session.machine.agent, deadline)
     if left:
         raise GuestError(f"the guest's taint flags are {left} after they were cleared")

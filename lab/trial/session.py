@@ -14,6 +14,7 @@ from lab import __version__
 from lab.build.images import ImageSet
 from lab.errors import DeadlineError, EvidenceError, GuestError, GuestGone, HostError
 from lab.expected.expect import expect_still
+from lab.guest.agent import Step
 from lab.guest.machine import Machine
 from lab.host.deadline import Deadline
 from lab.judge import judge
@@ -21,7 +22,7 @@ from lab.judge.titles import cut_report
 from lab.kernelimage.hold_places import find_holds
 from lab.kernelimage.landmarks import NMI_HANDLER, LandmarkSet, make_symboliser
 from lab.kernelimage.vmlinux import Kernel
-from lab.mechanisms.base import Witness, find_base
+from lab.mechanisms.base import find_base
 from lab.mechanisms.mechanism import Expectation, Mechanism, is_play_dead
 from lab.mechanisms.table import find_mechanism, mechanisms_of
 from lab.microcode.update import digest_words, firmware_name, make_update
@@ -47,7 +48,7 @@ from lab.model.scenario import Scenario, Siblings
 from lab.model.verdict import Outcome
 from lab.observer.link import ObserverLink, Processor
 from lab.observer.reader import Symbolise
-from lab.trial import guest_side
+from lab.trial import guest_files, guest_side
 from lab.trial.injection import InjectionThread
 from lab.trial.schedule import Overhead
 from lab.trial.sentinels import SETTLE_BOUND_S, SETTLE_STEP_S, send_sentinels
@@ -108,13 +109,13 @@ class Session:
         #: How many MiB the memory of this guest may have as it is kept when it stops answering; 0 to keep none.
         self.dump_mib = 0
         self._overhead: dict[tuple[str, Siblings], Overhead] = {}
-        guest_side.prepare_guest(machine.shell, boot, images.kernel_release, deadline)
+        guest_side.prepare_guest(machine.shell, machine.agent, boot, images.kernel_release, deadline)
         self._images = msgspec.structs.replace(
             images.describe(machine.qemu_version),
             build_id=kernel.build_id,
-            guest_build_id=guest_side.read_guest_build_id(machine.shell, deadline),
+            guest_build_id=guest_side.read_guest_build_id(machine.agent, deadline),
         )
-        self._signature, self._platform = guest_side.read_signature(machine.shell, deadline)
+        self._signature, self._platform = guest_side.read_signature(machine.agent, deadline)
         #: The newest that the observer's engine has given any core, 0 for none.
         self.core_revision = 0
         #: Whether updates take effect here, by the kernel or by the observer.
@@ -226,7 +227,7 @@ class _Trial:
         self.session = session
         self.cover = cover
         self.machine = session.machine
-        self.shell = session.machine.shell
+        self.agent = session.machine.agent
         self.link = session._link
         self.scenario = scenario
         self.plan = plan
@@ -247,13 +248,13 @@ class _Trial:
         """Do the load and ask the guest about it."""
         session, topology = self.session, self.session.topology
         session._siblings.put(not self.scenario.offline_threads, self.deadline)
-        before = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
+        before = guest_files.take_readings(self.agent, topology, session.base, self.deadline)
         session._siblings.compare(before.online)
         # A core may have another revision than its kernel knows of.
-        target = guest_side.find_next_revision((*before.revisions, session.core_revision))
-        digest = self._put_update(target, max(before.revisions))
+        target = guest_files.find_next_revision((*before.revisions, session.core_revision))
+        update, steps = self._make_update(target, max(before.revisions))
         mechanism = find_mechanism(self.scenario.mechanism)
-        dmesg_before = guest_side.choose_mechanism(self.shell, mechanism, session.base, self.deadline)
+        dmesg_before = guest_files.choose_mechanism(self.agent, mechanism, session.base, self.deadline, steps)
         self.ran_before = self.machine.read_schedstat(session._threads)
         session.arm_observer(
             mechanism, self.plan.stretch_us, self.plan.holds, cover=self.cover, engine=self.scenario.engine
@@ -265,16 +266,18 @@ class _Trial:
             self._send_sentinels()
             # Where no update takes effect, a second write begins a second load, which would show nothing new.
             takes = session.has_engine and self.scenario.engine in EFFECTIVE
-            repeat_errno = guest_side.load_late(self.shell, self.deadline) if takes else -1
-            after = guest_side.take_readings(self.shell, topology, session.base, self.deadline)
+            if takes:
+                repeat_errno, after = guest_files.load_again(self.agent, topology, session.base, self.deadline)
+            else:
+                repeat_errno = -1
+                after = guest_files.take_readings(self.agent, topology, session.base, self.deadline)
             self._wait_for_rest()
             returned = self._return_siblings()
         finally:
             self.link.disarm()
             self._read_running()
-        state = self._read_state()
-        dmesg, raw_dmesg = guest_side.read_dmesg(self.shell, self.deadline)
-        self.raw["dmesg.txt"] = raw_dmesg
+        dmesg, raw = guest_files.read_log_and_state(self.agent, session.base, self.deadline)
+        self.raw |= raw
         for name, data in before.raw.items():
             self.raw[f"before-{name}"] = data
         for name, data in after.raw.items():
@@ -284,7 +287,7 @@ class _Trial:
             load_errno=load_errno,
             repeat_errno=repeat_errno,
             online=before.online,
-            state=state,
+            state=self._read_state(),
             ledger_before=before.ledger,
             ledger_after=after.ledger,
             revisions_before=before.revisions,
@@ -294,23 +297,23 @@ class _Trial:
             dmesg=dmesg,
             dmesg_before=dmesg_before,
             returned=returned,
-            target_digest=digest,
+            target_digest=digest_words(update),
         )
         if self.scenario.boot.monitor:
             # A thread parked in MWAIT never sleeps under an emulator of several CPUs: it would take a host CPU until
             # the guest's next trial.
             session._siblings.put(True, self.deadline)
 
-    def _put_update(self, target: int, least: int) -> int:
-        """Give the guest an update from one revision to the next, and return its digest."""
+    def _make_update(self, target: int, least: int) -> tuple[bytes, tuple[Step, ...]]:
+        """Make an update from one revision to the next; return it, and the steps that give it to the guest."""
         session, scenario = self.session, self.scenario
-        if session.base.has_min_revision:
-            guest_side.set_min_revision(self.shell, scenario.min_revision, self.deadline)
         update = make_update(
             session._signature, session._platform, target, min_req_ver=least if scenario.min_revision else 0
         )
-        guest_side.put_update(self.shell, firmware_name(session._signature), update, self.deadline)
-        return digest_words(update)
+        steps = [guest_files.put_update(firmware_name(session._signature), update)]
+        if session.base.has_min_revision:
+            steps.append(guest_files.set_min_revision(scenario.min_revision))
+        return update, tuple(steps)
 
     def _wait_for_rest(self) -> None:
         """See that each offline sibling is back where it waits to be brought up again; the judge says whether it is."""
@@ -347,7 +350,7 @@ class _Trial:
             thread.send_before()
             with thread:
                 self.command_ns = time.monotonic_ns()
-                load_errno = guest_side.load_late(self.shell, self.deadline)
+                load_errno = guest_files.load_late(self.agent, self.deadline)
                 self.returned_ns = time.monotonic_ns()
         finally:
             self.injections = thread.log
@@ -385,13 +388,10 @@ class _Trial:
             time.sleep(SETTLED_S)
 
     def _read_state(self) -> RendezvousState | None:
-        if Witness.STATE not in self.session.base.witnesses:
-            return None
-        try:
-            state, self.raw["state.txt"] = guest_side.read_state(self.shell, self.session.topology, self.deadline)
-        except EvidenceError:
-            return None
-        return state
+        with contextlib.suppress(EvidenceError):
+            if "state.txt" in self.raw:
+                return guest_files.read_state(self.raw["state.txt"], self.session.topology)
+        return None
 
     def ask(self) -> None:
         """Ask a guest that stopped answering where its vCPUs are, which ends it for all else."""

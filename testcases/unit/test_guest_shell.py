@@ -2,123 +2,24 @@
 """The shell and the login against a real SSH server in this process, which runs the host's sh."""
 
 import contextlib
-import io
 import itertools
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import paramiko
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from paramiko import common
+from ssh_server import CLIENT_KEY, HOST_KEY, KEYS, Server, make_key, serving
 
 from lab.errors import DeadlineError, GuestError, GuestGone, UsageError
 from lab.guest.config import GuestKeys
 from lab.guest.ending import EndLatch
 from lab.guest.shell import MAX_OUTPUT_BYTES, MAX_SCRIPT_BYTES, GuestShell
-from lab.guest.ssh import open_shell
+from lab.guest.ssh import open_login
 from lab.host.deadline import Deadline
 from lab.model.evidence import Ending
-
-
-def make_key() -> paramiko.Ed25519Key:
-    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    return paramiko.Ed25519Key(file_obj=io.StringIO(pem.decode()))
-
-
-HOST_KEY, CLIENT_KEY = make_key(), make_key()
-KEYS = GuestKeys(client_key=CLIENT_KEY, host_public=HOST_KEY, archive=b"")
-
-
-class Door(paramiko.ServerInterface):
-    """Lets one key in and runs what it asks for."""
-
-    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        allowed = username == "root" and key == CLIENT_KEY
-        return common.AUTH_SUCCESSFUL if allowed else common.AUTH_FAILED
-
-    def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
-        return "publickey"
-
-    def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
-        return common.OPEN_SUCCEEDED
-
-    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        process = subprocess.Popen(
-            ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        for pump in (self._pump_in, self._pump_out):
-            threading.Thread(target=pump, args=(channel, process), daemon=True).start()
-        return True
-
-    @staticmethod
-    def _pump_in(channel: paramiko.Channel, process: "subprocess.Popen[bytes]") -> None:
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            while data := channel.recv(65536):
-                process.stdin.write(data)
-                process.stdin.flush()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-
-    @staticmethod
-    def _pump_out(channel: paramiko.Channel, process: "subprocess.Popen[bytes]") -> None:
-        assert process.stdout is not None
-        with contextlib.suppress(OSError, EOFError):
-            while data := os.read(process.stdout.fileno(), 65536):
-                channel.sendall(data)
-        process.wait()
-        process.stdout.close()
-        with contextlib.suppress(OSError, EOFError):
-            channel.close()
-
-
-class Server:
-    """Listens on a free port; the first connections may be treated badly."""
-
-    def __init__(self, *, slam: int = 0) -> None:
-        self.slam = slam
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        self.transports: list[paramiko.Transport] = []
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self) -> None:
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            while True:
-                connection, _ = self.listener.accept()
-                if self.slam:
-                    self.slam -= 1
-                    connection.close()
-                    continue
-                transport = paramiko.Transport(connection)
-                transport.set_log_channel("lab.guest.ssh.paramiko")
-                transport.add_server_key(HOST_KEY)
-                self.transports.append(transport)
-                transport.start_server(event=threading.Event(), server=Door())
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)  # or accept() would go on waiting
-        self.listener.close()
-        for transport in self.transports:
-            transport.close()
-
-
-@contextlib.contextmanager
-def serving(*, slam: int = 0) -> Iterator[Server]:
-    server = Server(slam=slam)
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 @contextlib.contextmanager
@@ -126,9 +27,9 @@ def opened() -> Iterator[tuple[GuestShell, Server, EndLatch]]:
     with (
         serving() as server,
         EndLatch() as latch,
-        open_shell(server.port, KEYS, latch, Deadline.after(30)) as shell,
+        open_login(server.port, KEYS, latch, Deadline.after(30)) as login,
     ):
-        yield shell, server, latch
+        yield login.shell, server, latch
 
 
 def soon() -> Deadline:
@@ -239,9 +140,9 @@ def test_a_login_is_tried_until_the_server_is_there() -> None:
     with (
         serving(slam=3) as server,
         EndLatch() as latch,
-        open_shell(server.port, KEYS, latch, soon()) as shell,
+        open_login(server.port, KEYS, latch, soon()) as login,
     ):
-        assert shell.run("echo in", soon()).stdout == b"in\n"
+        assert login.shell.run("echo in", soon()).stdout == b"in\n"
         assert server.slam == 0
 
 
@@ -251,7 +152,7 @@ def test_another_host_key_or_a_refused_client_is_not_tried_again() -> None:
     wrong_client = GuestKeys(client_key=stranger, host_public=HOST_KEY, archive=b"")
     for keys, text in ((wrong_host, "not this run's"), (wrong_client, "refused")):
         with serving() as server, EndLatch() as latch:
-            with pytest.raises(GuestError, match=text), open_shell(server.port, keys, latch, soon()):
+            with pytest.raises(GuestError, match=text), open_login(server.port, keys, latch, soon()):
                 pytest.fail("it was let in")
             assert len(server.transports) == 1
 
@@ -259,11 +160,11 @@ def test_another_host_key_or_a_refused_client_is_not_tried_again() -> None:
 def test_a_server_that_says_nothing_ends_at_the_deadline_and_with_the_guest() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute, EndLatch() as latch:
         port = mute.getsockname()[1]
-        with pytest.raises(DeadlineError, match="login"), open_shell(port, KEYS, latch, Deadline.after(0.3)):
+        with pytest.raises(DeadlineError, match="login"), open_login(port, KEYS, latch, Deadline.after(0.3)):
             pytest.fail("nobody answered")
         threading.Timer(0.1, latch.report, [Ending.GONE, "QEMU was ended by SIGKILL"]).start()
         begin = time.monotonic()
-        with pytest.raises(GuestGone, match="SIGKILL"), open_shell(port, KEYS, latch, Deadline.after(60)):
+        with pytest.raises(GuestGone, match="SIGKILL"), open_login(port, KEYS, latch, Deadline.after(60)):
             pytest.fail("nobody answered")
         assert time.monotonic() - begin < 10
 

@@ -7,7 +7,7 @@ from lab.errors import EvidenceError, GuestError
 from lab.guest.shell import GuestShell, ShellResult
 from lab.host.deadline import Deadline
 from lab.model.topology import Topology
-from lab.trial.guest_side import find_next_revision
+from lab.trial.guest_files import find_next_revision
 from lab.trial.siblings import SiblingSwitch
 
 TOPOLOGY = Topology(1, 2, 2)
