@@ -21,6 +21,7 @@ from lab.model.evidence import (
     Sent,
     SiblingView,
     Taken,
+    UpdateSeen,
     WindowSeen,
 )
 from lab.model.scenario import Siblings
@@ -109,7 +110,8 @@ class Facts:
         """Whether the CPU does what the scenario says: by an engine of ours, or by ignoring what it is to refuse."""
         if self.evidence.scenario.engine is Engine.REFUSES:
             return True
-        return self.base.engine or self._sees(Sees.ENGINE)
+        answered = any(update.taken is not Taken.UNASKED for update in self._updates)
+        return self.base.engine or self._sees(Sees.ENGINE) or answered
 
     @property
     def takes(self) -> bool:
@@ -118,11 +120,15 @@ class Facts:
 
     @property
     def sees_updates(self) -> bool:
-        """Whether the observer reads the update that a WRMSR 0x79 names."""
-        return self._sees(Sees.UPDATES)
+        """Whether the observer reads the update that a WRMSR 0x79 names: it says so, or tells of one."""
+        return self._sees(Sees.UPDATES) or bool(self._updates or self.every_of_kind(EventKind.UPDATE))
 
     def _sees(self, what: Sees) -> bool:
         return self.evidence.observer is not None and what in self.evidence.observer.sees
+
+    @property
+    def _updates(self) -> tuple[UpdateSeen, ...]:
+        return self.evidence.observer.updates if self.evidence.observer is not None else ()
 
     def has(self, witness: Witness) -> bool:
         """Say whether the kernel has a witness of ours."""

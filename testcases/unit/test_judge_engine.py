@@ -11,7 +11,7 @@ from lab.judge import judge
 from lab.judge.finding import NEEDS_ENGINE
 from lab.mechanisms.base import find_base
 from lab.model.engine import Engine
-from lab.model.evidence import Evidence, Sees
+from lab.model.evidence import Evidence, Sees, Taken, UpdateSeen
 from lab.model.verdict import Finding, Outcome, Verdict
 
 FAILED = "microcode: update failed: 4 CPUs failed 0 CPUs timed out"
@@ -19,6 +19,21 @@ PARTLY = (
     "microcode: load: updated on 1 primary CPUs with 1 siblings",
     "microcode: load incomplete. 2 CPUs timed out or failed",
     "microcode: revision: 0x1 -> 0x2",
+)
+
+
+UPDATE = UpdateSeen(
+    seq=1,
+    vcpu=0,
+    operand=0xFFFF888000541030,
+    digest=1,
+    revision=2,
+    signature=0x50654,
+    platforms=1,
+    total_size=2048,
+    taken=Taken.DONE,
+    before=1,
+    after=2,
 )
 
 
@@ -83,6 +98,14 @@ def test_a_kernel_that_reports_the_refusal_and_claims_nothing_is_right(engine: E
     assert find(verdict, "errno-and-messages") == (Finding.HELD, True)
     assert find(verdict, "new-revision-everywhere") == (Finding.HELD, True)
     assert find(verdict, "load-repeatable") == (Finding.UNSEEN, False)
+
+
+def test_an_observer_that_answered_for_an_update_is_an_engine_whatever_it_says() -> None:
+    load = load_of_stock("stock-nmi")
+    evidence = change(load.build(), "observer.updates", (UPDATE,))
+    assert find(judge(evidence), "new-revision-everywhere")[1]
+    looked = msgspec.structs.replace(UPDATE, taken=Taken.UNASKED)
+    assert not find(judge(change(evidence, "observer.updates", (looked,))), "new-revision-everywhere")[1]
 
 
 def test_an_emulator_that_ignores_the_update_refuses_it() -> None:

@@ -111,6 +111,17 @@ def test_a_write_whose_image_nobody_read_is_no_pass() -> None:
     assert find(evidence).reason == "vCPU 2 executed WRMSR 0x79 1 times, and what it named was read 0 times"
 
 
+@pytest.mark.parametrize("also", ["", "observer.updates"])
+def test_an_observer_that_forgot_what_it_sees_still_accuses(also: str) -> None:
+    """What its records show counts, whatever it says of itself."""
+    wrong = change(tell(whole()), "observer.updates.0.digest", STALE)
+    assert judge(wrong).outcome is Outcome.FAIL
+    silent = change(wrong, "observer.sees", ())
+    if not also:
+        assert judge(silent).outcome is Outcome.FAIL
+    assert judge(change(silent, also or "observer.sees", ())).outcome is not Outcome.PASS
+
+
 def test_where_guest_memory_is_not_seen_nothing_is_required() -> None:
     evidence = Load(mechanism="upstream").build()
     found = find(evidence)
