@@ -2,7 +2,8 @@
 """An indexed view of one trial's evidence."""
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -60,7 +61,12 @@ class Window:
         return views[0] if len(views) == 1 else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+#: Records by kind and vCPU, and by kind alone with None for the vCPU; each in order.
+Index = Mapping[tuple[EventKind, int | None], tuple[ObserverEvent, ...]]
+
+
+# Compared by identity, so that what a rule computes of a trial's facts can be remembered.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Facts:
     """What the judge's rules look things up in.
 
@@ -68,6 +74,8 @@ class Facts:
     :param offline: threads that were booted once and are offline during the load
     :param every_event: the observer's records by sequence number, each once
     :param events: those before a second load
+    :param every_by_kind: the same as ``every_event``, indexed
+    :param by_kind: the same as ``events``, indexed
     :param windows: those whose edges no record contradicts: of another, nobody knows what happened in it
     :param begin: the load's first record, None when it was not seen
     :param end: the load's last record, None when it was not seen
@@ -83,6 +91,8 @@ class Facts:
     offline: frozenset[int]
     every_event: tuple[ObserverEvent, ...]
     events: tuple[ObserverEvent, ...]
+    every_by_kind: Index
+    by_kind: Index
     windows: tuple[Window, ...]
     begin: ObserverEvent | None
     end: ObserverEvent | None
@@ -166,11 +176,11 @@ class Facts:
 
     def of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[ObserverEvent, ...]:
         """Return the records of one kind, in order, of one vCPU or of all."""
-        return _of_kind(self.events, kind, vcpu)
+        return self.by_kind.get((kind, vcpu), ())
 
     def every_of_kind(self, kind: EventKind, vcpu: int | None = None) -> tuple[ObserverEvent, ...]:
         """Return the same of the whole trial, a second load included: the ledger counts over both."""
-        return _of_kind(self.every_event, kind, vcpu)
+        return self.every_by_kind.get((kind, vcpu), ())
 
     def call_in(self, vcpu: int) -> ObserverEvent | None:
         """Return a vCPU's first call-in of the load: the 6.1 rendezvous enters the same function again to leave."""
@@ -352,6 +362,8 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
         offline=frozenset(evidence.scenario.offline_threads),
         every_event=every_event,
         events=events,
+        every_by_kind=_index(every_event),
+        by_kind=_index(events),
         windows=() if misplaced else windows,
         begin=_first(events, EventKind.LOAD_BEGIN),
         end=_first(events, EventKind.LOAD_END),
@@ -361,8 +373,12 @@ def find_facts(evidence: Evidence, topology: Topology, mechanism: Mechanism) -> 
     )
 
 
-def _of_kind(events: Iterable[ObserverEvent], kind: EventKind, vcpu: int | None) -> tuple[ObserverEvent, ...]:
-    return tuple(event for event in events if event.kind is kind and vcpu in (None, event.vcpu))
+def _index(events: tuple[ObserverEvent, ...]) -> Index:
+    index: defaultdict[tuple[EventKind, int | None], list[ObserverEvent]] = defaultdict(list)
+    for event in events:
+        index[event.kind, event.vcpu].append(event)
+        index[event.kind, None].append(event)
+    return {key: tuple(found) for key, found in index.items()}
 
 
 def _in_order(sent: Iterable[Sent]) -> tuple[Sent, ...]:

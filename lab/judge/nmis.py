@@ -19,6 +19,7 @@ import heapq
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 from lab.judge.arrival import Arrival, find_arrival
@@ -28,7 +29,11 @@ from lab.judge.finding import broken, held, unseen
 from lab.judge.starvation import why_starved
 from lab.mechanisms.base import Witness
 from lab.model.evidence import EventKind, ObserverEvent, Sent
+from lab.model.topology import MAX_VCPUS
 from lab.model.verdict import Invariant, Proof
+
+#: Several rules ask the same of each vCPU of the trial at hand.
+REMEMBERED = MAX_VCPUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ class VcpuNmis:
     shared: tuple[tuple[Cause, ObserverEvent], ...]
 
 
+@lru_cache(REMEMBERED)
 def explain(facts: Facts, vcpu: int) -> VcpuNmis:
     """Match one vCPU's NMI entries with their causes, as many as can be.
 
