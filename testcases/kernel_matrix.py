@@ -29,7 +29,7 @@ from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
 
 VARIANTS = IMAGES / "kernels" / "variants"
-VERSIONS = ("5.10", "6.1", "6.12")
+VERSIONS = ("5.10", "6.1", "6.12", "7.3")
 #: By name, the folder with its settings, and the compiler.
 SETTINGS = {
     "lab": (ANY_CONFIG.parent, "gcc"),

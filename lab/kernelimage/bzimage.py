@@ -4,19 +4,16 @@
 Offsets are those of the x86 boot protocol (Documentation/arch/x86/boot.rst), valid since version 2.08.
 """
 
-import bz2
-import lzma
 import struct
-import zlib
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from lab.errors import UsageError
 from lab.kernelimage.elf import read_build_id
+from lab.kernelimage.payload import unpack
 
 _MAGIC_AT: Final = 0x202
 _MAGIC: Final = b"HdrS"
@@ -39,21 +36,6 @@ _HEADER_BYTES: Final = 0x250
 
 #: A distribution's kernel has 15 MiB. A kernel with all drivers built in has about 60 MiB.
 MAX_IMAGE_BYTES: Final = 512 * 2**20
-#: An unpacked kernel is mapped below 1 GiB (KERNEL_IMAGE_SIZE). A payload that claims a larger size is not valid.
-MAX_KERNEL_BYTES: Final = 2**30
-
-
-class _Unpacker(Protocol):
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-
-#: Unpackers of Python's own library, by the first bytes of the payload. The library has no zstd, lz4 and lzo.
-_UNPACKERS: Final[tuple[tuple[bytes, Callable[[], _Unpacker]], ...]] = (
-    (b"\x1f\x8b\x08", lambda: zlib.decompressobj(wbits=31)),
-    (b"BZh", bz2.BZ2Decompressor),
-    (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
-    (b"\x5d\0\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE)),
-)
 
 
 class BzImage(msgspec.Struct, frozen=True):
@@ -104,10 +86,4 @@ def _read_build_id(data: bytes) -> str:
     offset, length = _PAYLOAD.unpack_from(data, _PAYLOAD_AT)
     start = ((data[_SECTORS_AT] or _DEFAULT_SECTORS) + 1) * _SECTOR_BYTES + offset
     packed = data[start : start + length]
-    unpacker = next((make() for magic, make in _UNPACKERS if packed.startswith(magic)), None)
-    if unpacker is None:
-        return read_build_id(BytesIO(packed))
-    try:
-        return read_build_id(BytesIO(unpacker.decompress(packed, MAX_KERNEL_BYTES)))
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError):
-        return ""
+    return read_build_id(BytesIO(unpack(packed)))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The properties of an ELF file: the shared libraries that it needs, and its build. Nothing in it is executed."""
 
-import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -30,8 +29,6 @@ _SHF_ALLOC = 0x2
 #: bytes.
 _NOTE = struct.Struct("<III")
 _NT_GNU_BUILD_ID = 3
-#: ``Linux version 6.1.2 (who@where) (compiler) #1 SMP ...`` (init/version.c). A setup header leaves out the compiler.
-_BANNER = re.compile(rb"Linux version ([!-~]+ \([!-~]*\)) \([ -~]*\) (#[ -~]*)\n")
 
 
 class Needs(msgspec.Struct, frozen=True):
@@ -88,18 +85,6 @@ def parse_build_id(notes: bytes) -> str:
 
 def _align(size: int) -> int:
     return (size + 3) & ~3
-
-
-def read_kernel_version(vmlinux: BinaryIO) -> str:
-    """Return a kernel's version from linux_banner, in the form of a bzImage's setup header; empty without a banner."""
-    try:
-        for section in ELFFile(vmlinux).iter_sections():
-            loaded = section["sh_type"] == "SHT_PROGBITS" and section["sh_flags"] & _SHF_ALLOC
-            if loaded and (match := _BANNER.search(section.data())):
-                return f"{match[1].decode()} {match[2].decode()}"
-    except (ELFError, ValueError, KeyError, AttributeError, struct.error):
-        return ""
-    return ""
 
 
 def find_libraries(program: Path) -> tuple[Path, ...]:

@@ -167,6 +167,10 @@ class Kernel:
             self._made[what] = make(self)
         return cast(T, self._made[what])
 
+    def has_object(self, name: str) -> bool:
+        """Say whether there is a symbol of a name that is not a function."""
+        return name in self._objects
+
     def find_object(self, name: str) -> Object:
         """Return the object of a symbol that is not a function.
 

@@ -26,6 +26,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     :param granularity: the instructions at which NMIs can enter
     :param outside: the observer answers for the engine also if the kernel has the lab's engine, which then stays off;
         for a kernel without an engine the observer does so wherever QEMU allows it
+    :param min_revision: the kernel refuses updates that name no revision that they may be loaded over
     :param refusing: the CPU refuses updates; an emulator that ignores updates is enough for that
     """
 
@@ -36,12 +37,19 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     granularity: Granularity = Granularity.BLOCK
     outside: bool = False
     refusing: bool = False
+    min_revision: bool = False
 
     @property
     def kernel_args(self) -> tuple[str, ...]:
         """Arguments of the kernel's command line."""
-        # An emulator of several CPUs does not sleep in MWAIT. An idle guest would use the whole host.
-        return (*(() if self.fsgsbase else ("nofsgsbase",)), *(("idle=halt",) if self.monitor else ()))
+        args = {
+            "nofsgsbase": not self.fsgsbase,
+            # An emulator of several CPUs does not sleep in MWAIT. An idle guest would use the whole host.
+            "idle=halt": self.monitor,
+            # The only way since Linux 6.18; older kernels do not know it, and have a switch for run time.
+            "microcode=force_minrev": self.min_revision,
+        }
+        return tuple(arg for arg, wanted in args.items() if wanted)
 
     def __str__(self) -> str:
         parts = (
@@ -50,6 +58,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             "" if self.fsgsbase else "nofsgsbase",
             "monitor" if self.monitor else "",
             "one instruction per block" if self.granularity is Granularity.INSTRUCTION else "",
+            "least revisions" if self.min_revision else "",
             "refusing engine" if self.refusing else "engine in the observer" if self.outside else "",
         )
         return " ".join(part for part in parts if part)

@@ -129,6 +129,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             granularity=self.granularity,
             outside=self.engine is not Engine.TAKES,
             refusing=self.engine is Engine.REFUSES,
+            min_revision=self.min_revision,
         )
 
     @property

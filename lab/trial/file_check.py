@@ -71,8 +71,10 @@ def try_file(
     base = session.base
     signature, _ = guest_side.read_signature(agent, deadline)
     steps = [guest_files.put_update(firmware_name(signature), data)]
-    if base.has_min_revision:
+    if session.switches_min_revision:
         steps.append(guest_files.set_min_revision(min_revision))
+    elif min_revision:
+        raise GuestError("the guest's kernel can be told to insist on least revisions by its command line only")
     agent.ask_all(steps, deadline)
     _clear_tainted(session, kernel, deadline)
     before = guest_files.take_readings(agent, session.topology, base, deadline)

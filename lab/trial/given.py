@@ -13,8 +13,8 @@ from lab.build.initramfs import build_initramfs
 from lab.build.observer import build_observer
 from lab.errors import UsageError
 from lab.host.files import hash_file
+from lab.kernelimage.banner import read_version
 from lab.kernelimage.bzimage import BzImage, read_bzimage
-from lab.kernelimage.elf import read_build_id, read_kernel_version
 from lab.kernelimage.landmarks import find_landmarks
 from lab.kernelimage.recognise import recognise
 from lab.kernelimage.vmlinux import Kernel, read_kernel
@@ -65,7 +65,7 @@ def look_at_kernel(image: Path, vmlinux: Path) -> GivenKernel:
             raise UsageError(f"{what} '{path}' is {'no regular file' if path.exists() else 'not there'}")
     packed = read_bzimage(image)
     kernel = read_kernel(vmlinux)
-    match = _match(image, packed, vmlinux)
+    match = _match(image, packed, vmlinux, kernel)
     try:
         base = recognise(kernel, packed.release)
     except UsageError as error:
@@ -97,11 +97,9 @@ def build_around(given: GivenKernel, progress: Progress, qemu: Qemu) -> ImageSet
     )
 
 
-def _match(image: Path, packed: BzImage, vmlinux: Path) -> Match:
+def _match(image: Path, packed: BzImage, vmlinux: Path, kernel: Kernel) -> Match:
     """Say how the two are known to belong together: landmarks of another build would be anywhere."""
-    with open(vmlinux, "rb") as source:
-        build_id = read_build_id(source)
-        version = read_kernel_version(source)
+    build_id, version = kernel.build_id, read_version(kernel)
     foreign = f"vmlinux '{vmlinux}' does not belong to kernel '{image}'"
     if build_id and packed.build_id:
         if build_id != packed.build_id:

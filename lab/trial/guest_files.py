@@ -22,6 +22,8 @@ CPUS: Final = "/sys/devices/system/cpu"
 RELOAD: Final = f"{CPUS}/microcode/reload"
 FIRMWARE: Final = "/lib/firmware/intel-ucode"
 FORCE_MINREV: Final = "/sys/module/microcode/parameters/force_minrev"
+#: The kernel's own description of it: there where the file is (module_param() of microcode/core.c).
+MINREV_PARAMETER: Final = "__param_force_minrev"
 TAINTED: Final = "/proc/sys/kernel/tainted"
 
 #: Of 32 bits (MSR 0x8B).

@@ -97,6 +97,8 @@ class Session:
         self.topology = boot.topology
         self.machine = machine
         self.base = find_base(boot.base)
+        #: Whether the kernel can be told at run time to insist on least revisions; since Linux 6.18 only a boot can.
+        self.switches_min_revision = self.base.has_min_revision and kernel.has_object(guest_files.MINREV_PARAMETER)
         self._siblings = SiblingSwitch(machine.shell, boot.topology)
         self._kernel = kernel
         self._landmarks = landmarks
@@ -311,7 +313,7 @@ class _Trial:
             session._signature, session._platform, target, min_req_ver=least if scenario.min_revision else 0
         )
         steps = [guest_files.put_update(firmware_name(session._signature), update)]
-        if session.base.has_min_revision:
+        if session.switches_min_revision:
             steps.append(guest_files.set_min_revision(scenario.min_revision))
         return update, tuple(steps)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from lab.errors import UsageError
-from lab.kernelimage import bzimage
+from lab.kernelimage import payload
 from lab.kernelimage.bzimage import read_bzimage
 from lab.kernelimage.elf import read_build_id
 from lab.kernelimage.recognise import recognise
-from lab.kernelimage.vmlinux import Function, Kernel
+from lab.kernelimage.vmlinux import Function, Kernel, read_kernel
 from lab.model.evidence import Match
 from lab.trial import given
 from lab.trial.given import take_kernel
@@ -29,13 +29,29 @@ VERSION = f"{RELEASE} (me@here) {BUILD}"
 PAYLOAD_AT = 100
 
 
-def make_vmlinux(path: Path, *, build_id: bool = True, banner: str = VERSION, salt: str = "") -> Path:
-    release, builder, rest = banner.split(" ", 2) if banner else ("", "", "")
-    text = f'"Linux version {release} {builder} (gcc (Debian) 12, GNU ld) {rest}\\n"' if banner else '""'
+def write_banner(version: str) -> str:
+    release, builder, rest = version.split(" ", 2) if version else ("", "", "")
+    return f'"Linux version {release} {builder} (gcc (Debian) 12, GNU ld) {rest}\\n"' if version else '""'
+
+
+def make_vmlinux(path: Path, *, build_id: bool = True, banner: str = VERSION, salt: str = "", weak: str = "") -> Path:
+    """Build a vmlinux.
+
+    :param weak: of a banner in front of the kernel's own
+    """
     path.with_suffix(".c").write_text(
-        f'const char linux_banner[] = {text}, salt[] = "{salt}"; int apply(void) {{ return 1; }}'
+        f"static const char weak_banner[] __attribute__((used)) = {write_banner(weak)};"
+        f'const char linux_banner[] = {write_banner(banner)}, salt[] = "{salt}"; int apply(void) {{ return 1; }}'
     )
-    options = ["-O2", "-nostdlib", "-static", "-no-pie", f"-Wl,--build-id={'sha1' if build_id else 'none'}", "-Wl,-e0"]
+    options = [
+        "-O2",
+        "-fno-toplevel-reorder",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        f"-Wl,--build-id={'sha1' if build_id else 'none'}",
+        "-Wl,-e0",
+    ]
     subprocess.run(["gcc", *options, "-o", path, path.with_suffix(".c")], check=True, timeout=60)
     return path
 
@@ -44,8 +60,22 @@ def pack_lzma(data: bytes) -> bytes:
     return lzma.compress(data, lzma.FORMAT_ALONE)
 
 
-def pack_unknown(data: bytes) -> bytes:
-    return b"\x28\xb5\x2f\xfd" + zlib.compress(data)
+def pack_zstd(data: bytes) -> bytes:
+    return run(["zstd", "-22", "--ultra"], data)
+
+
+def pack_lz4(data: bytes) -> bytes:
+    return run(["lz4", "-l", "-9"], data)
+
+
+def run(words: list[str], data: bytes) -> bytes:
+    """Pack as the kernel's build does."""
+    return subprocess.run([*words, "-c", "-q"], input=data, capture_output=True, check=True, timeout=60).stdout
+
+
+def pack_lzo(data: bytes) -> bytes:
+    """Pack as no reader here can read: by the magic number of lzop alone."""
+    return b"\x89LZO\0\r\n\x1a\n" + zlib.compress(data)
 
 
 def make_image(
@@ -70,10 +100,10 @@ def vmlinux(tmp_path: Path) -> Path:
 
 
 def match(image: Path, vmlinux: Path) -> Match:
-    return given._match(image, read_bzimage(image), vmlinux)
+    return given._match(image, read_bzimage(image), vmlinux, read_kernel(vmlinux))
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, pack_lzma, bytes])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, pack_lzma, pack_zstd, pack_lz4, bytes])
 def test_the_build_id_is_found_in_what_is_packed(tmp_path: Path, vmlinux: Path, pack: Callable[[bytes], bytes]) -> None:
     image = make_image(tmp_path / "bzImage", vmlinux, pack)
     with open(vmlinux, "rb") as source:
@@ -90,7 +120,17 @@ def test_another_build_of_the_same_version_is_refused(tmp_path: Path, vmlinux: P
 
 
 @pytest.mark.parametrize(
-    "pack", [pack_unknown, lambda data: gzip.compress(data)[:60], lambda data: b"\xfd7zXZ\0" + data]
+    "pack",
+    [
+        pack_lzo,
+        lambda data: gzip.compress(data)[:60],
+        lambda data: b"\xfd7zXZ\0" + data,
+        lambda data: pack_zstd(data)[:60],
+        lambda data: pack_zstd(data)[:4] + data,
+        lambda data: pack_lz4(data)[:60],
+        lambda data: pack_lz4(data)[:4] + b"\x10\0\0\0" + data,
+        lambda data: pack_lz4(data)[:4] + b"\0\0\0\0" + data,
+    ],
 )
 def test_what_cannot_be_unpacked_is_compared_by_version(
     tmp_path: Path, vmlinux: Path, pack: Callable[[bytes], bytes]
@@ -106,17 +146,26 @@ def test_a_kernel_without_build_id_is_compared_by_version(tmp_path: Path) -> Non
     assert match(make_image(tmp_path / "bzImage", vmlinux), vmlinux) is Match.VERSION
 
 
+def test_the_banner_is_the_symbols_and_not_the_first_of_its_form(tmp_path: Path) -> None:
+    """Since 6.1 a weak banner without number and date comes first."""
+    weak = f"{RELEASE} (me@here) # SMP"
+    vmlinux = make_vmlinux(tmp_path / "vmlinux", build_id=False, weak=weak)
+    assert vmlinux.read_bytes().index(b"# SMP\n") < vmlinux.read_bytes().index(BUILD.encode())
+    assert match(make_image(tmp_path / "bzImage", vmlinux), vmlinux) is Match.VERSION
+
+
 def test_what_nothing_tells_of_is_refused(tmp_path: Path) -> None:
     vmlinux = make_vmlinux(tmp_path / "vmlinux", build_id=False, banner="")
     with pytest.raises(UsageError, match="neither build id nor version"):
         match(make_image(tmp_path / "bzImage", vmlinux), vmlinux)
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, pack_zstd, pack_lz4])
 def test_what_unpacks_without_end_is_left_packed(
-    tmp_path: Path, vmlinux: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, vmlinux: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
 ) -> None:
-    image = make_image(tmp_path / "bzImage", vmlinux)
-    monkeypatch.setattr(bzimage, "MAX_KERNEL_BYTES", 100)
+    image = make_image(tmp_path / "bzImage", vmlinux, pack)
+    monkeypatch.setattr(payload, "MAX_KERNEL_BYTES", 100)
     assert read_bzimage(image).build_id == ""
 
 
