@@ -109,7 +109,7 @@ def measure_price(records: Iterable[TrialRecord]) -> Price:
         rendezvous=each(lambda d: d.host_rendezvous_us),
         window=every(lambda d: d.host_windows_us),
         hold=every(lambda d: d.host_holds_us),
-        hold_beyond=measure_spread([beyond_us for record in chosen for beyond_us in _compute_beyond(record)]),
+        hold_beyond=measure_spread([beyond_us for record in chosen for beyond_us in compute_beyond(record)]),
         nmi_delay=every(lambda d: d.host_nmi_delay_us),
         guest_wait=every(lambda d: d.guest_waits_us),
         guest_update=every(lambda d: d.guest_updates_us),
@@ -131,7 +131,8 @@ def measure_clock(records: Iterable[TrialRecord]) -> GuestClock | None:
     )
 
 
-def _compute_beyond(record: TrialRecord) -> list[float]:
+def compute_beyond(record: TrialRecord) -> list[float]:
+    """Return for how long each sibling of a trial was held beyond its core's window, in microseconds."""
     windows_us = {span.who: span.us for span in record.durations.host_windows_us}
     try:
         topology = _parse_topology(record.topology)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lab.model.verdict import Outcome, TrialRecord
+from lab.report.statistics import compute_quantile_interval
 
 #: The reference for all other mechanisms: the rendezvous without protection.
 REFERENCE = "stop-machine"
@@ -48,20 +49,18 @@ def measure_added(records: Iterable[TrialRecord], mechanism: str) -> Added | Non
 
 
 def _spread(differences_us: Sequence[float]) -> Added | None:
-    # scipy takes longer to load than the rest of the lab. So import scipy only when there is a figure to compute.
     import numpy as np
-    from scipy.stats import binom
 
     ordered = np.sort(np.asarray(differences_us, dtype=np.float64))
     ordered = ordered[np.isfinite(ordered)]
     if ordered.size < MIN_PAIRS:
         return None
-    # The ends of the interval are order statistics. The number of values below the median has a binomial distribution,
-    # like the number of heads of a coin.
-    rank = int(binom.ppf(RISK / 2, ordered.size, 0.5)) - 1
+    low, high = compute_quantile_interval(int(ordered.size), 0.5, RISK)
+    assert low is not None
+    assert high is not None
     return Added(
         pairs=int(ordered.size),
         median_us=float(np.median(ordered)),
-        low_us=float(ordered[rank]),
-        high_us=float(ordered[-1 - rank]),
+        low_us=float(ordered[low]),
+        high_us=float(ordered[high]),
     )

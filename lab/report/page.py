@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from markupsafe import Markup
 
 from lab import __version__
 from lab.campaign.database import NAME
@@ -23,6 +24,7 @@ from lab.model.scenario_file import to_words
 from lab.model.verdict import Outcome, TrialRecord
 from lab.report.answer import answer
 from lab.report.buckets import count_buckets
+from lab.report.distributions import PERCENTILES, Compared, compare
 from lab.report.environment import make_environment
 from lab.report.example import Example, find_evidence, find_example, link_evidence
 from lab.report.figures import (
@@ -39,6 +41,7 @@ from lab.report.figures import (
 )
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import REFERENCE, Added, measure_added
+from lab.report.plots import draw_compared
 
 PAGE = "index.html"
 
@@ -116,12 +119,22 @@ def write_report(run_folder: Path) -> Path:
         phases=list_columns(tally_coverage(run.records)),
         uniformity=measure_uniformity(run.records),
         clock=measure_clock(run.records),
+        distributions=_draw_distributions(run),
+        percentiles=PERCENTILES,
         reference=REFERENCE,
         scenario_words=shlex.join(to_words(run.info.scenario)[2:]),
     )  # fmt: skip
     path = run_folder / PAGE
     write_whole(path, page.encode(errors="backslashreplace"))
     return path
+
+
+def _draw_distributions(run: Run) -> list[tuple[Compared, Markup]]:
+    """Draw each quantity that some mechanism has enough values of."""
+    by_name: dict[str, list[TrialRecord]] = {asked.name: [] for asked in run.info.mechanisms}
+    for record in run.records:
+        by_name[record.mechanism].append(record)
+    return [(compared, draw_compared(compared)) for compared in compare(by_name)]
 
 
 def _compute_standing(run: Run, rows: Sequence[Row]) -> bool | None:

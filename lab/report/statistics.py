@@ -18,6 +18,22 @@ def compute_interval(count: int, of: int, risk: float) -> tuple[float, float]:
     return low, high
 
 
+def compute_quantile_interval(n: int, share: float, risk: float) -> tuple[int | None, int | None]:
+    """Return the indices of the ordered values that enclose a quantile. None stands for a bound beyond all values.
+
+    The number of values below a quantile has a binomial distribution, whatever the values' distribution is.
+
+    :param share: of the values that are below the quantile, between 0 and 1
+    :param risk: the probability that the interval misses the quantile
+    """
+    # scipy takes longer to load than the rest of the lab. So import scipy only when there is a figure to compute.
+    from scipy.stats import binom
+
+    low = int(binom.ppf(risk / 2, n, share)) - 1
+    high = int(binom.ppf(1 - risk / 2, n, share))
+    return low if low >= 0 else None, high if high < n else None
+
+
 def correct(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number, in their order.
 
