@@ -45,6 +45,10 @@ COMMANDS: Final = {
         "export:export",
         "Write trials as JUnit XML, KTAP, CSV or Chrome trace events, for other programs to read.",
     ),
+    "mail": (
+        "mail:mail",
+        "Tell a run or campaign as plain text of 72 columns for a kernel list: tested, seen, reproducers, limits.",
+    ),
     "sweep": (
         "sweep:sweep",
         (
