@@ -43,7 +43,7 @@ COMMANDS: Final = {
     ),
     "export": (
         "export:export",
-        "Write trials as JUnit XML, KTAP, CSV or Chrome trace events, for other programs to read.",
+        "Write trials as JUnit XML, KTAP, CSV, KCIDB, Parquet or Chrome trace events, for other programs to read.",
     ),
     "mail": (
         "mail:mail",
