@@ -35,6 +35,10 @@ COMMANDS: Final = {
         "replays:minimise",
         "Make a failing trial as small as it gets: exit 0 when a scenario that still fails is left, 1 when not.",
     ),
+    "bisect": (
+        "bisect:bisect",
+        "Find the commit that broke a scenario by git bisect: exit 0 found, 3 when it cannot be told, 4 aborted.",
+    ),
     "run": ("runs:run", "Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."),
     "report": ("runs:report", "Write the page of a run, of a campaign or of a fresh host again."),
     "compare": (
