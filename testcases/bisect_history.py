@@ -73,8 +73,8 @@ def _write(tree: Path) -> None:
         if patch is not None:
             _apply(tree, patch)
         else:
-            with open(tree / MICROCODE, "a") as source:
-                source.write(f"\n/* Change {number} changes nothing. */\n")
+            with open(tree / MICROCODE, "a") as core:
+                core.write(f"\n/* Change {number} changes nothing. */\n")
         _commit(tree, f"x86/microcode: Change {number}")
 
 
