@@ -41,6 +41,7 @@ COMMANDS: Final = {
     ),
     "run": ("runs:run", "Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."),
     "report": ("runs:report", "Write the page of a run, of a campaign or of a fresh host again."),
+    "serve": ("serve:serve", "Serve the page of a run or campaign, written again as trials end, until Ctrl-C."),
     "compare": (
         "compare:compare",
         "Say what changed between two runs or campaigns: exit 0 nothing, 1 something, 3 too few trials to tell.",
