@@ -170,9 +170,9 @@ def test_connections_are_bounded(folder: Path) -> None:
     for server in serve(folder, deadline_s=60.0):
         held = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(MAX_CONNECTIONS)]
         time.sleep(1)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as one_more:
-            with contextlib.suppress(ConnectionResetError):
-                assert one_more.recv(1) == b""
+        one_more = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        with one_more, contextlib.suppress(ConnectionResetError):
+            assert one_more.recv(1) == b""
         held.pop().close()
         wait_until(functools.partial(is_served, server))
         for each in held:
