@@ -149,6 +149,8 @@ class _Runner:
         self._root = root
         self._step = step
         self._tell = tell
+        #: Where the log of the program that runs now begins: a bisection that goes on adds to its log.
+        self._begin = 0
 
     def try_end(self, commit: str, wanted: Standing) -> Step:
         """Try one end of the range.
@@ -179,6 +181,8 @@ class _Runner:
     def _run(self, words: Sequence[str]) -> int:
         package = str(Path(lab.__file__).parents[1])
         environment = {**make_environment(), "PYTHONPATH": package}
+        with contextlib.suppress(FileNotFoundError):
+            self._begin = (self._folder / LOG).stat().st_size
         with (
             _open_lifeline() as lifeline,
             open(self._folder / LOG, "ab") as log,
@@ -205,7 +209,7 @@ class _Runner:
 
     def _read_lines(self) -> list[str]:
         with contextlib.suppress(OSError), open(self._folder / LOG, "rb") as source:
-            source.seek(max(0, os.fstat(source.fileno()).st_size - _LOG_TAIL_BYTES))
+            source.seek(max(self._begin, os.fstat(source.fileno()).st_size - _LOG_TAIL_BYTES))
             return [line for line in source.read().decode(errors="backslashreplace").splitlines() if line.strip()]
         return []
 

@@ -139,12 +139,13 @@ def _count(lines: Sequence[str]) -> int:
 
 def _tell_subject(mail: Mail) -> Iterator[str]:
     trials = sum(each.result.outcomes.trials for each in mail.scenarios)
-    bad = [each for each in mail.scenarios if not each.result.met]
-    said = f"{len(bad)} of {len(mail.scenarios)} scenarios NOT as expected" if bad else "all as expected"
-    if not mail.scenarios or not trials:
-        said = "no trial yet"
+    bad = sum(not each.result.met for each in mail.scenarios)
+    said = f"{bad} of {len(mail.scenarios)} scenarios NOT as expected" if bad else "all as expected"
+    said = said if trials else "no trial yet"
     kernels = " and ".join(dict.fromkeys(_plain(each.kernel_release) for each in mail.images[:2]))
-    subject = f"Subject: late microcode loading{f' of {kernels}' if kernels else ''}: {trials} trials, {said}"
+    # What is cut off is what matters least.
+    tried = f"{trials} trial{'' if trials == 1 else 's'}{f' of {kernels}' if kernels else ''}"
+    subject = f"Subject: x86/microcode: {said}, {tried}"
     yield subject if len(subject) <= WIDTH else f"{subject[: WIDTH - 3]}..."
 
 

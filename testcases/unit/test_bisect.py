@@ -152,6 +152,15 @@ def test_an_end_that_is_the_contrary_is_refused(
     assert git(tree, "symbolic-ref", "--short", "HEAD") == "main"
 
 
+def test_what_aborted_an_earlier_try_is_not_told_again(make_tree: Make, tmp_path: Path) -> None:
+    tree, commits = make_tree("good", "aborted", "bad")
+    with pytest.raises(LabError, match="as the file says"):
+        run(tmp_path, tree, commits)
+    silent = make_step(tmp_path, "import sys; sys.exit(200)")
+    with pytest.raises(LabError, match="bisect run failed: exit code 200"):
+        bisect(tmp_path / "out", find_range(tree, commits[0], commits[-1]), print, silent)
+
+
 def test_an_error_aborts_and_a_second_try_goes_on_where_it_was(make_tree: Make, tmp_path: Path) -> None:
     tree, commits = make_tree("good", "good", "aborted", "bad", "bad")
     with pytest.raises(LabError, match="is aborted: as the file says"):

@@ -61,7 +61,7 @@ def is_narrow(text: str) -> bool:
 
 def test_a_mail_says_what_was_tested_seen_and_how_to_see_it_again(tmp_path: Path) -> None:
     text = format_of(tmp_path, {"nmi-self": (CLEAN, [*[PASS] * 9, keep(tmp_path, FAIL)])})
-    assert text.startswith("Subject: late microcode loading of 6.1.158-mclab: 10 trials, 1 of 1")
+    assert text.startswith("Subject: x86/microcode: 1 of 1 scenarios NOT as expected, 10 trials")
     assert is_narrow(text)
     flat = " ".join(text.split())
     for part in ("Linux 6.1.158-mclab, build id " + "ab" * 20, "QEMU 7.2.17", "microcode-nmi-lab 0.2.0", "whole: 7;"):
@@ -159,7 +159,8 @@ def test_the_command_tells_a_run_and_a_campaign(tmp_path: Path) -> None:
     done = run_lab(tmp_path / "run", "--out", tmp_path / "mail.txt")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert (tmp_path / "mail.txt").read_text() == run_lab(tmp_path / "run").stdout
-    assert "60 trials" in (tmp_path / "mail.txt").read_text().splitlines()[0]
+    first = (tmp_path / "mail.txt").read_text().splitlines()[0]
+    assert first == "Subject: x86/microcode: all as expected, 60 trials of 6.1.158-mclab"
     (tmp_path / "campaign").mkdir()
     with open_store(tmp_path / "campaign", make_spec(trials=9)) as store:
         store.add(make_done(1, Outcome.FAIL, archive=ARCHIVE), Kept(), 0.0)
