@@ -3,12 +3,13 @@
 
 Python's own server has no deadline, no bound of connections, and follows links. Here, each connection has a deadline
 that no trickle of bytes can move, and a page of another site cannot read what is served (DNS rebinding), since the
-Host of each request must be the server's own.
+Host of each request must be an address and no name.
 """
 
 import contextlib
 import http
 import ipaddress
+import re
 import socket
 import socketserver
 import threading
@@ -29,6 +30,7 @@ MAX_CONNECTIONS: Final = 32
 #: How often the page of a campaign that runs asks for itself again.
 REFRESH_S: Final = 10
 _POLL_S: Final = 0.5
+_PORT: Final = re.compile(r":\d{1,5}$", re.ASCII)
 _CHUNK_BYTES: Final = 64 * 1024
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -83,12 +85,6 @@ class FolderServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def url(self) -> str:
         """What a browser opens."""
         return f"http://{self._host}:{self.port}/"
-
-    @property
-    def hosts(self) -> frozenset[str]:
-        """What requests may call this server."""
-        names = {self._host, "localhost"}
-        return frozenset({f"{name}:{self.port}" for name in names} | (names if self.port == 80 else set()))
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread of its own, unless there are too many."""
@@ -151,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(content=False)
 
     def _answer(self, content: bool) -> None:
-        if self.headers.get("Host", "") not in self.server.hosts:
+        if not is_own_host(self.headers.get("Host", "")):
             self.send_error(http.HTTPStatus.MISDIRECTED_REQUEST, "Unknown host")
             return
         try:
@@ -195,6 +191,20 @@ def _copy(source: BinaryIO, sink: BufferedIOBase, size: int) -> None:
     while size > 0 and (data := source.read(min(_CHUNK_BYTES, size))):
         sink.write(data)
         size -= len(data)
+
+
+def is_own_host(text: str) -> bool:
+    """Say whether a request's Host is an address or ``localhost``, with any port: ``ssh -L`` may forward another one.
+
+    A page of another site can have its own name lead here, but that name is then the Host.
+    """
+    name = _PORT.sub("", text)
+    if name == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+        return True
+    return False
 
 
 def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

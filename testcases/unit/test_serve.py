@@ -134,12 +134,18 @@ def test_a_folder_is_listed_and_its_names_are_text(server: FolderServer) -> None
     assert "evil.html" in ask(server, "/trial/")[2]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "localhost:1", "127.0.0.1.evil.example"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{}", "127.0.0.1.evil.example:{}", "localhost.evil.example", "[::1", " "]
+)
 def test_a_page_of_another_site_gets_nothing(server: FolderServer, host: str) -> None:
-    status, _, text = ask(server, "/", host=host)
+    status, _, text = ask(server, "/", host=host.format(server.port))
     assert status == 421
     assert "page" not in text
-    assert ask(server, "/", host=f"localhost:{server.port}")[0] == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1", "192.0.2.1:{}", "[::1]:{}"])
+def test_an_address_and_a_forwarded_port_are_served(server: FolderServer, host: str) -> None:
+    assert ask(server, "/", host=host.format(server.port))[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
