@@ -187,8 +187,8 @@ def _tell_scenario(seen: ScenarioSeen) -> Iterator[str]:
     result, counts = seen.result, seen.result.outcomes
     met = "as expected" if result.met else "NOT AS EXPECTED"
     yield from _wrap(f"{seen.name} (expected: {result.expectation.value}): {met}", "* ", "  ")
-    if seen.asked:
-        yield from _wrap(f"lab trial {seen.asked}", "  ", "    ")
+    if 0 < len(seen.asked) <= _MAX_TEXT_CHARS:
+        yield _paste(f"lab trial {seen.asked} --out DIR")
     numbers = ((Outcome.PASS, counts.passed), (Outcome.FAIL, counts.failed))
     others = ((Outcome.INVALID, counts.invalid), (Outcome.ERROR, counts.error))
     all_told = ", ".join(f"{outcome.value} {count}" for outcome, count in (*numbers, *others))

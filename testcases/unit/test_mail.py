@@ -161,6 +161,7 @@ def test_the_command_tells_a_run_and_a_campaign(tmp_path: Path) -> None:
     assert (tmp_path / "mail.txt").read_text() == run_lab(tmp_path / "run").stdout
     first = (tmp_path / "mail.txt").read_text().splitlines()[0]
     assert first == "Subject: x86/microcode: all as expected, 60 trials of 6.1.158-mclab"
+    assert "  $ lab trial --mechanism nmi-self --topology 1x2x2 --out DIR" in (tmp_path / "mail.txt").read_text()
     (tmp_path / "campaign").mkdir()
     with open_store(tmp_path / "campaign", make_spec(trials=9)) as store:
         store.add(make_done(1, Outcome.FAIL, archive=ARCHIVE), Kept(), 0.0)
