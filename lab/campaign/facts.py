@@ -3,11 +3,13 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from lab.build.images import ImageSet
+from lab.errors import EvidenceError
 from lab.model.evidence import Images
 
 _BYTES_PER_GIB: Final = 2**30
@@ -39,3 +41,15 @@ def gather_facts(images: Mapping[str, ImageSet]) -> Facts:
             "vCPU budget": str(os.cpu_count() or 0),
         },
     )
+
+
+def read_facts(text: str, path: Path) -> Facts:
+    """Return what a store says of a sitting, nothing where an older lab led it.
+
+    :param path: of the store, for errors
+    :raise EvidenceError: the text is none of this lab's
+    """
+    try:
+        return msgspec.json.decode(text, type=Facts) if text else Facts()
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise EvidenceError(f"'{path}' says of a sitting what is no fact of this lab: {error}") from error

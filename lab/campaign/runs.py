@@ -8,11 +8,11 @@ import msgspec
 
 from lab.campaign.database import NAME, open_reader
 from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part
-from lab.campaign.facts import Facts
+from lab.campaign.facts import read_facts
 from lab.campaign.file import MAX_EVIDENCE_MIB
 from lab.campaign.old_runs import MechanismAsked, Run, RunInfo, read_old_run
 from lab.campaign.reader import group_records, read_campaign_spec, read_records
-from lab.errors import EvidenceError, UsageError
+from lab.errors import UsageError
 from lab.expected.expect import Expected, expect
 from lab.expected.tally import run_met, weigh_run
 from lab.mechanisms.table import find_mechanism
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> Run:
     with open_reader(folder) as connection:
         ((version, started, state),) = connection.execute("SELECT lab_version, started, state FROM campaigns")
         about = connection.execute("SELECT about FROM sittings ORDER BY id DESC LIMIT 1").fetchone()
-    facts = _read_facts(about[0] if about is not None else "", folder)
+    facts = read_facts(about[0] if about is not None else "", folder / NAME)
     asked = tuple(_ask(part.scenario) for part in spec.parts)
     finished = state == "finished"
     met = run_met(weigh_run({each.name: each.expected for each in asked}, records))
@@ -137,10 +137,3 @@ def _ask(scenario: Scenario) -> MechanismAsked:
         caught_by=expected.caught_by,
         why=expected.why,
     )
-
-
-def _read_facts(text: str, folder: Path) -> Facts:
-    try:
-        return msgspec.json.decode(text, type=Facts) if text else Facts()
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise EvidenceError(f"'{folder / NAME}' says of a sitting what is no fact of this lab: {error}") from error

@@ -35,15 +35,24 @@ COMMANDS: Final = {
         "replays:minimise",
         "Make a failing trial as small as it gets: exit 0 when a scenario that still fails is left, 1 when not.",
     ),
+    "bisect": (
+        "bisect:bisect",
+        "Find the commit that broke a scenario by git bisect: exit 0 found, 3 when it cannot be told, 4 aborted.",
+    ),
     "run": ("runs:run", "Run a campaign: exit 0 when every mechanism did what is expected of it, 1 when not."),
     "report": ("runs:report", "Write the page of a run, of a campaign or of a fresh host again."),
+    "serve": ("serve:serve", "Serve the page of a run or campaign, written again as trials end, until Ctrl-C."),
     "compare": (
         "compare:compare",
         "Say what changed between two runs or campaigns: exit 0 nothing, 1 something, 3 too few trials to tell.",
     ),
     "export": (
         "export:export",
-        "Write trials as JUnit XML, KTAP, CSV or Chrome trace events, for other programs to read.",
+        "Write trials as JUnit XML, KTAP, CSV, KCIDB, Parquet or Chrome trace events, for other programs to read.",
+    ),
+    "mail": (
+        "mail:mail",
+        "Tell a run or campaign as plain text of 72 columns for a kernel list: tested, seen, reproducers, limits.",
     ),
     "sweep": (
         "sweep:sweep",

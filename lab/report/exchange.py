@@ -60,7 +60,9 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
 def make_suites(trials: Mapping[str, tuple[Expected, Sequence[TrialRecord]]]) -> tuple[Suite, ...]:
     """Return a suite for each scenario, with what is expected of it and its records."""
     return tuple(
-        Suite(name=_clean(name), cases=(_sum_up(expected, records), *(_make_case(expected, each) for each in records)))
+        Suite(
+            name=clean_line(name), cases=(_sum_up(expected, records), *(_make_case(expected, each) for each in records))
+        )
         for name, (expected, records) in trials.items()
     )
 
@@ -68,7 +70,7 @@ def make_suites(trials: Mapping[str, tuple[Expected, Sequence[TrialRecord]]]) ->
 def _sum_up(expected: Expected, records: Sequence[TrialRecord]) -> Case:
     caught = sum(is_caught(expected, record) for record in records)
     met, reason = weigh_counts(expected, count_outcomes(records), caught)
-    return Case(name="as expected", status=Status.PASSED if met else Status.FAILED, said=_clean(reason))
+    return Case(name="as expected", status=Status.PASSED if met else Status.FAILED, said=clean_line(reason))
 
 
 def _make_case(expected: Expected, record: TrialRecord) -> Case:
@@ -80,7 +82,7 @@ def _make_case(expected: Expected, record: TrialRecord) -> Case:
         Outcome.ERROR: Status.ERROR,
     }[record.outcome]
     said = f"{record.outcome.value}: {record.reason}" if record.outcome is not Outcome.PASS else record.reason
-    return Case(name=f"trial {record.trial} seed {record.seed}", status=status, said=_clean(said), record=record)
+    return Case(name=f"trial {record.trial} seed {record.seed}", status=status, said=clean_line(said), record=record)
 
 
 def format_junit(suites: Iterable[Suite]) -> str:
@@ -111,8 +113,8 @@ def _add_case(suite: ET.Element, name: str, case: Case) -> None:
         told = {
             "outcome": case.record.outcome.value,
             "seed": str(case.record.seed),
-            "bucket": _clean(case.record.bucket),
-            "evidence": _clean(case.record.evidence),
+            "bucket": clean_line(case.record.bucket),
+            "evidence": clean_line(case.record.evidence),
         }
         for key, value in told.items():
             ET.SubElement(properties, "property", name=key, value=value)
@@ -171,7 +173,7 @@ def _make_row(scenario: str, record: TrialRecord, names: Sequence[str]) -> tuple
     durations = record.durations
     windows_us = [span.us for span in durations.host_windows_us]
     texts = (scenario, record.mechanism, record.topology, record.reason, record.bucket, record.evidence)
-    name, mechanism, topology, reason, bucket, evidence = (_for_spreadsheet(_clean(text)) for text in texts)
+    name, mechanism, topology, reason, bucket, evidence = (_for_spreadsheet(clean_line(text)) for text in texts)
     return (
         *(name, record.trial, mechanism, topology, record.seed, record.outcome.value, reason, bucket, evidence),
         *(record.nmis.sent, record.nmis.proven_in_window, record.nmis.entries),
@@ -184,7 +186,7 @@ def _for_spreadsheet(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _clean(text: str) -> str:
+def clean_line(text: str) -> str:
     """Return one short line without what a terminal, XML or KTAP takes for its own."""
     line = " ".join(clean(text).split())
     return line if len(line) <= MAX_REASON_CHARS else f"{line[: MAX_REASON_CHARS - 3]}..."

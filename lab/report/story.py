@@ -40,10 +40,11 @@ _PLAIN = {
     EventKind.RESUMED: "runs on",
 }
 #: Rows of these kinds are dropped last if there are too many rows.
-_WEIGHTY = (
+WEIGHTY_KINDS = (
     *(EventKind.LOAD_BEGIN, EventKind.LOAD_END, EventKind.WINDOW_OPEN, EventKind.WINDOW_CLOSE),
     *(EventKind.HELD, EventKind.LET_GO, EventKind.HOLD_OVERRUN, EventKind.RESUMED),
 )
+WEIGHTY = frozenset(kind.value for kind in WEIGHTY_KINDS)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,8 +243,7 @@ def _sum_up(run: Sequence[Row]) -> Row:
 
 def _bound(rows: Sequence[Row], limit: int) -> tuple[tuple[Row, ...], dict[int, int]]:
     """Drop rows above the limit. Return the kept rows, and the size of each gap by the kept row before the gap."""
-    weighty = {kind.value for kind in _WEIGHTY}
-    order = sorted(range(len(rows)), key=lambda at: (not rows[at].broke, rows[at].kind not in weighty, at))
+    order = sorted(range(len(rows)), key=lambda at: (not rows[at].broke, rows[at].kind not in WEIGHTY, at))
     kept = sorted(order[:limit])
     gaps = {}
     for number, at in enumerate(kept):

@@ -27,8 +27,8 @@ ROOMS = {
     "judge": {"mechanisms", "model"},
 }
 ROOMS["trial"] = set(ROOMS)
-for above in ("sweep", "reduce", "pytest_plugin"):
-    ROOMS[above] = set(ROOMS) - {"sweep", "reduce", "pytest_plugin"}
+for above in ("sweep", "reduce", "bisect", "pytest_plugin"):
+    ROOMS[above] = set(ROOMS) - {"sweep", "reduce", "bisect", "pytest_plugin"}
 ROOMS["campaign"] = {*ROOMS["trial"], "trial", "sweep"}
 ROOMS["cluster"] = {*ROOMS["campaign"], "campaign"}
 ROOMS["report"] = {"host", "mechanisms", "model", "expected"}

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A trial as trace events: spans and instants where the evidence has them, on their threads."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 from evidence_builder import Load, change
+from kept_evidence import FOLDER
 
-from lab.evidence.folder import write_evidence
+from lab.evidence.folder import read_evidence, write_evidence
 from lab.host.paths import ROOT
 from lab.model.evidence import EventKind
 from lab.report.trace_events import MAX_EVENTS, make_trace
@@ -62,6 +66,45 @@ def test_a_trial_without_an_observer_is_empty_and_a_huge_one_is_cut() -> None:
     many = EVIDENCE.observer.events * (MAX_EVENTS // len(EVIDENCE.observer.events) + 2)
     events = make_trace(change(EVIDENCE, "observer.events", many))["traceEvents"]
     assert sum(each["ph"] == "i" for each in events) <= MAX_EVENTS
+
+
+def check_event(event: dict[str, Any]) -> None:
+    """Hold an event to the trace event format (the document of that name, of the Chromium project).
+
+    Perfetto's own trace processor is no program of its package: the package fetches the program when it runs.
+    """
+    assert {type(event["pid"]), type(event["tid"])} == {int}
+    assert isinstance(event["name"], str)
+    assert event["name"]
+    match event["ph"]:
+        case "M":
+            assert event["name"] in ("process_name", "thread_name")
+            assert list(event["args"]) == ["name"]
+        case "X":
+            assert event["ts"] >= 0
+            assert event["dur"] >= 0
+        case "i":
+            assert event["ts"] >= 0
+            assert event["s"] in ("g", "p", "t")
+        case other:
+            raise AssertionError(other)
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDER.iterdir()), ids=lambda folder: folder.name)
+def test_traces_of_real_trials_are_as_the_format_wants_them(folder: Path) -> None:
+    trace = msgspec.json.decode(msgspec.json.encode(make_trace(read_evidence(folder))))
+    assert trace["displayTimeUnit"] in ("ms", "ns")
+    for event in trace["traceEvents"]:
+        check_event(event)
+    named = {event["tid"] for event in trace["traceEvents"] if event["name"] == "thread_name"}
+    assert {event["tid"] for event in trace["traceEvents"]} <= named
+    # Spans of one thread may only nest: viewers drop or cut those that overlap.
+    spans = [each for each in trace["traceEvents"] if each["ph"] == "X"]
+    for one, two in itertools.combinations(spans, 2):
+        first, second = sorted((one, two), key=lambda each: (each["ts"], -each["dur"]))
+        apart = second["ts"] >= first["ts"] + first["dur"]
+        inside = second["ts"] + second["dur"] <= first["ts"] + first["dur"]
+        assert one["tid"] != two["tid"] or apart or inside, (one, two)
 
 
 def test_the_command_writes_json(tmp_path: Path) -> None:
