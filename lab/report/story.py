@@ -38,6 +38,8 @@ _PLAIN = {
     EventKind.RETRY: "a further WRMSR 0x79",
     EventKind.EARLY: "WRMSR 0x79 outside any load",
     EventKind.RESUMED: "runs on",
+    EventKind.NMI_TAKEN: "QEMU has it take an NMI",
+    EventKind.UPDATE: "names the update in memory",
 }
 #: Rows of these kinds are dropped last if there are too many rows.
 WEIGHTY_KINDS = (
