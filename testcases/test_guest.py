@@ -96,11 +96,10 @@ def test_a_guest_boots_and_answers_on_every_channel(images: GuestImages) -> None
         assert siblings.stdout.split() == [b"0-1", b"0-1", b"2-3", b"2-3"]
         assert b"apic_extnmi=all" in (line := machine.shell.run("cat /proc/cmdline", soon()).stdout)
         assert b"mclab.test=1" in line
-        assert machine.qmp.execute("query-status", deadline=soon()) == {
-            "status": "running",
-            "singlestep": False,
-            "running": True,
-        }
+        status = machine.qmp.execute("query-status", deadline=soon())
+        # Each QEMU has keys of its own beside these.
+        assert isinstance(status, dict)
+        assert (status["status"], status["running"]) == ("running", True)
         mark = machine.console.mark()
         # On a line of its own, whatever the kernel is about to say.
         machine.shell.run("printf '\\nmark-me\\n' >/dev/console", soon())

@@ -55,9 +55,13 @@ def test_each_thread_sends_itself_one_nmi_and_is_let_go_once(trial: Trial) -> No
 
 
 def test_two_kernels_take_turns(trial: Trial) -> None:
-    outcomes = [trial(name, seed=7).record.outcome for name in ("upstream", "stop-machine", "upstream")]
+    for seed in range(7, 12):
+        outcomes = [trial(name, seed=seed).record.outcome for name in ("upstream", "stop-machine", "upstream")]
+        assert Outcome.FAIL not in (outcomes[0], outcomes[2])
+        # On a crowded host no NMI may come into a window.
+        if outcomes[1] is not Outcome.INVALID:
+            break
     assert outcomes[1] is Outcome.FAIL
-    assert Outcome.FAIL not in (outcomes[0], outcomes[2])
 
 
 def test_mainline_without_its_nmis_is_caught() -> None:

@@ -245,6 +245,7 @@ def storm(trial: Trial, seeds: Seeds) -> Storm:
         shown = [each.record for each in tries if each.record.outcome is not Outcome.INVALID]
         invalid = [each.record.reason for each in tries if each.record.outcome is Outcome.INVALID]
         assert len(invalid) <= max(FEW_INVALID, len(tries) // INVALID_ONE_IN), invalid
+        assert shown, f"all {len(tries)} trials were INVALID, so nothing was shown: {invalid[0]}"
         expected = expect(Scenario(mechanism=mechanism, **fields))
         result = weigh_mechanism(mechanism, expected, shown)
         assert result.met, (result.reason, [each.reason for each in shown if each.outcome is not Outcome.PASS])
