@@ -335,7 +335,7 @@ def test_it_says_its_version() -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("lab m", {"minimise", "mutants", "mechanisms"}),
+        ("lab m", {"mail", "mechanisms", "minimise", "mutants"}),
         ("lab campaign re", {"resume"}),
         ("lab trial --si", {"--siblings"}),
         ("lab trial --phase w", {"window"}),
