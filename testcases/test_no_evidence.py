@@ -19,10 +19,9 @@ import pytest
 from faulty_guest import make_blind_cache
 
 from lab.build.images import ImageSet
-from lab.build.mutants import find_patch
+from lab.build.mutant_list import choose_mutants, find_patch
 from lab.build.observer import NAME, build_observer
 from lab.build.qemu import find_qemu
-from lab.campaign.mutants import choose_mutants
 from lab.host.paths import ROOT
 from lab.report.page import PAGE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab.build.kernel import UNPATCHED, Recipe, find_recipe, read_series
-from lab.build.mutants import find_patch, read_mutants
+from lab.build.mutant_list import find_patch, read_mutants
 from lab.expected.mutant import Mutant, Subject
 from lab.mechanisms.base import BASES
 

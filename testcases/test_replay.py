@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Trial
-from lab.build.mutants import build_mutant, read_mutants
+from lab.build.mutant_list import read_mutants
+from lab.build.mutants import build_mutant
 from lab.build.qemu import find_qemu
 from lab.cli.axes import read_scenario
 from lab.evidence.folder import read_evidence

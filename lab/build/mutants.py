@@ -1,41 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mutants of images/mutants, and images that contain a mutant."""
+"""Images that contain a mutant."""
 
-from pathlib import Path
+import msgspec
 
 from lab.build.cache import Progress
 from lab.build.images import ImageSet, build_images
+from lab.build.mutant_list import find_patch, read_mutants
 from lab.errors import BuildError, UsageError
-from lab.expected.mutant import Mutant, Subject, parse_mutant
-from lab.host.files import read_text
-from lab.host.paths import IMAGES
-from lab.mechanisms.base import BASES, STOCK_BASES
+from lab.expected.mutant import Mutant, Subject, Tampering
 from lab.model.qemu import Qemu
-
-MUTANTS = IMAGES / "mutants"
-#: More than any patch of one idea needs.
-MAX_PATCH_BYTES = 64 * 1024
-#: Folders of images/mutants, each with the subject of its patches.
-_FOLDERS = {**{base.name: Subject.KERNEL for base in (*BASES, *STOCK_BASES)}, "observer": Subject.OBSERVER}
-
-
-def read_mutants() -> tuple[Mutant, ...]:
-    """Return all mutants that are patches, in order of kernel and name.
-
-    :raise UsageError: a patch's message lacks a required part, or its folder belongs to another kernel
-    """
-    found = []
-    for folder, subject in _FOLDERS.items():
-        for path in sorted((MUTANTS / folder).glob("*.patch")):
-            mutant = parse_mutant(read_text(path, MAX_PATCH_BYTES, "mutant"), path.stem, subject)
-            if subject is Subject.KERNEL and mutant.base != folder:
-                raise UsageError(f"mutant '{mutant.name}': its scenario is of {mutant.base}, its folder {folder}")
-            found.append(mutant)
-    return tuple(found)
 
 
 def build_mutant(mutant: Mutant, progress: Progress, qemu: Qemu) -> ImageSet:
-    """Build images with a mutant, or find them in the cache. Images of a mutant without a patch are sound.
+    """Build images with a mutant, or find them in the cache. Images of a mutant without a patch boot a sound kernel.
 
     :raise BuildError: the patch does not apply or does not compile
     :raise HostError: a package is missing, or the disk is full
@@ -47,12 +24,20 @@ def build_mutant(mutant: Mutant, progress: Progress, qemu: Qemu) -> ImageSet:
             case Subject.OBSERVER:
                 return build_images(progress, qemu, mutant.base, observer_patch=find_patch(mutant))
             case Subject.LAB:
-                return build_images(progress, qemu, mutant.base)
+                images = build_images(progress, qemu, mutant.base)
+                stale = mutant.tampering is Tampering.STALE_LANDMARKS
+                return _swap_vmlinux(images, mutant, progress, qemu) if stale else images
     except BuildError as error:
         raise BuildError(f"mutant '{mutant.name}': {error}") from error
 
 
-def find_patch(mutant: Mutant) -> Path:
-    """Return the patch that makes a mutant."""
-    folder = mutant.base if mutant.subject is Subject.KERNEL else mutant.subject.value
-    return MUTANTS / folder / f"{mutant.name}.patch"
+def _swap_vmlinux(images: ImageSet, mutant: Mutant, progress: Progress, qemu: Qemu) -> ImageSet:
+    """Return images whose vmlinux has all functions of their kernel, at other addresses: that of one of its mutants.
+
+    :raise UsageError: the kernel has no mutant
+    """
+    for each in read_mutants():
+        if each.subject is Subject.KERNEL and each.base == mutant.base:
+            other = build_mutant(each, progress, qemu)
+            return msgspec.structs.replace(images, vmlinux=other.vmlinux, vmlinux_sha256=other.vmlinux_sha256)
+    raise UsageError(f"mutant '{mutant.name}' needs a mutant of {mutant.base}, and there is none")

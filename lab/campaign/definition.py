@@ -12,13 +12,19 @@ import msgspec
 
 from lab.errors import UsageError
 from lab.expected.cells import Cell
+from lab.expected.expect import Expected, expect
+from lab.expected.mutant import Mutant, Tampering
+from lab.mechanisms.mechanism import Expectation
 from lab.model.placed import Placed
 from lab.model.plan import Plan, derive_seed, draw_plan
 from lab.model.scenario import Scenario
+from lab.model.verdict import Outcome
 
 #: Of one number: 2**31 trials of a tenth of a second take seven years.
 MAX_TRIAL: Final = 2**31
 DEFAULT_RETRIES: Final = 2
+#: Of a trial that is tried once, the one folder of its evidence.
+ATTEMPT: Final = "attempt-1"
 
 
 class Order(enum.Enum):
@@ -36,6 +42,19 @@ class Front(enum.Enum):
     CAMPAIGN = "campaign"
     RUN = "run"
     SOUND = "sound"
+    MUTANTS = "mutants"
+
+
+class Until(enum.Enum):
+    """When no further trial of a scenario begins, although some of its number are left."""
+
+    ALL = "all"
+    #: One has broken what the scenario is a control of.
+    CAUGHT = "caught"
+    #: One has passed.
+    PASSED = "passed"
+    #: The fate of the scenario's mutant is known.
+    SHOWN = "shown"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +90,11 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     :param trials: of a campaign in turns: how many there are of this scenario
     :param block: of a campaign in turns: a scenario takes turns with those of its own block
     :param stream: of a campaign in turns: tells this scenario's seeds from those of others, empty for its name
-    :param until_caught: no further trial begins once one has broken what the scenario is a control of
+    :param until: of a campaign in turns: when the rest of its trials is left out
+    :param images: which images its guests boot from, empty for those of its mechanism's kernel
+    :param tampering: what the lab's own side does wrong on purpose
+    :param mutant: of ``lab mutants``: which one its trials are about, empty for none
+    :param control: a scenario that the mutant must not make look good
     """
 
     name: str
@@ -83,13 +106,22 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     trials: int = 0
     block: int = 0
     stream: str = ""
-    until_caught: bool = False
+    until: Until = Until.ALL
+    images: str = ""
+    tampering: Tampering | None = None
+    mutant: str = ""
+    control: bool = False
 
     @property
     def whole(self) -> Scenario:
         """The scenario with the NMIs of all its points: what can be expected of it is expected of that."""
         placed = tuple(each for point in self.points for each in point)
         return msgspec.structs.replace(self.scenario, placed=placed) if placed else self.scenario
+
+    @property
+    def image_key(self) -> str:
+        """The name of the images that its guests boot from."""
+        return self.images or self.scenario.boot.base
 
     @property
     def first(self) -> Scenario:
@@ -105,6 +137,7 @@ class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
     :param keeps_guests: a guest whose trial FAILs serves the next one, too, unless it has ended
     :param command: the words of the command line, where they say more than a campaign file
     :param cells: of ``lab sound``: what each part is a cell of, in the page's order, by the part's name
+    :param mutants: of ``lab mutants``: all that were asked for, by name; one that cannot show itself has no part
     """
 
     summary: str
@@ -116,6 +149,15 @@ class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
     front: Front = Front.CAMPAIGN
     command: tuple[str, ...] = ()
     cells: dict[str, Cell] = {}
+    mutants: dict[str, Mutant] = {}
+
+    def expect(self, part: Part) -> Expected:
+        """Return what is expected of a scenario: of a kernel with a mutant, that one of its invariants is broken."""
+        if part.until is Until.SHOWN and not part.control:
+            mutant = self.mutants[part.mutant]
+            if mutant.ends_in is Outcome.FAIL:
+                return Expected(Expectation.CAUGHT, mutant.caught_by, mutant.breaks)
+        return expect(part.whole)
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,11 +206,11 @@ def keeps_pass(spec: CampaignSpec, number: int) -> bool:
 def check_kernels(spec: CampaignSpec, kernels: Mapping[str, str]) -> None:
     """Refuse points of another kernel: their addresses mean something else in this one.
 
-    :param kernels: SHA-256 by base
+    :param kernels: SHA-256 by the name of the images
     :raise UsageError: a scenario has such points
     """
     for part in spec.parts:
-        if part.points and kernels.get(part.scenario.boot.base) != part.kernel_sha256:
+        if part.points and kernels.get(part.image_key) != part.kernel_sha256:
             raise UsageError(f"scenario '{part.name}': its sweep is of another kernel: sweep this one first")
 
 

@@ -23,7 +23,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One trial to run.
 
     :param campaign: the campaign's uid, by which workers tell guests of one from those of another
-    :param images: by base; a worker takes them from there, or from its host's cache, by their hashes
+    :param images: those of the trial, by name; a worker takes them from there, or from its host's cache, by hash
     :param evidence: the campaign's folder on a path that all hosts share, to which evidence goes; empty where it comes
         back with the record
     """

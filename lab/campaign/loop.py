@@ -12,14 +12,14 @@ import msgspec
 
 from lab import __version__
 from lab.build.images import ImageSet
-from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Chosen, choose_trial, narrow
+from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Chosen, Part, choose_trial, narrow
 from lab.campaign.executor import Executor
 from lab.campaign.job import Attempt, Broken, Job, TrialDone, Unstarted
+from lab.campaign.over import Over
 from lab.campaign.retention import Retention
 from lab.campaign.store import CampaignStore, now
 from lab.campaign.sums import is_failure
-from lab.expected.expect import expect
-from lab.expected.tally import is_caught
+from lab.errors import BuildError
 from lab.model.boot import Boot
 from lab.model.verdict import Durations, NmiCount, Outcome, TrialRecord
 
@@ -75,6 +75,8 @@ class Campaign:
     """One sitting of a campaign. The caller holds its lock and has begun the sitting.
 
     :param uid: the campaign's own
+    :param images: by name; one that could not be built raises why
+    :param over: told of all trials that are stored already
     :param ended: told of each trial that has been stored
     :param asked_to_stop: whether whoever started it wants it to end after the running trials
     """
@@ -86,6 +88,7 @@ class Campaign:
         spec: CampaignSpec,
         store: CampaignStore,
         images: Mapping[str, ImageSet],
+        over: Over | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         tell: Callable[[Standing], None] = lambda _: None,
         ended: Callable[[TrialRecord], None] = lambda _: None,
@@ -103,14 +106,14 @@ class Campaign:
         self._failures = store.count_failures()
         self._outcomes = {part: Counter(counts) for part, counts in store.count_outcomes().items()}
         self._running: dict[int, Chosen] = {}
-        self._failed_boots: Counter[Boot] = Counter()
+        self._failed_boots: Counter[tuple[str, Boot]] = Counter()
         self._guests: OrderedDict[str, int] = OrderedDict()
         self._coverage = Counter(store.count_coverage())
         self._buckets = Counter(store.count_buckets())
         self._newest_failure = ""
         self._last_unbooted = ""
         self._exhausted = False
-        self._caught = {part.name for part in spec.parts if part.until_caught and store.has_caught(part)}
+        self._over = over or Over(spec)
         self._spared = 0
         self._ran_before_s = store.ran_s
         self._began = time.monotonic()
@@ -145,7 +148,7 @@ class Campaign:
             self._running.clear()
         all_done = self._exhausted and not why
         if all_done:
-            spared = f", but for {self._spared} of scenarios that were caught before" if self._spared else ""
+            spared = f", but for {self._spared} of scenarios that had shown enough" if self._spared else ""
             why = f"all {self._planned} trials are done{spared}"
         return Result(finished=all_done or self._is_over(), why=why)
 
@@ -175,14 +178,9 @@ class Campaign:
             return "it was told to stop"
         if self._asked_to_stop():
             return "it was interrupted"
-        hopeless = {part.scenario.boot for part in self._spec.parts} - set(self._find_possible())
-        if len(hopeless) == len({part.scenario.boot for part in self._spec.parts}):
+        if self._spec.parts and all(self._failed_boots[_key(part)] >= MAX_FAILED_BOOTS for part in self._spec.parts):
             return f"no guest of any of its machines boots{self._last_unbooted}"
         return ""
-
-    def _find_possible(self) -> list[Boot]:
-        boots = (part.scenario.boot for part in self._spec.parts)
-        return [boot for boot in boots if self._failed_boots[boot] < MAX_FAILED_BOOTS]
 
     def _submit_next(self, executor: Executor) -> None:
         number = next(self._left, None)
@@ -190,18 +188,29 @@ class Campaign:
             self._exhausted = True
             return
         chosen = choose_trial(self._spec, number)
-        if chosen.part.name in self._caught:
+        if chosen.part.name in self._over:
             self._spared += 1
             return
-        boot = chosen.part.scenario.boot
-        if self._failed_boots[boot] >= MAX_FAILED_BOOTS:
-            reason = f"no guest booted {MAX_FAILED_BOOTS} times in a row ({boot}), so it was not tried again"
-            self._take(chosen, Broken(number=number, reason=reason))
+        try:
+            images = {chosen.part.image_key: self._images[chosen.part.image_key]}
+        except BuildError as error:
+            self._take_broken(chosen, str(error))
+            return
+        if self._failed_boots[_key(chosen.part)] >= MAX_FAILED_BOOTS:
+            machine = chosen.part.scenario.boot
+            self._take_broken(
+                chosen, f"no guest booted {MAX_FAILED_BOOTS} times in a row ({machine}), so it was not tried again"
+            )
             return
         self._running[number] = chosen
         store, spec = self._store, narrow(self._spec, number)
         evidence = "" if store.evidence == store.folder else str(store.evidence)
-        executor.submit(Job(campaign=self._uid, spec=spec, number=number, images=self._images, evidence=evidence))
+        executor.submit(Job(campaign=self._uid, spec=spec, number=number, images=images, evidence=evidence))
+
+    def _take_broken(self, chosen: Chosen, reason: str) -> None:
+        broken = Broken(number=chosen.number, reason=reason)
+        self._note(chosen, broken)
+        self._take(chosen, broken)
 
     def _refill(self, executor: Executor) -> str:
         """Hand out trials up to what the executor takes, and return why no more may begin, empty when they may."""
@@ -228,13 +237,13 @@ class Campaign:
     def _note(self, chosen: Chosen, ended: TrialDone | Broken) -> None:
         """Let what a trial came to decide which may begin."""
         if isinstance(ended, Broken):
+            self._over.note(chosen.part.name, _explain_broken(chosen, ended).record)
             return
-        boot = chosen.part.scenario.boot
-        self._failed_boots[boot] = 0 if ended.booted else self._failed_boots[boot] + 1
+        self._over.note(chosen.part.name, ended.record)
+        key = _key(chosen.part)
+        self._failed_boots[key] = 0 if ended.booted else self._failed_boots[key] + 1
         if not ended.booted:
             self._last_unbooted = f": trial {ended.number}: {ended.record.reason}"
-        if chosen.part.until_caught and is_caught(expect(chosen.part.scenario), ended.record):
-            self._caught.add(chosen.part.name)
         self._failures += ended.record.outcome is Outcome.FAIL
         self._guests[ended.worker] = ended.guests
         self._guests.move_to_end(ended.worker)
@@ -282,6 +291,11 @@ class Campaign:
             evidence_bytes=self._retention.size,
             newest_failure=self._newest_failure,
         )
+
+
+def _key(part: Part) -> tuple[str, Boot]:
+    """Return what guests have in common that boot, or do not, for one reason."""
+    return part.image_key, part.scenario.boot
 
 
 def _explain_broken(chosen: Chosen, broken: Broken) -> TrialDone:

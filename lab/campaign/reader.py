@@ -11,6 +11,7 @@ import msgspec
 
 from lab.campaign.database import NAME, is_running, open_reader
 from lab.campaign.definition import CampaignSpec, Part
+from lab.campaign.kills import weigh_mutants
 from lab.campaign.rows import read_rows, select
 from lab.campaign.shared_evidence import find_root
 from lab.campaign.store import read_spec
@@ -25,7 +26,7 @@ from lab.campaign.sums import (
     sum_outcomes,
 )
 from lab.errors import EvidenceError, UsageError
-from lab.expected.expect import expect
+from lab.expected.hunt import Fate, Kill
 from lab.expected.tally import OutcomeCounts, weigh_counts
 from lab.model.verdict import Outcome, TrialRecord
 
@@ -33,6 +34,8 @@ from lab.model.verdict import Outcome, TrialRecord
 KILLED: Final = "killed"
 #: Of a scenario that no trial has been run of.
 NO_TRIAL: Final = "no trial yet"
+#: What is expected of all scenarios of a mutant together.
+HUNTED: Final = "mutant caught"
 #: How many of the newest failures a summary names.
 NEWEST: Final = 5
 
@@ -121,6 +124,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     :param coverage: where NMIs were set pending
     :param buckets: failures by title, the fullest first, MAX_BUCKETS at most; ``buckets_more`` are left out
     :param newest: the last failures, newest first
+    :param kills: of ``lab mutants``: what became of each mutant
     """
 
     folder: str
@@ -148,6 +152,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     buckets: tuple[BucketStanding, ...]
     buckets_more: int
     newest: tuple[Failure, ...]
+    kills: tuple[Kill, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -216,8 +221,9 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
     :raise UsageError: there is no campaign
     :raise EvidenceError: the store is damaged, or of another lab
     """
-    for _, record in _read_parts(folder):
-        yield record
+    with open_reader(folder) as connection:
+        for _, record in _read_parts(connection):
+            yield record
 
 
 def group_records(folder: Path, parts: Iterable[str]) -> dict[str, list[TrialRecord]]:
@@ -227,18 +233,25 @@ def group_records(folder: Path, parts: Iterable[str]) -> dict[str, list[TrialRec
     :raise UsageError: there is no campaign
     :raise EvidenceError: the store is damaged, or of another lab, or a trial is of another scenario
     """
+    with open_reader(folder) as connection:
+        return _group(connection, folder, parts)
+
+
+def _group(
+    connection: sqlite3.Connection, folder: Path, parts: Iterable[str], campaign: int | None = None
+) -> dict[str, list[TrialRecord]]:
     found: dict[str, list[TrialRecord]] = {part: [] for part in parts}
-    for part, record in _read_parts(folder):
+    for part, record in _read_parts(connection, campaign):
         if part not in found:
             raise EvidenceError(f"'{folder / NAME}': trial {record.trial} is of a scenario that the campaign has not")
         found[part].append(record)
     return found
 
 
-def _read_parts(folder: Path) -> Iterator[tuple[str, TrialRecord]]:
-    with open_reader(folder) as connection:
-        for row in select(connection, "SELECT * FROM trials ORDER BY campaign, number"):
-            yield row["part"], _make_record(connection, row)
+def _read_parts(connection: sqlite3.Connection, campaign: int | None = None) -> Iterator[tuple[str, TrialRecord]]:
+    query = "SELECT * FROM trials WHERE coalesce(campaign = ?, 1) ORDER BY campaign, number"
+    for row in select(connection, query, (campaign,)):
+        yield row["part"], _make_record(connection, row)
 
 
 def _make_record(connection: sqlite3.Connection, row: sqlite3.Row) -> TrialRecord:
@@ -288,6 +301,13 @@ def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running:
     ran = float(str(ran_s))
     outcomes = sum_outcomes(connection, campaign)
     buckets = sum_buckets(connection, campaign)
+    parts = tuple(_weigh_part(connection, campaign, spec, part, outcomes.get(part.name, {})) for part in spec.parts)
+    kills: tuple[Kill, ...] = ()
+    if spec.mutants:
+        records = _group(connection, folder, (part.name for part in spec.parts), campaign)
+        kills = weigh_mutants(spec, records)
+        of = {kill.mutant: kill for kill in kills}
+        parts = tuple(_hold_to(of[part.mutant], each) for part, each in zip(spec.parts, parts, strict=True))
     return Summary(
         folder=str(folder),
         uid=str(uid),
@@ -304,7 +324,8 @@ def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running:
         planned=spec.limits.trials,
         done=int(str(done)),
         trials_per_h=int(str(done)) / ran * 3_600 if ran else 0.0,
-        parts=tuple(_weigh_part(connection, campaign, part, outcomes.get(part.name, {})) for part in spec.parts),
+        parts=parts,
+        kills=kills,
         evidence=dict(connection.execute(states, (campaign,))),
         evidence_bytes=int(str(kept_bytes)),
         evidence_dir=str(find_root(str(evidence_dir), str(uid), folder)),
@@ -317,14 +338,16 @@ def sum_up(connection: sqlite3.Connection, folder: Path, campaign: int, running:
     )
 
 
-def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outcomes: dict[str, int]) -> PartStanding:
+def _weigh_part(
+    connection: sqlite3.Connection, campaign: int, spec: CampaignSpec, part: Part, outcomes: dict[str, int]
+) -> PartStanding:
     key = (campaign, part.name)
     sent, proven, without = connection.execute(
         "SELECT coalesce(sum(nmis_sent), 0), coalesce(sum(nmis_proven), 0),"
         " coalesce(sum(outcome = 'PASS' AND nmis_sent = 0), 0) FROM trials WHERE campaign = ? AND part = ?",
         key,
     ).fetchone()
-    expected = expect(part.whole)
+    expected = spec.expect(part)
     caught = count_caught(connection, campaign, part.name, expected)
     counts = OutcomeCounts(
         passed=outcomes.get("PASS", 0),
@@ -346,6 +369,13 @@ def _weigh_part(connection: sqlite3.Connection, campaign: int, part: Part, outco
         nmis_proven=proven,
         passed_without_nmis=without,
     )
+
+
+def _hold_to(kill: Kill, part: PartStanding) -> PartStanding:
+    """Return a scenario of a mutant: it did what is expected of it once the mutant is caught."""
+    met = None if kill.fate is Fate.OPEN else kill.fate is Fate.CAUGHT
+    by = f" by {', '.join(kill.by)}" if kill.by else f": {kill.reason}" if kill.reason else ""
+    return msgspec.structs.replace(part, expected=HUNTED, met=met, reason=f"mutant {kill.fate.value}{by}")
 
 
 def find_failures(

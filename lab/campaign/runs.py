@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from lab.campaign.database import NAME, open_reader
-from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part
+from lab.campaign.definition import ATTEMPT, MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part
 from lab.campaign.facts import read_facts
 from lab.campaign.file import MAX_EVIDENCE_MIB
 from lab.campaign.old_runs import MechanismAsked, Run, RunInfo, read_old_run
@@ -21,8 +21,6 @@ from lab.model.verdict import TrialRecord
 
 #: Exit status of a run of which an expectation was not met.
 NOT_MET: Final = 1
-#: Of a trial that is tried once, the one folder of its evidence.
-ATTEMPT: Final = "attempt-1"
 
 
 def make_run_spec(
@@ -125,7 +123,7 @@ def read_scenarios(folder: Path) -> dict[str, tuple[Expected, list[TrialRecord]]
         }
     _, spec = read_campaign_spec(folder)
     records = group_records(folder, (part.name for part in spec.parts))
-    return {part.name: (expect(part.scenario), records[part.name]) for part in spec.parts}
+    return {part.name: (spec.expect(part), records[part.name]) for part in spec.parts}
 
 
 def _ask(scenario: Scenario) -> MechanismAsked:

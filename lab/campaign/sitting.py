@@ -13,12 +13,14 @@ import msgspec
 
 from lab.build.images import ImageSet
 from lab.campaign.database import NAME, is_running, lock_campaign, open_writer
-from lab.campaign.definition import CampaignSpec
+from lab.campaign.definition import CampaignSpec, Until
 from lab.campaign.executor import Executor, InlineExecutor
 from lab.campaign.facts import gather_facts
 from lab.campaign.image_transfer import ImageSource, open_images
 from lab.campaign.loop import STOP, Campaign, Result, Standing
+from lab.campaign.over import Over
 from lab.campaign.processes import ProcessExecutor
+from lab.campaign.reader import group_records
 from lab.campaign.shared_evidence import INCOMING, OWNER, check_root, claim_root, clear_incoming, find_root
 from lab.campaign.store import CampaignStore
 from lab.errors import LabError, UsageError
@@ -218,6 +220,7 @@ def _sit(
         spec=spec,
         store=store,
         images=images,
+        over=_find_over(store.folder, spec),
         asked_to_stop=watch.asked_to_stop,
         tell=watch.tell,
         ended=watch.ended,
@@ -240,6 +243,16 @@ def _sit(
         sweep()
     store.end_sitting(finished=result.finished, why=result.why, ran_s=campaign.ran_s)
     return result
+
+
+def _find_over(folder: Path, spec: CampaignSpec) -> Over:
+    """Return what the stored trials have shown of the campaign's scenarios."""
+    over = Over(spec)
+    if any(part.until is not Until.ALL for part in spec.parts):
+        for name, records in group_records(folder, (part.name for part in spec.parts)).items():
+            for record in records:
+                over.note(name, record)
+    return over
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part
+from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part, Until
 from lab.campaign.file import MAX_EVIDENCE_MIB
 from lab.campaign.reader import group_records, read_campaign_spec, summarise
 from lab.campaign.runs import NOT_MET
@@ -148,7 +148,7 @@ def make_sound_spec(command: tuple[str, ...], asked: Mapping[Cell, int], seed: i
             trials=trials,
             block=blocks[cell.scenario.boot],
             stream=name_cell(cell),
-            until_caught=cell.kind is CellKind.FAILING,
+            until=Until.CAUGHT if cell.kind is CellKind.FAILING else Until.ALL,
         )
         for cell, trials in asked.items()
     ]

@@ -17,11 +17,12 @@ import psutil
 
 from lab import __version__
 from lab.build.images import ImageSet
-from lab.campaign.definition import Chosen, choose_trial, count_retries, keeps_pass
+from lab.campaign.definition import Chosen, Part, choose_trial, count_retries, keeps_pass
 from lab.campaign.image_transfer import ImagesMissing, find_images
 from lab.campaign.job import Attempt, Broken, Job, Missing, TrialDone, Unstarted, pack_evidence
 from lab.campaign.shared_evidence import Staging
 from lab.errors import HostError, UsageError, Withdrawn
+from lab.expected.mutant import Tampering
 from lab.guest.machine import kill_guests
 from lab.host.paths import find_cache
 from lab.judge import judge
@@ -32,6 +33,7 @@ from lab.model.verdict import Finding, Outcome, TrialRecord, Verdict
 from lab.trial.pool import WarmGuest
 from lab.trial.record import make_record
 from lab.trial.session import Kept
+from lab.trial.tampering import find_preparation
 
 #: A process keeps so many guests at most, the least recently used going first: each takes some 250 MiB. A campaign
 #: over all mechanisms has four machines; with room for three, one trial in 25 would wait for a boot of some seconds.
@@ -97,7 +99,7 @@ class Station:
         self._campaign = ""
         self._withdrawn = False
         self._lock = threading.Lock()
-        self._guests: OrderedDict[tuple[str, str, Boot], _Served] = OrderedDict()
+        self._guests: OrderedDict[tuple[str, str, str, Tampering | None, Boot], _Served] = OrderedDict()
         self._kernels: dict[tuple[str, ...], tuple[ImageSet, Kernel]] = {}
         self._used_at = time.monotonic()
         self._aborted = False
@@ -181,17 +183,17 @@ class Station:
 
     def _find_missing(self, job: Job) -> Missing | None:
         """Say what this host lacks by now of a trial's images."""
-        boot = choose_trial(job.spec, job.number).part.scenario.boot
+        part = choose_trial(job.spec, job.number).part
         try:
-            find_images(job.images[boot.base])
+            find_images(job.images[part.image_key])
         except ImagesMissing as error:
             return _tell_missing(job, error)
         return None
 
     def _have_moved(self, job: Job) -> bool:
         """Say whether a trial's images are not where they were taken from any more: another worker was sent them."""
-        boot = choose_trial(job.spec, job.number).part.scenario.boot
-        known = self._kernels.get(_key(job.images[boot.base]))
+        part = choose_trial(job.spec, job.number).part
+        known = self._kernels.get(_key(job.images[part.image_key]))
         return known is not None and not _are_there(known[0])
 
     def _drop_all(self) -> None:
@@ -211,7 +213,7 @@ class Station:
 
     def _run(self, job: Job, staging: Staging | None) -> TrialDone:
         chosen = choose_trial(job.spec, job.number)
-        served = self._find(job, chosen.part.scenario.boot)
+        served = self._find(job, chosen.part)
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         started = time.monotonic()
         keep = _Keep(index=1, passes=keeps_pass(job.spec, job.number), staging=staging)
@@ -249,10 +251,11 @@ class Station:
             staged=staging.word if staging is not None else "",
         )
 
-    def _find(self, job: Job, boot: Boot) -> _Served:
+    def _find(self, job: Job, part: Part) -> _Served:
         """Return the warm guest that serves a machine's trials; the campaign's name keeps those of others apart."""
-        found, kernel = self._read(job.images[boot.base])
-        key = (job.campaign, found.qemu.sha256, boot)
+        boot = part.scenario.boot
+        found, kernel = self._read(job.images[part.image_key])
+        key = (job.campaign, found.qemu.sha256, part.image_key, part.tampering, boot)
         if key in self._guests and self._guests[key].trials == 0 and self._guests[key].images != found:
             # What it would have booted from is elsewhere on this host by now.
             self._guests.pop(key)
@@ -260,7 +263,9 @@ class Station:
             while self._guests and not self._has_room():
                 _, oldest = self._guests.popitem(last=False)
                 oldest.retire()
-            self._guests[key] = _Served(WarmGuest(found, kernel, boot, self._tell, unwanted=self._is_unwanted), found)
+            prepare = find_preparation(part.tampering)
+            guest = WarmGuest(found, kernel, boot, self._tell, prepare, unwanted=self._is_unwanted)
+            self._guests[key] = _Served(guest, found)
         self._guests.move_to_end(key)
         # A sitting may have another limit than the one before.
         self._guests[key].guest.dump_mib = job.spec.limits.dump_memory_mib

@@ -16,13 +16,12 @@ from lab import __version__
 from lab.build.images import ImageSet
 from lab.build.qemu import OPTION
 from lab.campaign.database import NAME, explain, transaction
-from lab.campaign.definition import CampaignSpec, Part
+from lab.campaign.definition import CampaignSpec
 from lab.campaign.facts import Facts
 from lab.campaign.job import TrialDone
 from lab.campaign.shared_evidence import find_root
-from lab.campaign.sums import add_places, count_caught, sum_buckets, sum_coverage, sum_outcomes
+from lab.campaign.sums import add_places, sum_buckets, sum_coverage, sum_outcomes
 from lab.errors import EvidenceError, UsageError
-from lab.expected.expect import expect
 
 #: Files of a base whose hashes are kept.
 _FILES: Final = ("kernel", "vmlinux", "initramfs", "observer")
@@ -243,11 +242,6 @@ class CampaignStore:
         there = "SELECT 1 FROM trials WHERE campaign = ? AND number = ?"
         with explain(self._path):
             return self._connection.execute(there, (self._campaign, number)).fetchone() is not None
-
-    def has_caught(self, part: Part) -> bool:
-        """Say whether a trial of a scenario has broken what it is a control of."""
-        with explain(self._path):
-            return count_caught(self._connection, self._campaign, part.name, expect(part.scenario)) > 0
 
     def count_failures(self) -> int:
         """Return how many trials have ended in FAIL."""

@@ -16,10 +16,12 @@ import msgspec
 import typer
 
 from lab.build.images import ImageSet
+from lab.build.mutants import build_mutant
 from lab.build.qemu import find_qemu, find_same_qemu
 from lab.campaign.database import NAME
-from lab.campaign.definition import CampaignSpec, Front, Order, check_kernels, choose_trial
+from lab.campaign.definition import CampaignSpec, Front, Order, Part, check_kernels, choose_trial
 from lab.campaign.file import change_limits, read_campaign
+from lab.campaign.hunt import build_hunt
 from lab.campaign.loop import Result
 from lab.campaign.merge import merge_campaigns
 from lab.campaign.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
@@ -48,16 +50,18 @@ from lab.cli.app import (
 )
 from lab.cli.campaign_view import View, make_list_table, make_summary_view, open_view
 from lab.cli.choice import build_bases, take_own
-from lab.cli.ending import run_sitting, tell_run, tell_soundness
+from lab.cli.ending import run_sitting, tell_hunt, tell_run, tell_soundness
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
 from lab.evidence.folder import claim_trial_output
+from lab.kernelimage.vmlinux import Kernel, read_kernel
 from lab.model.duration import read_seconds
 from lab.model.qemu import Qemu
 from lab.report.page import PAGE
 from lab.trial.given import GivenKernel
-from lab.trial.pool import WarmGuests
+from lab.trial.pool import WarmGuest
 from lab.trial.record import keep_trial
+from lab.trial.tampering import find_preparation
 
 #: Seeds that nobody chose are short enough to be typed.
 _DRAWN_SEEDS: Final = 2**32
@@ -238,10 +242,11 @@ def trial(
     scenario = chosen.part.scenario
     try:
         with open_progress() as progress:
-            images, kernels = build_bases((scenario,), progress.tell, own, on)
-            dump_mib = spec.limits.dump_memory_mib
-            with WarmGuests(images, kernels, progress.tell, dump_mib=dump_mib) as guests:
-                kept = guests.run_trial(scenario, chosen.plan, True)
+            images, landmarks = _build_part(spec, chosen.part, progress.tell, own, on)
+            prepare = find_preparation(chosen.part.tampering)
+            with WarmGuest(images, landmarks, scenario.boot, progress.tell, prepare) as guest:
+                guest.dump_mib = spec.limits.dump_memory_mib
+                kept = guest.run_trial(scenario, chosen.plan, True)
     except KeyboardInterrupt:
         raise Interrupted("no guest is left, and nothing of this trial is kept") from None
     tell_trial(*keep_trial(evidence, kept, number, str(evidence)), as_json)
@@ -262,10 +267,23 @@ def _limit(
 
 
 def _build(spec: CampaignSpec, say: Callable[[str], None], own: GivenKernel | None, on: Qemu) -> Mapping[str, ImageSet]:
+    if spec.front is Front.MUTANTS:
+        return build_hunt(spec, say, on)
     needed = [part.scenario for part in spec.parts if part.trials or spec.order is Order.DRAWN]
     images, _ = build_bases(needed, say, own, on)
     check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
     return images
+
+
+def _build_part(
+    spec: CampaignSpec, part: Part, say: Callable[[str], None], own: GivenKernel | None, on: Qemu
+) -> tuple[ImageSet, Kernel]:
+    """Return what the guests of one scenario boot from."""
+    if part.images:
+        images = build_mutant(spec.mutants[part.mutant], say, on)
+        return images, read_kernel(images.vmlinux)
+    built, kernels = build_bases((part.scenario,), say, own, on)
+    return built[part.image_key], kernels[part.image_key]
 
 
 def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None) -> Where:
@@ -322,6 +340,8 @@ def _tell_end(folder: Path, result: Result, as_json: bool) -> None:
         status = tell_run(folder, folder / PAGE, as_json)
     elif front is Front.SOUND:
         status = tell_soundness(folder, as_json)
+    elif front is Front.MUTANTS:
+        status = tell_hunt(folder, as_json)
     else:
         status = 0 if all(each.met for each in _show(folder, as_json)) else 1
         if not as_json and (folder / PAGE).is_file():

@@ -11,11 +11,13 @@ import msgspec
 
 from lab.campaign.database import NAME, is_running
 from lab.campaign.loop import Result
+from lab.campaign.reader import summarise
 from lab.campaign.runs import is_run, read_run
 from lab.campaign.soundness import read_soundness
 from lab.cli import present
-from lab.cli.app import Interrupted, complain, out, print_json
+from lab.cli.app import LAB_FAULT, Interrupted, complain, out, print_json
 from lab.errors import LabError
+from lab.expected.hunt import Fate
 from lab.expected.tally import weigh_run
 from lab.host.files import write_whole
 from lab.report.answer import answer
@@ -24,6 +26,10 @@ from lab.report.page import PAGE, write_report
 
 #: Of ``lab sound``, beside its store: what came of each cell.
 SUMMARY: Final = "sound.json"
+#: Of ``lab mutants``, beside its store: what became of each mutant.
+KILLS: Final = "kills.json"
+#: Exit status when a mutant was not caught.
+SURVIVOR: Final = 1
 
 
 def write_page(folder: Path) -> Path:
@@ -76,6 +82,26 @@ def tell_soundness(folder: Path, as_json: bool) -> int:
     for problem in ran.problems:
         complain(problem, ran.exit_status)
     return ran.exit_status
+
+
+def tell_hunt(folder: Path, as_json: bool) -> int:
+    """Print what became of each mutant, keep it as KILLS, and return the exit status.
+
+    :raise EvidenceError: the store is damaged, or of another lab
+    :raise HostError: the table could not be written
+    """
+    (summary,) = summarise(folder)
+    kills = summary.kills
+    write_whole(folder / KILLS, msgspec.json.format(msgspec.json.encode(kills)))
+    if as_json:
+        print_json({"seed": summary.seed, "kills": kills})
+    else:
+        out().print(present.make_kill_table(kills))
+        out().print(f"seed {summary.seed}; report: {folder / PAGE}")
+    fates = {kill.fate for kill in kills}
+    if Fate.ERROR in fates:
+        return LAB_FAULT
+    return 0 if Fate.CAUGHT in fates and fates <= {Fate.CAUGHT, Fate.BEYOND} else SURVIVOR
 
 
 def run_sitting(folder: Path, sit: Callable[[], Result]) -> Result:

@@ -42,10 +42,15 @@ def mail(
     if target is not None and target.is_dir():
         raise UsageError(f"--out '{target}' is a folder: name a file")
     from lab.campaign.about import read_about
-    from lab.campaign.runs import read_scenarios
+    from lab.campaign.definition import Front
+    from lab.campaign.runs import find_front, read_scenarios
     from lab.report.mail import format_mail
 
     try:
+        if find_front(folder) is Front.MUTANTS:
+            raise UsageError(
+                f"'{folder}' is a hunt for mutants, which are the lab's own: no list wants to read of them"
+            )
         told = make_mail(folder, read_about(folder), read_scenarios(folder))
     except EvidenceError as error:
         raise UsageError(str(error)) from error

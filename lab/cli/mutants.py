@@ -1,30 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command that tries whether the lab notices what is broken on purpose."""
 
-import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
+from lab.build.mutant_list import choose_mutants
 from lab.build.qemu import find_qemu
-from lab.cli.app import LAB_FAULT, Interrupted, JsonOption, QemuOption, check_seed, out, print_json
-from lab.cli.progress import open_progress
+from lab.cli.app import JsonOption, QemuOption, check_seed, out, print_json
 from lab.errors import UsageError
 from lab.expected.mutant import DEFAULT_TRIALS, Mutant
-from lab.host.files import write_whole
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from lab.campaign.mutants import Kill
-
-#: Exit status when a mutant survived, or fooled the lab.
-SURVIVOR = 1
-#: In the folder of a hunt: the kill table.
-KILLS = "kills.json"
+    from lab.build.images import ImageSet
+    from lab.campaign.definition import CampaignSpec
 
 
 def mutants(
@@ -32,59 +24,38 @@ def mutants(
     trials: Annotated[int, typer.Option(help="of each mutant, at most", min=1)] = DEFAULT_TRIALS,
     seed: Annotated[int | None, typer.Option(help="of the whole hunt (default: drawn)")] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="folder for the table and each mutant's last trial, new or empty")
+        Path | None, typer.Option("--out", help="folder for the table, the trials and their page, new or empty")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="only say which there are")] = False,
     qemu: QemuOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Try each mutant until it is caught: exit 0 when all were, 1 when one was not, 4 when the lab failed."""
-    # What runs trials is loaded once the words are right.
-    from lab.campaign.mutants import Fate, choose_mutants, hunt
-    from lab.evidence.folder import claim_output
-
     chosen = choose_mutants(names or [])
     if listed:
         _list(chosen, as_json)
         return
     if folder is None:
-        raise UsageError("--out is missing: a folder for the table and each mutant's last trial")
+        raise UsageError("--out is missing: a folder for the table, the trials and their page")
     hunt_seed = check_seed(seed)
     on = find_qemu(qemu)
-    target = claim_output(folder, _refuse)
-    kills: list[Kill] = []
-    with open_progress() as progress, _say_what_is_kept(target):
-        for mutant in chosen:
-            progress.tell(f"mutant {len(kills) + 1} of {len(chosen)}: {mutant.name}")
-            kills.append(hunt(mutant, on, target, trials, hunt_seed, progress.tell, lambda _: None))
-            write_whole(target / KILLS, msgspec.json.format(msgspec.json.encode(kills)))
-            progress.tell(f"mutant {mutant.name}: {_tell(kills[-1])}")
-    if as_json:
-        print_json({"seed": hunt_seed, "kills": kills})
-    else:
-        out().print(make_kill_table(kills))
-        out().print(f"seed {hunt_seed}; {KILLS} and each mutant's last trial are in {target}")
-    fates = {kill.fate for kill in kills}
-    raise typer.Exit(LAB_FAULT if Fate.ERROR in fates else 0 if fates <= {Fate.CAUGHT, Fate.BEYOND} else SURVIVOR)
+    # What runs trials is loaded once the words are right.
+    from lab.campaign.hunt import build_hunt, make_hunt_spec
+    from lab.campaign.sitting import INLINE, Watch, Where, claim_campaign_output, start_campaign
+    from lab.cli.ending import run_sitting, tell_hunt
+    from lab.cli.hunt_progress import HuntProgress
+    from lab.cli.progress import open_progress
 
+    spec = make_hunt_spec(("lab", *sys.argv[1:]), chosen, on.level, trials, hunt_seed)
+    target = claim_campaign_output(folder)
+    with open_progress() as progress:
 
-def make_kill_table(kills: "list[Kill]") -> "RenderableType":
-    """Return the kill table for a terminal."""
-    from lab.cli.present import clean, make_table
+        def build(spec: "CampaignSpec") -> "Mapping[str, ImageSet]":
+            return build_hunt(spec, progress.tell, on)
 
-    table = make_table("mutant", "of", "fate", "caught by", "also broken", "trials", "build s", "hunt s")
-    for kill in kills:
-        table.add_row(
-            kill.mutant,
-            kill.subject.value,
-            kill.fate.value,
-            ", ".join(kill.by) or clean(kill.reason),
-            ", ".join(kill.also),
-            str(kill.trials),
-            f"{kill.build_s:.0f}",
-            f"{kill.hunt_s:.0f}",
-        )
-    return table
+        watch = Watch(say=progress.tell, ended=HuntProgress(spec, progress.tell).take)
+        run_sitting(target, lambda: start_campaign(target, spec, build, Where(workers=INLINE), watch))
+    raise typer.Exit(tell_hunt(target, as_json))
 
 
 def _list(chosen: tuple[Mutant, ...], as_json: bool) -> None:
@@ -98,22 +69,3 @@ def _list(chosen: tuple[Mutant, ...], as_json: bool) -> None:
         where = f"{mutant.scenario.mechanism} {mutant.scenario.topology}"
         table.add_row(mutant.name, mutant.subject.value, where, ", ".join(mutant.caught_by), mutant.breaks)
     out().print(table)
-
-
-def _tell(kill: "Kill") -> str:
-    by = f" by {', '.join(kill.by)}" if kill.by else f", {kill.reason}"
-    return f"{kill.fate.value}{by} after {kill.trials} trials"
-
-
-@contextlib.contextmanager
-def _say_what_is_kept(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"no guest is left; mutants that were through are in '{folder / KILLS}'") from None
-
-
-def _refuse(folder: Path) -> None:
-    from lab.evidence.folder import refuse_output
-
-    raise refuse_output(folder)

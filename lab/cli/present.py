@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the command line shows: tables for a person, plain values for a machine. Nothing here prints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from lab.build.own_kernel import OwnKernel
 from lab.campaign.bench import Figure
 from lab.campaign.old_runs import Run
 from lab.campaign.soundness import Soundness, add_up
+from lab.expected.hunt import Kill
 from lab.expected.tally import MechanismResult, OutcomeCounts, run_met
 from lab.model.verdict import NO_NMIS_ASKED, Finding, Outcome, TrialRecord, Verdict
 from lab.report.answer import answer
@@ -318,4 +319,19 @@ def make_bench_table(figures: Iterable[Figure]) -> RenderableType:
     for figure in figures:
         low, high = (f"{value:.2f} {figure.unit}" for value in (min(figure.values), max(figure.values)))
         table.add_row(figure.name, f"{figure.median:.2f} {figure.unit}", low, high, str(len(figure.values)))
+    return table
+
+
+def make_kill_table(kills: Sequence[Kill]) -> RenderableType:
+    """Return the kill table for a terminal."""
+    table = make_table("mutant", "of", "fate", "caught by", "also broken", "trials")
+    for kill in kills:
+        table.add_row(
+            kill.mutant,
+            kill.subject.value,
+            kill.fate.value,
+            ", ".join(kill.by) or clean(kill.reason),
+            ", ".join(kill.also),
+            str(kill.trials),
+        )
     return table

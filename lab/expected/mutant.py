@@ -41,6 +41,17 @@ class Subject(enum.Enum):
     LAB = "lab"
 
 
+class Tampering(enum.Enum):
+    """What the lab's own side does wrong on purpose."""
+
+    #: QEMU is asked for its status in place of each NMI.
+    NEVER_SENT = "NMIs are never sent"
+    #: The same, but for the last NMI of each plan.
+    ONLY_LAST_SENT = "only the last NMI is sent"
+    #: The landmarks are those of a kernel with the same functions at other addresses.
+    STALE_LANDMARKS = "landmarks of another kernel"
+
+
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """One mutant.
 
@@ -51,6 +62,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     :param scenario: the scenario in which the mutant is tried; the kernel without the mutant is sound in this scenario
     :param ends_in: FAIL, or INVALID where the defect is not in a kernel
     :param least_interface: of QEMU's plugin interface; no witness sees the defect with an older interface
+    :param tampering: of a mutant without a patch
     """
 
     name: str
@@ -61,6 +73,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     scenario: Scenario
     ends_in: Outcome = Outcome.FAIL
     least_interface: int = MIN_LEVEL
+    tampering: Tampering | None = None
 
 
 def parse_mutant(text: str, name: str, subject: Subject) -> Mutant:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writes the page of a campaign: the results of a night, for a reader in the morning. One file, like a run's page."""
 
+import contextlib
 import datetime
 import shlex
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from lab.campaign.details import Details, SittingHeld, count_outcomes, open_deta
 from lab.campaign.reader import KILLED, Failure, PartStanding, Summary
 from lab.campaign.sums import CELLS, BucketStanding, Landed
 from lab.errors import EvidenceError
-from lab.expected.expect import expect
+from lab.expected.hunt import Fate, Kill
 from lab.expected.tally import MechanismResult, Struck, Tally
 from lab.host.files import write_whole
 from lab.mechanisms.mechanism import CONTROLS, Expectation
@@ -64,6 +65,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KillShown:
+    """What became of one mutant.
+
+    :param link: to the evidence of the trial that decided; empty where none is kept
+    :param mark: ``yes`` if it was caught, ``no`` if it was not, ``none`` if nothing is known
+    """
+
+    kill: Kill
+    breaks: str
+    link: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
     """A failure. If its evidence cannot be opened, ``link`` is empty and ``problem`` says why."""
 
@@ -103,6 +118,7 @@ class Shown:
 
     :param cells: number of pairs of phase and role in which an NMI was set pending
     :param unseen: all other pairs
+    :param kills: what became of each mutant, of a hunt for mutants
     :param uniformity: the tests of ``figures``, corrected for all tests on the page
     :param example: number of a trial for the commands on the page
     :param evidence: a kept folder for the commands on the page; empty if no folder is kept
@@ -123,6 +139,7 @@ class Shown:
     sittings_more: int
     example: int
     evidence: str
+    kills: tuple[KillShown, ...] = ()
     uniformity: tuple[Uniformity, ...] = ()
 
     @property
@@ -182,7 +199,7 @@ def _correct(shown: Sequence[Shown]) -> tuple[Shown, ...]:
 
 def _show(folder: Path, details: Details, campaigns: int) -> Shown:
     summary = details.summary
-    expected = {part.name: expect(part.whole).kind in CONTROLS for part in details.spec.parts}
+    expected = {part.name: details.spec.expect(part).kind in CONTROLS for part in details.spec.parts}
     figures = read_figures(details.read_trials(), details.sittings, expected, MAX_REASONS)
     landed = summary.coverage
     places = summary.places
@@ -192,7 +209,7 @@ def _show(folder: Path, details: Details, campaigns: int) -> Shown:
     return Shown(
         summary=summary,
         details=details,
-        rows=tuple(_make_rows(details)),
+        rows=() if summary.kills else tuple(_make_rows(details)),
         figures=figures,
         buckets=buckets,
         rate=_draw_rate(figures.course),
@@ -205,7 +222,23 @@ def _show(folder: Path, details: Details, campaigns: int) -> Shown:
         sittings_more=max(0, len(details.sittings) - MAX_SITTINGS),
         example=linked.number if linked else 1,
         evidence=_name_evidence(folder, Path(summary.evidence_dir), linked.evidence) if linked else "",
+        kills=tuple(_list_kills(folder, details)),
     )
+
+
+def _list_kills(folder: Path, details: Details) -> Iterable[KillShown]:
+    for kill in details.summary.kills:
+        link = ""
+        with contextlib.suppress(EvidenceError):
+            find_evidence(folder, kill.evidence)
+            link = link_evidence(kill.evidence)
+        unknown = kill.fate in (Fate.OPEN, Fate.BEYOND)
+        yield KillShown(
+            kill=kill,
+            breaks=details.spec.mutants[kill.mutant].breaks,
+            link=link,
+            mark="yes" if kill.fate is Fate.CAUGHT else "none" if unknown else "no",
+        )
 
 
 def _tell_standing(standings: Sequence[bool | None]) -> str:

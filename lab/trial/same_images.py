@@ -11,7 +11,7 @@ from lab.build.content import find_entry
 from lab.build.images import ImageSet, build_images
 from lab.build.kernel import Kernel as BuiltKernel
 from lab.build.kernel import build_kernel, read_entry
-from lab.build.mutants import find_patch, read_mutants
+from lab.build.mutant_list import find_patch, read_mutants
 from lab.build.qemu import OPTION
 from lab.errors import UsageError
 from lab.expected.mutant import Subject

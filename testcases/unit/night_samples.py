@@ -83,6 +83,13 @@ def open_store(
         yield store
 
 
+class NoImages(dict[str, Any]):
+    """Images for an executor that boots nothing: none is listed, and each that is asked for is there."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
 class FakeExecutor:
     """Ends each trial as a function of its number says."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from night_samples import ARCHIVE, PARTS, FakeExecutor, make_done, make_spec, open_store
+from night_samples import ARCHIVE, PARTS, FakeExecutor, NoImages, make_done, make_spec, open_store
 
 from lab.campaign.definition import CampaignSpec, choose_trial
 from lab.campaign.executor import Ended
@@ -24,7 +24,7 @@ def run(
 ) -> tuple[Result, list[Standing]]:
     told: list[Standing] = []
     with open_store(folder, spec if new else None) as store:
-        campaign = Campaign(uid="u", spec=spec, store=store, images={}, tell=told.append, **watch)
+        campaign = Campaign(uid="u", spec=spec, store=store, images=NoImages(), tell=told.append, **watch)
         result = campaign.run(executor)
         store.end_sitting(finished=result.finished, why=result.why, ran_s=campaign.ran_s)
     return result, told

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from night_samples import ARCHIVE, KEPT, VERDICT, FakeExecutor, make_done, make_spec
+from night_samples import ARCHIVE, KEPT, VERDICT, FakeExecutor, NoImages, make_done, make_spec
 
-from lab.build.images import ImageSet
 from lab.campaign import shared_evidence as share
 from lab.campaign import sitting
 from lab.campaign.database import NAME, lock_campaign, open_reader, open_writer
@@ -291,7 +290,7 @@ def test_a_sitting_uses_the_path_and_leaves_it_clean(
 
     executor = Sharing(end)
     monkeypatch.setattr(sitting, "_open_executor", lambda *_: _Given(executor))
-    images: dict[str, ImageSet] = {}
+    images = NoImages()
     where = Where(workers=1, evidence_dir=str(shared))
     assert start_campaign(folder, spec, lambda _: images, where, Watch()).finished
     (root,) = shared.iterdir()
@@ -328,8 +327,8 @@ def go_on(folder: Path, monkeypatch: pytest.MonkeyPatch, evidence_dir: Path | No
     monkeypatch.setattr(sitting, "_open_executor", lambda *_: _Given(executor))
     where = Where(workers=1, evidence_dir="" if evidence_dir is None else str(evidence_dir))
 
-    def build(_: CampaignSpec) -> dict[str, ImageSet]:
-        return {}
+    def build(_: CampaignSpec) -> NoImages:
+        return NoImages()
 
     def limit(spec: CampaignSpec) -> CampaignSpec:
         return msgspec.structs.replace(spec, limits=msgspec.structs.replace(spec.limits, trials=2))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from night_samples import FakeExecutor, make_done, make_spec
+from night_samples import FakeExecutor, NoImages, make_done, make_spec
 
 from lab.build.images import ImageSet
 from lab.campaign.definition import CampaignSpec
@@ -22,8 +22,8 @@ from lab.host.paths import ROOT
 from lab.report.campaign_page import write_campaign_report
 
 
-def build(_: CampaignSpec) -> dict[str, ImageSet]:
-    return {}
+def build(_: CampaignSpec) -> NoImages:
+    return NoImages()
 
 
 @contextlib.contextmanager

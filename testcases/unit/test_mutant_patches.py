@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 
 from lab.build.kernel import find_recipe
-from lab.build.mutants import MUTANTS, find_patch, read_mutants
+from lab.build.mutant_list import MUTANTS, choose_mutants, find_patch, list_mutants, read_mutants
 from lab.build.observer import NAME, build_observer
-from lab.campaign.blinded import LAB_MUTANTS
-from lab.campaign.mutants import Fate, choose_mutants, hunt, list_mutants, weigh
 from lab.errors import BuildError, UsageError
 from lab.expected.expect import expect
+from lab.expected.lab_mutants import LAB_MUTANTS
 from lab.expected.mutant import Mutant, Subject, parse_mutant
 from lab.host.paths import IMAGES
 from lab.judge.judging import INVARIANTS
 from lab.mechanisms.mechanism import Expectation
-from lab.model.qemu import MAX_LEVEL, MIN_LEVEL, Qemu
+from lab.model.qemu import MAX_LEVEL, MIN_LEVEL
 from lab.model.scenario import Scenario
-from lab.model.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
+from lab.model.verdict import Outcome
 
 PATCHED = read_mutants()
 MESSAGE = """Subject: [PATCH] x86/microcode: Break it
@@ -35,24 +34,6 @@ Breaks: what stands below is no trailer
 
 def of_subject(subject: Subject) -> list[Mutant]:
     return [mutant for mutant in PATCHED if mutant.subject is subject]
-
-
-def record(outcome: Outcome, **findings: Finding) -> TrialRecord:
-    return TrialRecord(
-        trial=1,
-        mechanism="nmi-self",
-        topology="1x2x2",
-        seed=1,
-        outcome=outcome,
-        reason="because",
-        invariants={name.replace("_", "-"): finding for name, finding in findings.items()},
-        nmis=NmiCount(),
-        durations=Durations(),
-        windows_judged=0,
-        windows_unseen=0,
-        kernel_sha256="",
-        evidence="",
-    )
 
 
 def test_a_message_says_what_it_breaks() -> None:
@@ -136,31 +117,6 @@ def test_an_unknown_mutant_is_refused_with_those_there_are() -> None:
     assert choose_mutants([]) == list_mutants()
 
 
-KERNEL = parse_mutant(MESSAGE, "one", Subject.KERNEL)
-OBSERVER = parse_mutant(MESSAGE, "one", Subject.OBSERVER)
-CONTROL = Scenario(mechanism="stop-machine", nmis=3)
-
-
-@pytest.mark.parametrize(
-    ("mutant", "scenario", "tried", "fate"),
-    [
-        (KERNEL, KERNEL.scenario, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.CAUGHT),
-        (KERNEL, KERNEL.scenario, record(Outcome.FAIL, dmesg_clean=Finding.BROKEN), Fate.SURVIVED),
-        (KERNEL, KERNEL.scenario, record(Outcome.FAIL, quiet=Finding.UNSEEN), Fate.SURVIVED),
-        (KERNEL, KERNEL.scenario, record(Outcome.INVALID, quiet=Finding.BROKEN), Fate.SURVIVED),
-        (KERNEL, KERNEL.scenario, record(Outcome.ERROR), Fate.ERROR),
-        (OBSERVER, OBSERVER.scenario, record(Outcome.INVALID, quiet=Finding.UNSEEN), Fate.CAUGHT),
-        (OBSERVER, OBSERVER.scenario, record(Outcome.INVALID, quiet=Finding.HELD), Fate.SURVIVED),
-        (OBSERVER, OBSERVER.scenario, record(Outcome.PASS, quiet=Finding.HELD), Fate.SURVIVED),
-        (OBSERVER, OBSERVER.scenario, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.FOOLED),
-        (OBSERVER, CONTROL, record(Outcome.PASS), Fate.FOOLED),
-        (OBSERVER, CONTROL, record(Outcome.FAIL, quiet=Finding.BROKEN), Fate.SURVIVED),
-    ],
-)
-def test_one_trial_shows_a_mutants_fate(mutant: Mutant, scenario: Scenario, tried: TrialRecord, fate: Fate) -> None:
-    assert weigh(mutant, scenario, tried) is fate
-
-
 @pytest.mark.parametrize(
     "mutant", [each for each in PATCHED if each.subject is Subject.KERNEL], ids=lambda each: each.name
 )
@@ -170,11 +126,3 @@ def test_a_kernels_mutant_touches_what_its_series_made(mutant: Mutant) -> None:
     listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     assert all(line.split("\t")[2].startswith("arch/x86/") for line in listed.splitlines())
     assert find_recipe(mutant.base, print).source.is_file()
-
-
-def test_a_mutant_that_this_qemu_cannot_show_is_not_tried(tmp_path: Path) -> None:
-    qemu = Qemu(path=Path("/nowhere"), version="7.2.0", interface_min=0, interface_max=1, sha256="")
-    mutant = next(each for each in PATCHED if each.least_interface > qemu.level)
-    kill = hunt(mutant, qemu, tmp_path, 1, 1, lambda _: None, lambda _: None)
-    assert (kill.fate, kill.trials) == (Fate.BEYOND, 0)
-    assert kill.reason == "it shows from plugin interface 4 on, and this QEMU offers 1"

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from evidence_builder import MS, WINDOW_AT_NS, Load
-from night_samples import FakeExecutor, make_done
+from night_samples import FakeExecutor, NoImages, make_done
 
 from lab.campaign.definition import CampaignSpec, Front, choose_trial
 from lab.campaign.image_transfer import ImageSource
@@ -95,7 +95,7 @@ def run(folder: Path, guests: Guests, asked: dict[Cell, int], seed: int = 7) -> 
         yield FakeExecutor(lambda number: guests.end(spec, number), capacity=1)
 
     folder.mkdir(exist_ok=True)
-    start_campaign(folder, spec, lambda _: {}, Where(join=join), Watch())
+    start_campaign(folder, spec, lambda _: NoImages(), Where(join=join), Watch())
     return read_soundness(folder)
 
 
@@ -288,7 +288,7 @@ def test_a_cell_that_was_caught_is_not_tried_again_by_who_resumes(tmp_path: Path
     def join(_: ImageSource) -> Iterator[FakeExecutor]:
         yield FakeExecutor(lambda number: later.end(spec, number), capacity=1)
 
-    assert resume_campaign(tmp_path, lambda spec: spec, lambda _: {}, Where(join=join), Watch()).finished
+    assert resume_campaign(tmp_path, lambda spec: spec, lambda _: NoImages(), Where(join=join), Watch()).finished
     ran = read_soundness(tmp_path)
     assert (outcomes(ran.results[0]), ran.results[1].caught, ran.exit_status) == ((0, 1, 0, 0), 1, 0)
     assert len(later.seeds) == 1

@@ -101,6 +101,8 @@ def test_what_needs_no_guest_loads_nothing_that_runs_one(words: str, status: int
         "sweep --mechanism nmi-sefl --out {out}",
         "bench --runs 1",
         "mutants --trials 0",
+        "mutants clams-all",
+        "mutants --list nobody",
     ],
 )
 def test_a_value_that_is_refused_loads_nothing_that_runs_a_guest(words: str, tmp_path: Path) -> None:
