@@ -48,9 +48,7 @@ def mail(
 
     try:
         if find_front(folder) is Front.MUTANTS:
-            raise UsageError(
-                f"'{folder}' is a hunt for mutants, which are the lab's own: no list wants to read of them"
-            )
+            raise UsageError(f"'{folder}' is a hunt for mutants, which are the lab's own: nothing for a kernel list")
         told = make_mail(folder, read_about(folder), read_scenarios(folder))
     except EvidenceError as error:
         raise UsageError(str(error)) from error
