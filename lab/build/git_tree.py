@@ -36,6 +36,10 @@ _VERSION = re.compile(rb"^VERSION = \d+\nPATCHLEVEL = \d+$", re.MULTILINE)
 _MAX_MAKEFILE_BYTES = 1_000_000
 
 
+class NotOfGit(UsageError):
+    """Git has no commit of a folder. What the folder holds may be a tree of Linux all the same."""
+
+
 class GitTree(msgspec.Struct, frozen=True):
     """One state of a tree.
 
@@ -54,16 +58,20 @@ class GitTree(msgspec.Struct, frozen=True):
 def read_git_tree(folder: Path) -> GitTree:
     """Read the state of a git tree of Linux.
 
-    :raise UsageError: the folder is not such a tree, or has no commit
+    :raise NotOfGit: the folder is no git tree, or has no commit
+    :raise UsageError: the folder is no tree of Linux, or git cannot read it
     :raise HostError: git does not run
     """
     if not folder.is_dir():
         raise UsageError(f"tree '{folder}' is not a folder")
     root = folder.resolve()
-    top = _ask(root, ["rev-parse", "--show-toplevel"], f"tree '{folder}' is not a git tree").rstrip(b"\n")
+    try:
+        top = _ask(root, ["rev-parse", "--show-toplevel"], f"tree '{folder}' is not a git tree").rstrip(b"\n")
+    except UsageError as error:
+        raise NotOfGit(str(error)) from error
     if Path(os.fsdecode(top)) != root:
-        raise UsageError(f"tree '{folder}' is only a part of the git tree '{os.fsdecode(top)}': name that")
-    _check_linux(folder, root)
+        raise NotOfGit(f"tree '{folder}' is only a part of the git tree '{os.fsdecode(top)}': name that")
+    check_linux(folder, root)
     commit = read_commit(root)
     status = ["status", "--porcelain", "-z", "--no-renames", "--untracked-files=normal", "--ignore-submodules=all"]
     changed = _ask(root, status, f"git cannot tell the state of '{folder}'")
@@ -79,20 +87,28 @@ def read_git_tree(folder: Path) -> GitTree:
 def read_commit(root: Path) -> str:
     """Return the commit of HEAD.
 
-    :raise UsageError: the tree has no commit yet
+    :raise NotOfGit: the tree has no commit yet
     """
     problem = f"tree '{root}' has no commit yet"
-    return _ask(root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"], problem).decode().strip()
+    try:
+        return _ask(root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"], problem).decode().strip()
+    except UsageError as error:
+        raise NotOfGit(str(error)) from error
 
 
-def _check_linux(folder: Path, root: Path) -> None:
+def check_linux(tree: Path, root: Path) -> None:
+    """Check that a folder is the top of Linux's source.
+
+    :param tree: as the user named it
+    :raise UsageError: it is not
+    """
     makefile = root / "Makefile"
     text = b""
     if makefile.is_file() and (root / "Kconfig").is_file():
         with open(makefile, "rb") as source:
             text = source.read(_MAX_MAKEFILE_BYTES)
     if _VERSION.search(text) is None:
-        raise UsageError(f"tree '{folder}' is not one of Linux: it has no Kconfig beside a Makefile with its VERSION")
+        raise UsageError(f"tree '{tree}' is not one of Linux: it has no Kconfig beside a Makefile with its VERSION")
 
 
 def _ask(root: Path, words: Sequence[str], problem: str) -> bytes:

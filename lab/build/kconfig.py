@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel configuration: the requested settings, and whether Kconfig kept them. Kconfig drops settings silently."""
 
+import lzma
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from lab.errors import UsageError
+from lab.host.paths import is_utf8
 
 #: ``CONFIG_NAME=value`` and ``# CONFIG_NAME is not set`` are the two forms of a setting. All other lines are comments.
 _SET = re.compile(r"(CONFIG_\w+)=(.*)", re.ASCII)
@@ -13,6 +18,13 @@ _UNSET = re.compile(r"# (CONFIG_\w+) is not set", re.ASCII)
 _DECLARED = re.compile(rb"^[ \t]*(?:menu)?config[ \t]+(\w+)[ \t]*$", re.ASCII | re.MULTILINE)
 
 NOT_SET = "n"
+MODULE = "m"
+#: A distribution's configuration has a tenth of this, and packs it to a fifth of that.
+MAX_CONFIG_BYTES = 4 * 2**20
+#: zlib reads a gzip file with this window.
+_GZIP_BITS = 31
+#: Beginnings of packed files.
+_XZ, _GZIP = b"\xfd7zXZ\x00", b"\x1f\x8b"
 
 
 def parse_config(lines: Iterable[str]) -> dict[str, str]:
@@ -26,13 +38,48 @@ def parse_config(lines: Iterable[str]) -> dict[str, str]:
     return settings
 
 
+def read_whole_config(path: Path) -> dict[str, str]:
+    """Read a whole configuration, such as a distribution's, which may be packed by xz or gzip.
+
+    :raise UsageError: the file is not readable, too large, or no whole configuration of a kernel for x86-64
+    """
+    if not path.is_file():
+        raise UsageError(f"configuration '{path}' is {'no regular file' if path.exists() else 'not there'}")
+    try:
+        with open(path, "rb") as source:
+            data = source.read(MAX_CONFIG_BYTES + 1)
+        if data.startswith(_XZ):
+            data = lzma.LZMADecompressor().decompress(data, MAX_CONFIG_BYTES + 1)
+        elif data.startswith(_GZIP):
+            data = zlib.decompressobj(_GZIP_BITS).decompress(data, MAX_CONFIG_BYTES + 1)
+    except (OSError, lzma.LZMAError, zlib.error) as error:
+        raise UsageError(f"configuration '{path}' cannot be read: {error}") from error
+    text = data.decode(errors="surrogateescape")
+    if len(data) > MAX_CONFIG_BYTES or not is_utf8(text):
+        raise UsageError(f"configuration '{path}' is no text of at most {MAX_CONFIG_BYTES >> 20} MiB")
+    settings = parse_config(text.splitlines())
+    if settings.get("CONFIG_X86_64") != "y":
+        raise UsageError(f"configuration '{path}' is no whole one of a kernel for x86-64: CONFIG_X86_64=y is not in it")
+    return settings
+
+
+def drop_modules(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return settings in which nothing is a module. Without modules, Kconfig would build each one in."""
+    return {name: NOT_SET if value == MODULE else value for name, value in settings.items()}
+
+
+def format_config(settings: Mapping[str, str]) -> str:
+    """Return the text of a ``.config``."""
+    return "".join(f"{_format(name, value)}\n" for name, value in settings.items())
+
+
+def _format(name: str, value: str) -> str:
+    return f"# {name} is not set" if value == NOT_SET else f"{name}={value}"
+
+
 def find_lost(wanted: Mapping[str, str], got: Mapping[str, str]) -> tuple[str, ...]:
     """Return the requested settings that Kconfig did not keep, in the form of the request."""
-    return tuple(
-        f"# {name} is not set" if value == NOT_SET else f"{name}={value}"
-        for name, value in wanted.items()
-        if got.get(name, NOT_SET) != value
-    )
+    return tuple(_format(name, value) for name, value in wanted.items() if got.get(name, NOT_SET) != value)
 
 
 def find_unknown(names: Iterable[str], source: Path) -> frozenset[str]:

@@ -13,7 +13,14 @@ import msgspec
 
 from lab.build.cache import Progress, cached, find_log, hash_once, key_tree, make_key
 from lab.build.compiler import COMPILER, ENVIRONMENT, read_versions
-from lab.build.kconfig import find_lost, find_unknown, parse_config
+from lab.build.kconfig import (
+    drop_modules,
+    find_lost,
+    find_unknown,
+    format_config,
+    parse_config,
+    read_whole_config,
+)
 from lab.build.kernel_source import find_source
 from lab.build.tree import Tree, open_tree
 from lab.errors import BuildError, DeadlineError, HostError, ProcessError, UsageError, tell_nearest
@@ -23,6 +30,8 @@ from lab.host.paths import IMAGES, find_cache
 
 #: The settings that every kernel needs to run trials.
 ANY_CONFIG = IMAGES / "kernels" / "any" / "config"
+#: The settings that a distribution's own configuration lacks to run trials.
+DISTRIBUTION_CONFIG = IMAGES / "kernels" / "distribution" / "config"
 #: Names of settings, one per line. The lab's own fragments ask for these settings, but a tree may lack them.
 OPTIONAL = IMAGES / "kernels" / "optional"
 DEFAULT_BASE = "linux-6.1"
@@ -37,6 +46,8 @@ GIB = 2**30
 
 #: Number of lines that make prints for an almost empty kernel. Only the progress display uses this number.
 _EXPECTED_LINES = 1_760
+#: The same for a distribution's configuration without its modules.
+_EXPECTED_LINES_WHOLE = 11_000
 _PROGRESS_EVERY_S = 5.0
 #: Large enough for the output of make's other jobs after the first error.
 _LOG_TAIL_BYTES = 64_000
@@ -85,6 +96,7 @@ class Recipe(msgspec.Struct, frozen=True):
     :param tree: name of the tree that is kept between builds; if empty, the folder's name
     :param extra: patches on top of those of the folder
     :param compiler: gcc, or clang
+    :param base: a whole configuration, on which the fragments come, in place of tinyconfig
     """
 
     folder: Path
@@ -93,6 +105,7 @@ class Recipe(msgspec.Struct, frozen=True):
     tree: str = ""
     extra: tuple[Path, ...] = ()
     compiler: str = COMPILER
+    base: Path | None = None
 
     @property
     def fragments(self) -> tuple[Path, ...]:
@@ -148,7 +161,8 @@ def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
     """Build a kernel, or find it in the cache; raises the same errors as :func:`build_kernel`."""
     unpatched = (hash_once(recipe.source), *describe_steps(recipe.compiler))
     common = recipe.fragments[0].read_bytes()
-    key = make_key(*unpatched, common, key_tree(recipe.folder), *(path.read_bytes() for path in recipe.extra))
+    contents = [path.read_bytes() for path in (*recipe.extra, *([recipe.base] if recipe.base is not None else []))]
+    key = make_key(*unpatched, common, key_tree(recipe.folder), *contents)
     log = find_log("kernel", key)
     # The state leaves out the folder's own settings: a build takes back such settings as it takes back patches, and the
     # objects that make compiled without the settings stay valid.
@@ -156,7 +170,7 @@ def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
 
     def build(target: Path) -> None:
         with open_tree(recipe.tree or recipe.folder.name, progress) as tree:
-            work = Build(tree, recipe.patches, recipe.fragments, target, log, progress, recipe.compiler)
+            work = Build(tree, recipe.patches, recipe.fragments, target, log, progress, recipe.compiler, recipe.base)
             work.run(state, lambda source: work.unpack(recipe.source, source))
 
     return read_entry(cached("kernel", key, build, progress))
@@ -215,6 +229,7 @@ class Build:
     :param patches: in the order of application
     :param fragments: of configuration; a later fragment overrides an earlier fragment
     :param target: the folder for the results
+    :param base: a whole configuration in place of tinyconfig; its modules are left out
     """
 
     def __init__(
@@ -226,12 +241,14 @@ class Build:
         log: Path,
         progress: Progress,
         compiler: str = COMPILER,
+        base: Path | None = None,
     ) -> None:
         self.tree = tree
         self.patches = tuple(patches)
         self.fragments = tuple(fragments)
         self.target = target
         self.compiler = compiler
+        self.base = None if base is None else read_whole_config(base)
         self.log = log
         self.progress = progress
         self.deadline = Deadline.after(MAX_BUILD_S)
@@ -281,7 +298,10 @@ class Build:
         self.progress("kernel: configuring")
         config = self.tree.objects / ".config"
         merge = self.tree.source / "scripts/kconfig/merge_config.sh"
-        self._step("configuration", [*self._make(), "tinyconfig"])
+        if self.base is None:
+            self._step("configuration", [*self._make(), "tinyconfig"])
+        else:
+            config.write_text(format_config(drop_modules(self.base)))
         merged: list[str | os.PathLike[str]] = [merge, "-m", "-O", self.tree.objects, config, *self.fragments]
         self._step("configuration", merged, cwd=self.tree.source)
         self._step("configuration", [*self._make(), "olddefconfig"])
@@ -324,7 +344,7 @@ class Build:
             seen = 0
             while process.returncode is None:
                 seen += lines.read().count(b"\n")
-                percent = min(99, 100 * seen // _EXPECTED_LINES)
+                percent = min(99, 100 * seen // (_EXPECTED_LINES if self.base is None else _EXPECTED_LINES_WHOLE))
                 self.progress(f"kernel: compiling, about {percent} % ({seen} steps)")
                 if self.deadline.expired:
                     raise HostError(f"kernel: still compiling after {MAX_BUILD_S / 3600:.0f} hours, see {self.log}")

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 FOR_QEMU = ("observer", "all")
 #: What older scripts call it.
 OLD_NAMES = {"oracle": "observer"}
+
+
+class _Beside(NamedTuple):
+    """What a user gives beside a tree."""
+
+    patches: Path | None
+    config: Path | None
+    config_base: Path | None
 
 
 def doctor(qemu: QemuOption = None, as_json: JsonOption = False) -> None:
@@ -48,13 +56,23 @@ def build(
     base: Annotated[str, typer.Option(help=f"which kernel: {', '.join(each.name for each in BASES)}")] = DEFAULT_BASE,
     tree: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="build the kernel of this git tree of Linux, and leave it as it is"),
+        typer.Option(
+            metavar="TREE",
+            help="build this source of Linux, and leave it as it is: git tree, folder, tarball or Debian's .dsc",
+        ),
     ] = None,
     patches: Annotated[
         Path | None, typer.Option(metavar="DIR", help="with --tree: apply these on top, by series or in order of name")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FRAGMENT", help="with --tree: settings that win over the lab's own")
+    ] = None,
+    config_base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="with --tree: begin with this whole configuration, such as a distribution's; its modules are left out",
+        ),
     ] = None,
     release: Annotated[
         str | None,
@@ -67,14 +85,14 @@ def build(
     what = OLD_NAMES.get(what, what)
     if qemu is not None and what not in FOR_QEMU:
         raise UsageError(f"--qemu goes with {' and '.join(FOR_QEMU)} only: '{what}' is the same for each QEMU")
-    own = tree is not None or patches is not None or config is not None
+    own = any(given is not None for given in (tree, patches, config, config_base))
     if release is not None or (what == "qemu" and not own):
         if own:
-            raise UsageError("--release is a QEMU's: --tree, --patches and --config are a kernel's")
+            raise UsageError("--release is a QEMU's: --tree, --patches, --config and --config-base are a kernel's")
         _build_qemu(what, release, as_json)
         return
     if own:
-        _build_own(what, base, tree, patches, config, as_json)
+        _build_own(what, base, tree, _Beside(patches, config, config_base), as_json)
         return
     recipes: dict[str, Callable[[Callable[[str], None]], dict[str, str]]] = {
         "kernel": lambda tell: {what: str(build_kernel(tell, base).folder)},
@@ -126,11 +144,11 @@ def _build_qemu(what: str, release: str | None, as_json: bool) -> None:
         print_text(str(program))
 
 
-def _build_own(
-    what: str, base: str, tree: Path | None, patches: Path | None, config: Path | None, as_json: bool
-) -> None:
+def _build_own(what: str, base: str, tree: Path | None, beside: _Beside, as_json: bool) -> None:
     if tree is None:
-        raise UsageError(f"--{'patches' if patches is not None else 'config'} goes with --tree only")
+        options = {"--patches": beside.patches, "--config": beside.config, "--config-base": beside.config_base}
+        given = next(name for name, path in options.items() if path is not None)
+        raise UsageError(f"{given} goes with --tree only")
     if base != DEFAULT_BASE:
         raise UsageError(f"--base is for the lab's own kernels: '{base}' cannot be given with --tree")
     if what != "kernel":
@@ -139,7 +157,7 @@ def _build_own(
     from lab.cli import present
 
     with open_progress() as progress:
-        built = build_own_kernel(tree, patches, config, progress.tell)
+        built = build_own_kernel(tree, beside.patches, beside.config, progress.tell, beside.config_base)
     if as_json:
         print_json(present.describe_own_kernel(built))
     else:

@@ -2,27 +2,17 @@
 """A kernel of the user's own git tree: built beside it, and the tree is not touched."""
 
 import os
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from small_linux import CODE, PATCH, write_tree
+from small_linux import CODE, PATCH, git, make_git_tree
 
 from lab.build import kernel, own_kernel, snapshot
 from lab.build.own_kernel import OwnKernel, build_own_kernel
 from lab.build.snapshot import Snapshot
 from lab.errors import BuildError, UsageError
 from lab.host.paths import find_cache
-
-VERSION = "# SPDX-License-Identifier: GPL-2.0\nVERSION = 6\nPATCHLEVEL = 1\n"
-
-
-def git(tree: Path, *words: str) -> str:
-    who = ["-c", "user.name=Tester", "-c", "user.email=tester@example.invalid"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_CONFIG_GLOBAL": os.devnull}
-    command: list[str | Path] = ["git", "-C", tree, *who, *words]
-    return os.fsdecode(subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60).stdout)
 
 
 def look(tree: Path) -> list[tuple[object, ...]]:
@@ -37,22 +27,7 @@ def look(tree: Path) -> list[tuple[object, ...]]:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    fragment = tmp_path / "any-config"
-    fragment.write_text("CONFIG_SMP=y\n# CONFIG_MODULES is not set\n")
-    monkeypatch.setattr(own_kernel, "ANY_CONFIG", fragment)
-    monkeypatch.setattr(kernel, "ANY_CONFIG", fragment)
-    monkeypatch.setattr(kernel, "OPTIONAL", tmp_path / "optional")
-    (tmp_path / "optional").write_text("")
-    tree = tmp_path / "linux"
-    write_tree(tree)
-    (tree / "Makefile").write_text(VERSION + (tree / "Makefile").read_text())
-    (tree / "Kconfig").write_text('mainmenu "Small"\n')
-    (tree / ".gitignore").write_text("*.o\n.config\n/objects/\n")
-    git(tree.parent, "init", "--quiet", str(tree))
-    git(tree, "add", "--all")
-    git(tree, "commit", "--quiet", "--message", "base")
-    return tree
+    return make_git_tree(tmp_path, monkeypatch)
 
 
 def build(tree: Path, patches: Path | None = None, fragment: Path | None = None) -> OwnKernel:
@@ -236,20 +211,9 @@ def test_nothing_of_the_users_settings_is_run(tree: Path, tmp_path: Path, monkey
     assert not (tmp_path / "sprung").exists()
 
 
-def no_git(tree: Path) -> None:
-    (tree / ".git").rename(tree.parent / "elsewhere")
-
-
-def no_commit(tree: Path) -> None:
-    no_git(tree)
-    git(tree.parent, "init", "--quiet", str(tree))
-
-
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (no_git, "is not a git tree"),
-        (no_commit, "has no commit yet"),
         (lambda tree: (tree / "Kconfig").unlink(), "not one of Linux"),
         (lambda tree: (tree / "Makefile").write_text("all:\n"), "not one of Linux"),
         (lambda tree: (tree / "Makefile").unlink(), "not one of Linux"),
@@ -265,8 +229,10 @@ def test_what_is_no_tree_of_linux_is_refused(tree: Path, spoil: object, told: st
 def test_a_part_of_a_tree_and_no_folder_are_refused(tree: Path) -> None:
     with pytest.raises(UsageError, match="only a part of the git tree"):
         build(tree / "scripts")
-    with pytest.raises(UsageError, match="not a folder"):
+    with pytest.raises(UsageError, match="is not a folder, nor a tarball"):
         build(tree / "none")
+    with pytest.raises(UsageError, match="is not a folder, nor a tarball"):
+        build(tree / "code.c")
 
 
 def test_a_patch_that_does_not_apply_is_named_and_costs_no_copy(tree: Path, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A user's source of Linux in one of its forms: git tree, plain folder, tarball, Debian source package.
+
+The lab reads it and never writes to it.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from lab.build.compiler import ENVIRONMENT
+from lab.build.git_tree import GitTree, NotOfGit, check_linux, read_git_tree
+from lab.errors import DeadlineError, HostError, ProcessError, UsageError
+from lab.host import proc
+from lab.host.deadline import Deadline
+from lab.host.files import hash_file
+
+TARBALLS: Final = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tar.zst", ".tgz")
+SOURCE_PACKAGE: Final = ".dsc"
+#: Packed source of all of Linux on a slow disk.
+MAX_UNPACK_S: Final = 900.0
+#: What a build leaves in a folder. Git trees ignore it; make refuses to build beside it.
+_PRODUCTS: Final = (".config", ".config.old", "include/config/", "include/generated/", "arch/x86/include/generated/")
+_SUFFIXES: Final = (".o", ".a", ".ko", ".cmd", ".mod", ".order", ".symvers")
+
+
+class PlainTree(msgspec.Struct, frozen=True):
+    """A folder that git knows nothing of, or has no commit of.
+
+    :param names: all files but what a build leaves, relative to the root
+    """
+
+    root: Path
+    names: tuple[str, ...]
+
+
+class SourceArchive(msgspec.Struct, frozen=True):
+    """A tarball, or a Debian source package, whose other files its ``.dsc`` names by their hashes.
+
+    :param sha256: of the named file
+    """
+
+    path: Path
+    sha256: str
+
+
+def read_own_tree(path: Path) -> GitTree | PlainTree | SourceArchive:
+    """Return a user's source of Linux. A folder of which git has no commit is taken as it is.
+
+    :raise UsageError: the path is none
+    :raise HostError: a program is missing or failed
+    """
+    if path.is_dir():
+        root = path.resolve()
+        try:
+            return read_git_tree(path)
+        except NotOfGit as error:
+            try:
+                check_linux(path, root)
+            except UsageError:
+                # What git says of it tells more.
+                raise error from None
+            return PlainTree(root=root, names=tuple(sorted(_list_files(root))))
+    if not path.is_file() or not path.name.endswith((*TARBALLS, SOURCE_PACKAGE)):
+        raise UsageError(
+            f"tree '{path}' is not a folder, nor a tarball ({', '.join(TARBALLS)}), nor a Debian source package"
+            f" ({SOURCE_PACKAGE})"
+        )
+    return SourceArchive(path=path.resolve(), sha256=hash_file(path))
+
+
+def unpack_source(archive: SourceArchive, target: Path) -> None:
+    """Unpack an archive into an empty folder.
+
+    :raise UsageError: it cannot be unpacked, or what is in it is not Linux
+    :raise HostError: a program is missing or takes too long, or it changed while it was read
+    """
+    with tempfile.TemporaryDirectory(prefix="unpacked.", dir=target.parent) as scratch:
+        if archive.path.name.endswith(SOURCE_PACKAGE):
+            inside = Path(scratch) / "source"
+            # It checks the hashes of all files that the package has.
+            _run(["dpkg-source", "--no-copy", "--extract", archive.path, inside], archive.path, "dpkg-dev")
+        else:
+            _run(["tar", "--extract", f"--file={archive.path}", f"--directory={scratch}"], archive.path, "tar")
+            inside = _find_top(Path(scratch))
+        if hash_file(archive.path) != archive.sha256:
+            raise HostError(f"'{archive.path}' changed while it was being read: try again")
+        check_linux(archive.path, inside)
+        for entry in inside.iterdir():
+            entry.rename(target / entry.name)
+
+
+def _find_top(folder: Path) -> Path:
+    """Return the one folder at the top of what was unpacked, or that itself."""
+    entries = [entry for entry in folder.iterdir() if entry.name != "pax_global_header"]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink() else folder
+
+
+def _run(words: Sequence[str | Path], archive: Path, package: str) -> None:
+    if shutil.which(str(words[0])) is None:
+        raise HostError(f"'{archive.name}' is unpacked by {words[0]}, which is not there: apt-get install {package}")
+    try:
+        proc.read(words, env=ENVIRONMENT, deadline=Deadline.after(MAX_UNPACK_S))
+    except ProcessError as error:
+        said = error.output.strip().splitlines()[-1:]
+        raise UsageError(": ".join((f"tree '{archive}' cannot be unpacked", *said))) from error
+    except DeadlineError as error:
+        raise HostError(f"unpacking '{archive}' took longer than {MAX_UNPACK_S:.0f} s") from error
+
+
+def _list_files(root: Path) -> Iterator[str]:
+    for path in root.rglob("*"):
+        name = str(path.relative_to(root))
+        product = name.startswith(_PRODUCTS) or name.endswith(_SUFFIXES)
+        if not product and ".git" not in path.relative_to(root).parts and (path.is_symlink() or path.is_file()):
+            yield name
