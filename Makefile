@@ -38,7 +38,7 @@ test-hosts: ## Run both commands above on a fresh Debian of its own, as root (RE
 	@images/host/setup
 	images/host/test-hosts $(if $(RELEASE),--release $(RELEASE))
 
-test-kernels: ## Set up and try the judge on kernels as people build them: 12 builds, most of a day
+test-kernels: ## Set up and try the judge on kernels as people build them: 20 builds, most of a day
 	@images/host/setup
 	.venv/bin/pytest -rA testcases/kernel_matrix.py
 

@@ -8,13 +8,17 @@ The sources are Debian's, as the lab finds them for its own kernels.
 """
 
 import functools
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab.build.archive import open_archive, read_table
+from lab.build.cache import cached, make_key
 from lab.build.images import ImageSet
-from lab.build.kernel import ANY_CONFIG, Recipe, build_recipe
+from lab.build.kernel import ANY_CONFIG, DISTRIBUTION_CONFIG, Recipe, build_recipe
 from lab.build.kernel_source import find_source
 from lab.build.qemu import find_qemu
 from lab.expected.expect import expect
@@ -37,7 +41,9 @@ SETTINGS = {
     "debug": (VARIANTS / "debug", "gcc"),
     "clang": (ANY_CONFIG.parent, "clang"),
 }
-CELLS = [(version, settings) for version in VERSIONS for settings in SETTINGS]
+#: The configuration of Debian's own packages, as they ship it but for late loading, modules and debug information.
+DISTRIBUTION = "distribution"
+CELLS = [(version, settings) for version in VERSIONS for settings in (*SETTINGS, DISTRIBUTION)]
 #: Trials that show something, of each cell without NMIs and with them.
 SHOWN = 20
 #: On a crowded host some are INVALID; so many tries, and the host is not fit.
@@ -50,14 +56,34 @@ pytestmark = pytest.mark.timeout(3 * 3600)
 @functools.cache
 def find_cell(version: str, settings: str) -> tuple[GivenKernel, ImageSet]:
     """Build one kernel, or find it in the cache, and take it as a user's."""
-    folder, compiler = SETTINGS[settings]
     source = find_source(f"linux-{version}", print)
-    common = None if folder == ANY_CONFIG.parent else ANY_CONFIG
     # With the lab's settings it is the kernel that the other tests call unpatched.
     tree = f"linux-{version}" if settings == "lab" else f"matrix-{version}-{settings}"
-    built = build_recipe(Recipe(folder, source, common, tree=tree, compiler=compiler), print)
+    if settings == DISTRIBUTION:
+        recipe = Recipe(DISTRIBUTION_CONFIG.parent, source, tree=tree, base=find_config(version))
+    else:
+        folder, compiler = SETTINGS[settings]
+        common = None if folder == ANY_CONFIG.parent else ANY_CONFIG
+        recipe = Recipe(folder, source, common, tree=tree, compiler=compiler)
+    built = build_recipe(recipe, print)
     given = take_kernel(built.image, built.vmlinux)
     return given, build_around(given, print, find_qemu())
+
+
+def find_config(version: str) -> Path:
+    """Fetch the configuration of Debian's package of a version, or find it in the cache."""
+    table = read_table()
+    package, release = f"linux-config-{version}", table.source[f"linux-{version}"].release
+
+    def fetch(target: Path) -> None:
+        with open_archive(table, release, print) as archive, tempfile.TemporaryDirectory() as scratch:
+            archive.update()
+            (deb,) = archive.fetch([archive.find(package)], with_dependencies=False)
+            archive.unpack(deb, Path(scratch))
+            (config,) = Path(scratch).rglob("config.amd64_none_amd64*")
+            shutil.copyfile(config, target / "config")
+
+    return cached("kernel-config", make_key(package, release), fetch, print) / "config"
 
 
 def run_trials(given: GivenKernel, images: ImageSet, scenario: Scenario, folder: Path) -> Iterator[TrialRecord]:

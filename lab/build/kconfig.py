@@ -19,6 +19,7 @@ _DECLARED = re.compile(rb"^[ \t]*(?:menu)?config[ \t]+(\w+)[ \t]*$", re.ASCII | 
 
 NOT_SET = "n"
 MODULE = "m"
+EMPTY = '""'
 #: A distribution's configuration has a tenth of this, and packs it to a fifth of that.
 MAX_CONFIG_BYTES = 4 * 2**20
 #: zlib reads a gzip file with this window.
@@ -78,8 +79,15 @@ def _format(name: str, value: str) -> str:
 
 
 def find_lost(wanted: Mapping[str, str], got: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the requested settings that Kconfig did not keep, in the form of the request."""
-    return tuple(_format(name, value) for name, value in wanted.items() if got.get(name, NOT_SET) != value)
+    """Return the requested settings that Kconfig did not keep, in the form of the request.
+
+    A text that is requested to be empty is kept where there is no such setting.
+    """
+    return tuple(
+        _format(name, value)
+        for name, value in wanted.items()
+        if got.get(name, NOT_SET) != value and not (value == EMPTY and name not in got)
+    )
 
 
 def find_unknown(names: Iterable[str], source: Path) -> frozenset[str]:

@@ -49,6 +49,8 @@ KERNEL, VMLINUX = "--lab-kernel", "--lab-vmlinux"
 #: Raw files of the machine take some MiB for each trial. Thousands of trials would fill a disk, and the evidence has
 #: the same facts.
 MAX_WHOLE = 100
+#: Of one worker: an idle guest takes two hundredths of a core for its clock, and a boot takes some seconds of one.
+MAX_WARM = 4
 
 _TRIALS = pytest.StashKey[list[CaseTrial]]()
 _EFFORT = pytest.StashKey[Effort]()
@@ -173,17 +175,21 @@ def kernel_of(images_of: "Callable[[str], ImageSet]") -> "Callable[[str], Kernel
 def guests(
     images_of: "Callable[[str], ImageSet]", kernel_of: "Callable[[str], Kernel]"
 ) -> "Iterator[Callable[[Boot], WarmGuest]]":
-    """Return a warm guest of a machine. The first request for a machine boots its guest."""
+    """Return a warm guest of a machine. A machine whose guest does not run boots one with its next trial."""
     from lab.trial.pool import WarmGuest
 
     with contextlib.ExitStack() as stack:
         warm: dict[Boot, WarmGuest] = {}
 
         def find(boot: "Boot") -> WarmGuest:
-            if boot not in warm:
-                made = WarmGuest(images_of(boot.base), kernel_of(boot.base), boot, _tell)
-                warm[boot] = stack.enter_context(made)
-            return warm[boot]
+            found = warm.pop(boot, None)
+            if found is None:
+                found = stack.enter_context(WarmGuest(images_of(boot.base), kernel_of(boot.base), boot, _tell))
+            # The one that was asked for last comes last.
+            warm[boot] = found
+            for idle in [*warm][:-MAX_WARM]:
+                warm[idle].retire()
+            return found
 
         yield find
 
