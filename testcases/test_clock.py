@@ -113,7 +113,7 @@ def test_a_campaign_does_not_notice_a_clock_that_is_set(tmp_path: Path, left: Le
     assert summary.trials_per_h > TRIALS / took_s * 3_600
     check_store(folder, list(range(1, TRIALS + 1)))
     records = list(read_records(folder))
-    assert {record.outcome for record in records} <= {Outcome.PASS, Outcome.INVALID}
+    assert [record.reason for record in records if record.outcome not in (Outcome.PASS, Outcome.INVALID)] == []
     # A busy host may starve a trial, and then says how; what is of the clock says that something did not answer.
     assert not [record.reason for record in records if "deadline" in record.reason or "connection" in record.reason]
     with open_reader(folder) as connection:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ from lab.model.scenario import Scenario
 from lab.model.topology import Topology
 from lab.model.verdict import Outcome, Verdict
 from lab.trial import session as session_module
-from lab.trial.opening import open_session
+from lab.trial.opening import BOOTS, open_session
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept, Session
 from lab.trial.stall import REGISTERS
@@ -137,6 +138,46 @@ def test_a_qemu_that_is_killed_accuses_nobody(images: ImageSet, kernel: Kernel) 
         assert "SIGKILL" in verdict.reason
         assert bucket == ""
         assert not session.usable
+
+
+#: Ends itself so many times, and is the real one from then on.
+CRASHES = """#!/bin/sh
+if [ "$(wc -c < {count})" -lt {times} ]; then
+	printf x >> {count}
+	sleep 1
+	kill -ABRT $$
+fi
+exec {qemu} "$@"
+"""
+
+
+@contextlib.contextmanager
+def crashing(images: ImageSet, times: int) -> Iterator[ImageSet]:
+    """Yield images whose QEMU dies in its first boots, as QEMU 10.0 does now and then by an assertion of its own."""
+    with tempfile.TemporaryDirectory(prefix="crashes.") as folder:
+        # QEMU runs as an ordinary user.
+        Path(folder).chmod(0o777)
+        count, program = Path(folder, "count"), Path(folder, "qemu")
+        count.touch()
+        count.chmod(0o666)
+        program.write_text(CRASHES.format(count=count, times=times, qemu=images.qemu.path))
+        program.chmod(0o755)
+        yield msgspec.structs.replace(images, qemu=msgspec.structs.replace(images.qemu, path=program))
+
+
+def test_a_qemu_that_crashes_while_its_guest_boots_is_started_again(images: ImageSet, kernel: Kernel) -> None:
+    with crashing(images, BOOTS - 1) as spoilt, opened(spoilt, kernel) as session:
+        _, verdict, _ = run(session)
+    assert verdict.outcome in (Outcome.PASS, Outcome.INVALID), verdict.reason
+
+
+def test_a_qemu_that_crashes_each_time_is_given_up(images: ImageSet, kernel: Kernel) -> None:
+    with (
+        crashing(images, BOOTS) as spoilt,
+        pytest.raises(GuestError, match="QEMU was ended by SIGABRT"),
+        opened(spoilt, kernel),
+    ):
+        pass
 
 
 def test_a_qemu_that_is_stopped_costs_the_deadline_and_accuses_nobody(

@@ -11,7 +11,7 @@ from typing import cast
 
 import msgspec
 
-from lab.errors import DeadlineError, GuestError, GuestGone, HostError
+from lab.errors import DeadlineError, GuestError, GuestGone, GuestUnfit, HostError
 from lab.guest.command import InheritedFds, command_line
 from lab.guest.config import GuestKeys, GuestSpec
 from lab.guest.console import Console
@@ -28,7 +28,7 @@ from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.files import write_whole
 from lab.host.handing import HandedFiles
-from lab.model.evidence import VcpuRunning
+from lab.model.evidence import Ending, VcpuRunning
 
 CONSOLE_LOG = "console.log"
 QEMU_LOG = "qemu.log"
@@ -144,6 +144,7 @@ def start_guest(
     :param handed: the files that ``spec.plugin`` names, if there are any
     :raise HostError: QEMU did not start, or run_dir is not writable
     :raise GuestGone: the guest ended during boot; the text quotes its console and QEMU's messages
+    :raise GuestUnfit: QEMU was ended by a signal during boot; the text quotes the same
     :raise DeadlineError: the guest did not boot before the deadline; the text quotes the same
     """
     if not os.access(spec.qemu.path, os.X_OK):
@@ -177,7 +178,11 @@ def start_guest(
         except GuestError as error:
             if latch.seen is not None:
                 console.wait_closed(deadline.within(1.0))
-            raise _describe(error, console, run_dir / QEMU_LOG) from error
+            told = _describe(error, console, run_dir / QEMU_LOG)
+            if latch.seen is not None and latch.seen.kind is Ending.LAB:
+                # No guest ends QEMU by a signal: a defect of QEMU does, or the host.
+                raise GuestUnfit(str(told)) from error
+            raise told from error
         yield Machine(
             process=process,
             qmp=qmp,

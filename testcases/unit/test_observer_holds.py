@@ -20,6 +20,7 @@ from lab.observer.link import EXTEND_BOUND_NS
 MS = 1_000_000
 #: How often a host may be too slow.
 LATE_TRIES = 5
+TRIES = 5
 PRIMARY, SIBLING = 0, 1
 #: More than a busy host takes to run the other vCPU.
 BOUND_US = 400_000
@@ -188,13 +189,21 @@ def test_who_is_early_for_a_phase_that_does_not_come_is_let_go_and_said_to_have_
 
 def test_any_block_is_the_first_that_a_vcpu_begins_in_a_phase(plugin: Path, tmp_path: Path) -> None:
     hold = Hold(at="any-block", vcpu=SIBLING, phase=Phase.CLOSING, bound_us=BOUND_US)
-    with start_bench(tmp_path, plugin, call_in="set_up") as bench:
-        evidence = run_held(bench, FoundHold(hold, None, 0), cover=True)
-    (held,) = events_of(evidence, EventKind.HELD)
-    (window,) = evidence.windows
-    assert held.vcpu == SIBLING
-    assert held.seq > window.close_seq
-    assert evidence.arrivals[0] > 1
+    arrivals = 0
+    for attempt in range(TRIES):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        with start_bench(folder, plugin, call_in="set_up") as bench:
+            evidence = run_held(bench, FoundHold(hold, None, 0), cover=True)
+        (held,) = events_of(evidence, EventKind.HELD)
+        (window,) = evidence.windows
+        assert held.vcpu == SIBLING
+        assert held.seq > window.close_seq
+        # Where the host keeps the thread from running until the phase is over, it begins no second block in it.
+        arrivals = max(arrivals, evidence.arrivals[0])
+        if arrivals > 1:
+            break
+    assert arrivals > 1
 
 
 @pytest.mark.parametrize(
