@@ -62,10 +62,11 @@ _LIMIT_RANGES: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
-def read_campaign(path: Path, drawn_seed: int) -> CampaignSpec:
+def read_campaign(path: Path, drawn_seed: int, mechanism: str = "") -> CampaignSpec:
     """Read a campaign file, and the scenario files that it names.
 
     :param drawn_seed: what its seed is where it has none
+    :param mechanism: what it is where a scenario leaves it out, the one of a kernel that is brought; empty for none
     :raise UsageError: it is no such file; the error names file, key and what is allowed
     """
     what = f"campaign '{path}'"
@@ -77,7 +78,7 @@ def read_campaign(path: Path, drawn_seed: int) -> CampaignSpec:
     return CampaignSpec(
         summary=summary,
         seed=_read_whole(table.get("seed", drawn_seed), 0, MAX_SEED, f"{what}: key 'seed'", ALLOWED["seed"]),
-        parts=_read_parts(table["scenarios"], path, what),
+        parts=_read_parts(table["scenarios"], path, what, mechanism),
         limits=_read_limits(table.get("limits", {}), what),
     )
 
@@ -113,10 +114,10 @@ def _read_whole(value: object, low: int, high: int, what: str, allowed: str) -> 
     return value
 
 
-def _read_parts(value: object, path: Path, what: str) -> tuple[Part, ...]:
+def _read_parts(value: object, path: Path, what: str, mechanism: str) -> tuple[Part, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_PARTS:
         raise UsageError(f"{what}: key 'scenarios' is {_show(value)}: allowed are {ALLOWED['scenarios']}")
-    parts = tuple(_read_part(each, path, f"{what}: scenarios[{index}]") for index, each in enumerate(value))
+    parts = tuple(_read_part(each, path, f"{what}: scenarios[{index}]", mechanism) for index, each in enumerate(value))
     seen: set[str] = set()
     for index, part in enumerate(parts):
         if part.name in seen:
@@ -127,13 +128,13 @@ def _read_parts(value: object, path: Path, what: str) -> tuple[Part, ...]:
     return parts
 
 
-def _read_part(value: object, path: Path, what: str) -> Part:
+def _read_part(value: object, path: Path, what: str, mechanism: str) -> Part:
     if not isinstance(value, dict):
         raise UsageError(f"{what} is {_show(value)}: allowed is a table with the keys {', '.join(PART_KEYS)}")
     _check_keys(value, PART_KEYS, what)
     if sum(key in value for key in ("file", "scenario", "sweep")) != 1:
         raise UsageError(f"{what}: allowed is one of the keys 'file', 'scenario' and 'sweep', and one is needed")
-    name, scenario, points = _read_scenario(value, path, what)
+    name, scenario, points = _read_scenario(value, path, what, mechanism)
     name = value.get("name", name)
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise UsageError(f"{what}: key 'name' is {_show(name)}: allowed is {PART_KEYS['name']}")
@@ -155,14 +156,15 @@ class _Points(msgspec.Struct, frozen=True):
     kernel_sha256: str = ""
 
 
-def _read_scenario(value: Mapping[str, Any], path: Path, what: str) -> tuple[str, Scenario, _Points]:
+def _read_scenario(value: Mapping[str, Any], path: Path, what: str, mechanism: str) -> tuple[str, Scenario, _Points]:
     """Return a scenario, what it is called where it has no name of its own, and its points where it has some."""
     if "scenario" in value:
         table = value["scenario"]
         if not isinstance(table, dict):
             raise UsageError(f"{what}: key 'scenario' is {_show(table)}: allowed is {PART_KEYS['scenario']}")
         # A scenario without a file of its own needs no summary: the campaign has one.
-        read = read_scenario_table({"summary": "part of a campaign", **table}, f"{path}: {what.split(': ')[-1]}", "")
+        keys = {"summary": "part of a campaign", **table}
+        read = read_scenario_table(keys, f"{path}: {what.split(': ')[-1]}", "", mechanism)
         return find_mechanism(read.scenario.mechanism).name, read.scenario, _Points()
     if "sweep" in value:
         return _read_sweep(value["sweep"], path, what)
@@ -171,7 +173,7 @@ def _read_scenario(value: Mapping[str, Any], path: Path, what: str) -> tuple[str
         raise UsageError(f"{what}: key 'file' is {_show(name)}: allowed is {PART_KEYS['file']}")
     file = path.parent / name
     text = read_text(file, MAX_FILE_BYTES, f"{what}: scenario")
-    return file.stem, parse_scenario(text, str(file), file.stem).scenario, _Points()
+    return file.stem, parse_scenario(text, str(file), file.stem, mechanism).scenario, _Points()
 
 
 def _read_sweep(name: object, path: Path, what: str) -> tuple[str, Scenario, _Points]:

@@ -79,9 +79,10 @@ def _list_options() -> Iterator[tuple[str, Any]]:
         yield axis.parameter, Annotated[takes | None, option]
 
 
-def read_scenario(path: Path) -> NamedScenario:
+def read_scenario(path: Path, mechanism: str = "") -> NamedScenario:
     """Read a scenario file, or the one of this project that has a name.
 
+    :param mechanism: what it is where the file leaves it out, empty for none
     :raise UsageError: it cannot be read, or is no scenario
     """
     if not path.exists() and path.name == str(path):
@@ -90,17 +91,18 @@ def read_scenario(path: Path) -> NamedScenario:
         if near and not named.is_file():
             raise UsageError(f"scenario '{path}' is neither a file nor a name of lab scenarios{near}")
         path = named if named.is_file() else path
-    return parse_scenario(read_text(path, MAX_FILE_BYTES, "scenario"), str(path), path.stem)
+    return parse_scenario(read_text(path, MAX_FILE_BYTES, "scenario"), str(path), path.stem, mechanism)
 
 
-def make_scenario(given: Axes, mechanism: str | None) -> Scenario:
+def make_scenario(given: Axes, mechanism: str | None, default: str = "") -> Scenario:
     """Return the scenario of a file, or the default one, with what was given in place of its own; not checked yet.
 
     :param mechanism: None takes that of the file
+    :param default: what it is where the file leaves it out, too; empty for none
     :raise UsageError: neither names a mechanism, or an option is no value
     """
     if given.scenario is not None:
-        scenario = read_scenario(given.scenario).scenario
+        scenario = read_scenario(given.scenario, mechanism or default).scenario
     elif mechanism is not None:
         scenario = Scenario(mechanism=mechanism)
     else:

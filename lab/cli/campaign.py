@@ -49,7 +49,7 @@ from lab.cli.app import (
     tell_trial,
 )
 from lab.cli.campaign_view import View, make_list_table, make_summary_view, open_view
-from lab.cli.choice import build_bases, take_own
+from lab.cli.choice import build_bases, find_mechanism_of, take_own
 from lab.cli.ending import run_sitting, tell_hunt, tell_run, tell_soundness
 from lab.cli.progress import open_progress
 from lab.errors import EvidenceError, LabError, UsageError
@@ -116,7 +116,8 @@ def start(
 ) -> None:
     """Begin a campaign and run it: exit 0 when every scenario did what is expected of it, 1 when not."""
     own = take_own(kernel, vmlinux)
-    spec = _limit(read_campaign(file, secrets.randbelow(_DRAWN_SEEDS)), time, trials, until_failure, dump_memory)
+    read = read_campaign(file, secrets.randbelow(_DRAWN_SEEDS), find_mechanism_of(own))
+    spec = _limit(read, time, trials, until_failure, dump_memory)
     if spec.limits.trials is None and spec.limits.hours is None and spec.limits.until_failure is None:
         raise UsageError("the campaign would never end: give --for, --trials or --until-failure, or one in its limits")
     where = _choose_where(workers, scheduler, evidence_dir)

@@ -72,7 +72,7 @@ def choose_scenarios(
     if not names and axes.scenario is None:
         names = list(default) if own is None else [_find_only(there)]
     asked: list[str | None] = [*dict.fromkeys(names)]
-    scenarios = tuple(make_scenario(axes, name) for name in asked or [None])
+    scenarios = tuple(make_scenario(axes, name, find_mechanism_of(own)) for name in asked or [None])
     for scenario in scenarios:
         scenario.check()
         if scenario.mechanism not in there:
@@ -124,6 +124,12 @@ def _check_kernels(scenarios: tuple[Scenario, ...], own: "GivenKernel | None") -
         if own is not None and base != own.base.name:
             there = ", ".join(each.name for each in mechanisms_of(own.base.name))
             raise UsageError(f"mechanism '{scenario.mechanism}' is not there: this kernel has {there}")
+
+
+def find_mechanism_of(own: "GivenKernel | None") -> str:
+    """Return the mechanism that files may leave out, empty where they may not."""
+    there = [] if own is None else [each.name for each in mechanisms_of(own.base.name)]
+    return there[0] if len(there) == 1 else ""
 
 
 def _find_only(there: list[str]) -> str:

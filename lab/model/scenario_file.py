@@ -43,18 +43,26 @@ class NamedScenario(msgspec.Struct, frozen=True):
     scenario: Scenario
 
 
-def parse_scenario(text: str, file: str, name: str) -> NamedScenario:
+def parse_scenario(text: str, file: str, name: str, mechanism: str = "") -> NamedScenario:
     """Read a scenario; a key that is left out has the default of :class:`lab.model.scenario.Scenario`.
 
     :param file: what errors call it
+    :param mechanism: what it is where the file leaves it out, the one of a kernel that is brought; empty for none
     :raise UsageError: it is no such text; the error names the file, the key and what is allowed
     """
-    return read_scenario_table(load_toml(text, f"scenario '{file}'"), file, name)
+    return read_scenario_table(load_toml(text, f"scenario '{file}'"), file, name, mechanism)
 
 
-def read_scenario_table(table: Mapping[str, Any], file: str, name: str) -> NamedScenario:
-    """Read a scenario from its keys; raises as :func:`parse_scenario` does."""
-    _check_keys(table, ("summary", "mechanism"), file)
+def read_scenario_table(table: Mapping[str, Any], file: str, name: str, mechanism: str = "") -> NamedScenario:
+    """Read a scenario from its keys; takes and raises what :func:`parse_scenario` does."""
+    _check_keys(table, ("summary",), file)
+    if "mechanism" not in table:
+        if not mechanism:
+            raise UsageError(
+                f"scenario '{file}': key 'mechanism' is missing: {ALLOWED['mechanism']}; only that of a kernel with one"
+                " mechanism, which --kernel and --vmlinux bring, may be left out"
+            )
+        table = {**table, "mechanism": mechanism}
     summary = table["summary"]
     if not isinstance(summary, str) or not summary.strip() or not summary.isprintable():
         raise UsageError(f"scenario '{file}': key 'summary' is not {ALLOWED['summary']}")

@@ -186,3 +186,20 @@ def test_one_pass_in_so_many_is_kept() -> None:
     spec = make_spec(keep_passes_one_in=10)
     assert [number for number in range(1, 31) if keeps_pass(spec, number)] == [1, 11, 21]
     assert not any(keeps_pass(make_spec(keep_passes_one_in=0), number) for number in range(1, 100))
+
+
+def test_scenarios_may_leave_out_the_mechanism_of_a_kernel_that_is_brought(tmp_path: Path) -> None:
+    text = """summary = "mine"
+[[scenarios]]
+name = "inside"
+scenario = { nmis = 3 }
+[[scenarios]]
+name = "beside"
+file = "mine.toml"
+"""
+    (tmp_path / "mine.toml").write_text('summary = "s"\nnmis = 4\n')
+    spec = read_campaign(write(tmp_path, text), 1, "stock-nmi")
+    assert {part.scenario.mechanism for part in spec.parts} == {"stock-nmi"}
+    assert [part.scenario.nmis for part in spec.parts] == [3, 4]
+    with pytest.raises(UsageError, match="key 'mechanism' is missing"):
+        read_campaign(write(tmp_path, text), 1)

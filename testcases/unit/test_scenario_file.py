@@ -293,3 +293,15 @@ def test_place_options_add_up_in_their_order() -> None:
         Placed(at="window-close", role=Role.PRIMARY, until=1, nmi=Target.NONE),
         Placed(at="asm_exc_nmi+0x0", role=Role.SIBLING, phase=Phase.CLOSING, arrival=2),
     )
+
+
+def test_a_mechanism_that_is_left_out_is_that_of_the_kernel_that_is_brought(tmp_path: Path) -> None:
+    left_out = 'summary = "s"\nnmis = 3\n'
+    assert parse_scenario(left_out, "f", "f", "stock-nmi").scenario == Scenario(mechanism="stock-nmi", nmis=3)
+    assert parse_scenario(HEAD, "f", "f", "stock-nmi").scenario.mechanism != "stock-nmi"
+    with pytest.raises(UsageError, match="only that of a kernel with one mechanism, which --kernel"):
+        parse_scenario(left_out, "f", "f")
+    path = tmp_path / "f.toml"
+    path.write_text(left_out)
+    assert make_scenario(Axes(scenario=path), None, "stock-nmi").mechanism == "stock-nmi"
+    assert make_scenario(Axes(scenario=path), "nmi-self").mechanism == "nmi-self"
