@@ -34,6 +34,7 @@ from lab.mechanisms.table import FIRST_CAMPAIGN
 if TYPE_CHECKING:
     from lab.build.images import ImageSet
     from lab.campaign.definition import CampaignSpec
+    from lab.report.since import Since
 
 # What runs trials and draws pages is loaded once there is something to run or draw: wrong usage needs none of it.
 
@@ -121,23 +122,29 @@ def _page_of_what_ends(folder: Path) -> Iterator[None]:
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a run, a campaign or test-hosts")],
+    since: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="say what is new against this earlier run or campaign")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the page of a run, of a campaign or of a fresh host again."""
-    if not folder.is_dir():
-        raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
+    for given in (folder, *([since] if since is not None else [])):
+        if not given.is_dir():
+            raise UsageError(f"'{given}' is not a folder: that of a run or of a campaign is needed")
     from lab.cli.ending import tell_run
     from lab.report.hosts_page import RECORDS
     from lab.report.page import write_report
 
+    if since is not None and (folder / RECORDS).exists():
+        raise UsageError("--since is for runs and campaigns: a fresh host has no trials to compare")
     if not _is_run(folder):
-        _report_campaign(folder, as_json)
+        _report_campaign(folder, since, as_json)
         return
     try:
         if (folder / RECORDS).exists():
             _report_hosts(folder, as_json)
             return
-        page = write_report(folder)
+        page = write_report(folder, _find_since(folder, since))
     except EvidenceError as error:
         raise UsageError(str(error)) from error
     tell_run(folder, page, as_json)
@@ -162,13 +169,19 @@ def _report_hosts(folder: Path, as_json: bool) -> None:
         out().print(f"report: {page}", soft_wrap=True)
 
 
-def _report_campaign(folder: Path, as_json: bool) -> None:
+def _find_since(folder: Path, earlier: Path | None) -> "Since | None":
+    from lab.report.since import find_since
+
+    return None if earlier is None else find_since(folder, earlier)
+
+
+def _report_campaign(folder: Path, since: Path | None, as_json: bool) -> None:
     from lab.campaign.reader import summarise
     from lab.cli.campaign_view import make_summary_view
     from lab.report.campaign_page import write_campaign_report
 
     try:
-        page = write_campaign_report(folder)
+        page = write_campaign_report(folder, _find_since(folder, since))
         summaries = summarise(folder)
     except EvidenceError as error:
         raise UsageError(str(error)) from error

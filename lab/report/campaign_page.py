@@ -27,6 +27,7 @@ from lab.report.environment import make_environment
 from lab.report.example import find_evidence, link_evidence
 from lab.report.landings import CoverageRow, Uniformity, correct, tally_places
 from lab.report.page import PAGE
+from lab.report.since import Since
 from lab.report.stacks import Column, Stacks, draw_stacks
 from lab.report.text import tell_time
 
@@ -165,9 +166,10 @@ class Shown:
         return sum(part.met is None for part in self.summary.parts)
 
 
-def write_campaign_report(folder: Path) -> Path:
+def write_campaign_report(folder: Path, since: Since | None = None) -> Path:
     """Write the page of a campaign, or of merged campaigns, into the folder. Return the path of the page.
 
+    :param since: what is new against an earlier one, None to say nothing of that
     :raise UsageError: the folder has no campaign
     :raise EvidenceError: the store is damaged, or belongs to another lab
     :raise HostError: the page could not be written
@@ -176,6 +178,7 @@ def write_campaign_report(folder: Path) -> Path:
         shown = _correct([_show(folder, each, len(campaigns)) for each in campaigns[:MAX_CAMPAIGNS]])
         page = make_environment().get_template("campaign.html").render(
             campaigns=shown,
+            since=since,
             campaigns_more=len(campaigns[MAX_CAMPAIGNS:]),
             title=_tell_standing(tuple(each.standing for each in shown)),
             killed=KILLED,

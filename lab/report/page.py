@@ -42,6 +42,7 @@ from lab.report.figures import (
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import REFERENCE, Added, measure_added
 from lab.report.plots import draw_compared
+from lab.report.since import Since
 
 PAGE = "index.html"
 
@@ -89,9 +90,10 @@ class Listed:
     problem: str
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, since: Since | None = None) -> Path:
     """Write the page of a run into the run's folder. Return the path of the page.
 
+    :param since: what is new against an earlier one, None to say nothing of that
     :raise EvidenceError: the folder has no run, or a damaged run
     :raise HostError: the page could not be written
     """
@@ -100,6 +102,7 @@ def write_report(run_folder: Path) -> Path:
     listed = _list_trials(run_folder, run)
     page = make_environment().get_template("page.html").render(
         reproduce=reproduce,
+        since=since,
         info=run.info,
         torn=run.torn,
         trials=len(run.records),

@@ -37,6 +37,7 @@ TOP = {"cli"}
 ROOMS |= {module: set(ROOMS) | TOP for module in TOP}
 #: Beyond its rooms, a report may import what reads the store and evidence folders, and nothing that runs trials.
 READERS = {
+    "lab.campaign.about",
     "lab.campaign.database",
     "lab.campaign.run_folder",
     "lab.campaign.old_runs",
