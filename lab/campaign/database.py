@@ -15,6 +15,10 @@ from lab.host.deadline import Deadline
 from lab.host.lock import try_lock
 
 NAME: Final = "campaign.sqlite"
+#: Beside the store: the folder of all trials' evidence.
+TRIALS: Final = "trials"
+#: Beside the store: by this file somebody asks the running campaign to end after its running trials.
+STOP: Final = "STOP"
 #: A reader holds no lock that a writer waits for; a checkpoint by another one takes moments.
 BUSY_S: Final = 30.0
 #: Whoever looks whether a campaign runs has its lock for less, and a writer waits so long.
@@ -36,6 +40,18 @@ def lock_campaign(folder: Path) -> Iterator[None]:
                 raise UsageError(f"another lab runs a campaign in '{folder}': name another folder, or stop that one")
             time.sleep(_POLL_S)
         yield
+
+
+def stop_campaign(folder: Path) -> None:
+    """Have a campaign end after its running trials.
+
+    :raise UsageError: none runs there
+    """
+    if not (folder / NAME).is_file():
+        raise UsageError(f"'{folder}' holds no campaign: {NAME} is missing")
+    if not is_running(folder):
+        raise UsageError(f"no campaign runs in '{folder}'")
+    (folder / STOP).touch()
 
 
 def is_running(folder: Path) -> bool:

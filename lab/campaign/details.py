@@ -14,7 +14,7 @@ from lab.campaign.database import NAME
 from lab.campaign.definition import CampaignSpec
 from lab.campaign.reader import Failure, PartStanding, Summary, find_failures, open_campaigns, sum_up
 from lab.campaign.rows import read_rows, select
-from lab.campaign.store import read_spec
+from lab.campaign.stored import read_spec
 from lab.campaign.sums import sum_findings, sum_masked
 from lab.errors import EvidenceError
 from lab.expected.expect import QUIET

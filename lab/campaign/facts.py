@@ -4,13 +4,15 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lab.build.images import ImageSet
 from lab.errors import EvidenceError
 from lab.model.evidence import Images
+
+if TYPE_CHECKING:
+    from lab.build.images import ImageSet
 
 _BYTES_PER_GIB: Final = 2**30
 
@@ -26,7 +28,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     host: dict[str, str] = {}
 
 
-def gather_facts(images: Mapping[str, ImageSet]) -> Facts:
+def gather_facts(images: "Mapping[str, ImageSet]") -> Facts:
     """Return what a sitting runs on that begins now, on this host.
 
     :param images: by base

@@ -17,7 +17,6 @@ from lab.model.placed import Placed
 from lab.model.plan import MAX_SEED
 from lab.model.scenario import Scenario
 from lab.model.scenario_file import MAX_FILE_BYTES, load_toml, parse_scenario, read_scenario_table
-from lab.sweep.journal import Tried, read_begun, read_lines
 
 MAX_PARTS: Final = 200
 MAX_WEIGHT: Final = 1_000_000
@@ -180,6 +179,9 @@ def _read_sweep(name: object, path: Path, what: str) -> tuple[str, Scenario, _Po
     """Return a sweep's points, as they were tried; those that could not be are none."""
     if not isinstance(name, str) or not name or not name.isprintable():
         raise UsageError(f"{what}: key 'sweep' is {_show(name)}: allowed is {PART_KEYS['sweep']}")
+    # A campaign without a sweep, and a mistyped one, need not read journals.
+    from lab.sweep.journal import Tried, read_begun, read_lines
+
     folder = path.parent / name
     begun = read_begun(folder)
     lines, _ = read_lines(folder)

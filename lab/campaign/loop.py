@@ -12,6 +12,7 @@ import msgspec
 
 from lab import __version__
 from lab.build.images import ImageSet
+from lab.campaign.database import STOP
 from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Chosen, Part, choose_trial, narrow
 from lab.campaign.executor import Executor
 from lab.campaign.job import Attempt, Broken, Job, TrialDone, Unstarted
@@ -23,8 +24,6 @@ from lab.errors import BuildError
 from lab.model.boot import Boot
 from lab.model.verdict import Durations, NmiCount, Outcome, TrialRecord
 
-#: Somebody asks the running campaign to end after its running trials by this file in its folder.
-STOP: Final = "STOP"
 #: A guest that did not boot so often in a row, on whichever worker, never will.
 MAX_FAILED_BOOTS: Final = 3
 #: Of failures by title, which are shown while a campaign runs.

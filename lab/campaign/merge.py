@@ -10,9 +10,8 @@ from typing import Final
 
 import msgspec
 
-from lab.campaign.database import NAME, lock_campaign, open_reader, open_writer, transaction
-from lab.campaign.retention import TRIALS
-from lab.campaign.shared_evidence import find_root
+from lab.campaign.database import NAME, TRIALS, lock_campaign, open_reader, open_writer, transaction
+from lab.campaign.stored import find_root
 from lab.errors import EvidenceError, UsageError
 from lab.evidence.folder import MAX_FILES, limit_raw, read_evidence, read_verdict, write_evidence, write_verdict
 from lab.evidence.foreign import ForeignFolder

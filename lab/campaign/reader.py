@@ -13,8 +13,7 @@ from lab.campaign.database import NAME, is_running, open_reader
 from lab.campaign.definition import CampaignSpec, Part
 from lab.campaign.kills import weigh_mutants
 from lab.campaign.rows import read_rows, select
-from lab.campaign.shared_evidence import find_root
-from lab.campaign.store import read_spec
+from lab.campaign.stored import find_root, read_spec
 from lab.campaign.sums import (
     MAX_BUCKETS,
     BucketStanding,

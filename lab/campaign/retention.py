@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from lab.campaign.database import TRIALS
 from lab.campaign.job import TrialDone, unpack_evidence
 from lab.campaign.shared_evidence import clear_incoming, drop_staged, take_staged
 from lab.campaign.store import CampaignStore, Kept, Slimmed
@@ -30,7 +31,6 @@ from lab.judge.stall import describe_stall
 from lab.model.verdict import Outcome
 from lab.trial.stall import drop_dump
 
-TRIALS: Final = "trials"
 #: Ends the name of evidence that has lost its dump.
 _SLIM: Final = "-without-dump"
 #: What is said of a dump in its place.

@@ -7,9 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from lab.campaign.database import NAME
-from lab.campaign.loop import STOP
-from lab.campaign.retention import TRIALS
+from lab.campaign.database import NAME, STOP, TRIALS
 from lab.errors import HostError, UsageError
 from lab.evidence.folder import RUN_MARKER, claim_output, holds_only_evidence, is_marked, refuse_output
 

@@ -37,8 +37,6 @@ OWNER: Final = "owner.json"
 MAX_OWNER_BYTES: Final = 64 * 1024
 _WORD_BYTES: Final = 16
 _WORD: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
-#: As :meth:`lab.campaign.store.CampaignStore.create` draws it.
-_UID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,20 +49,6 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     uid: str
     host: str
     folder: str
-
-
-def find_root(evidence_dir: str, uid: str, folder: Path) -> Path:
-    """Return the folder that names of a campaign's evidence are relative to; nothing is touched.
-
-    :param evidence_dir: as a store has it, empty for the campaign's own folder
-    :param folder: the campaign's own
-    :raise EvidenceError: a foreign store has what is no path of ours
-    """
-    if not evidence_dir:
-        return folder
-    if not Path(evidence_dir).is_absolute() or ".." in Path(evidence_dir).parts or _UID.fullmatch(uid) is None:
-        raise EvidenceError(f"a store says that evidence is in {evidence_dir[:80]!r}, which is no place of ours")
-    return Path(evidence_dir, uid)
 
 
 def check_evidence_dir(path: Path) -> str:

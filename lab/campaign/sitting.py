@@ -12,17 +12,18 @@ from typing import Final
 import msgspec
 
 from lab.build.images import ImageSet
-from lab.campaign.database import NAME, is_running, lock_campaign, open_writer
+from lab.campaign.database import NAME, STOP, is_running, lock_campaign, open_writer
 from lab.campaign.definition import CampaignSpec, Until
 from lab.campaign.executor import Executor, InlineExecutor
 from lab.campaign.facts import gather_facts
 from lab.campaign.image_transfer import ImageSource, open_images
-from lab.campaign.loop import STOP, Campaign, Result, Standing
+from lab.campaign.loop import Campaign, Result, Standing
 from lab.campaign.over import Over
 from lab.campaign.processes import ProcessExecutor
 from lab.campaign.reader import group_records
-from lab.campaign.shared_evidence import INCOMING, OWNER, check_root, claim_root, clear_incoming, find_root
+from lab.campaign.shared_evidence import INCOMING, OWNER, check_root, claim_root, clear_incoming
 from lab.campaign.store import CampaignStore
+from lab.campaign.stored import find_root
 from lab.errors import LabError, UsageError
 from lab.evidence.folder import claim_output, refuse_output
 from lab.host.run_dir import sweep
@@ -174,18 +175,6 @@ def resume_campaign(
         if spec != before:
             store.change_spec(spec)
         return _sit(store, uid, spec, images, where, watch)
-
-
-def stop_campaign(folder: Path) -> None:
-    """Have a campaign end after its running trials.
-
-    :raise UsageError: none runs there
-    """
-    if not (folder / NAME).is_file():
-        raise UsageError(f"'{folder}' holds no campaign: {NAME} is missing")
-    if not is_running(folder):
-        raise UsageError(f"no campaign runs in '{folder}'")
-    (folder / STOP).touch()
 
 
 def _take_root(store: CampaignStore, uid: str, *, named: bool) -> None:

@@ -19,9 +19,9 @@ from lab.campaign.database import NAME, explain, transaction
 from lab.campaign.definition import CampaignSpec
 from lab.campaign.facts import Facts
 from lab.campaign.job import TrialDone
-from lab.campaign.shared_evidence import find_root
+from lab.campaign.stored import find_root, read_spec
 from lab.campaign.sums import add_places, sum_buckets, sum_coverage, sum_outcomes
-from lab.errors import EvidenceError, UsageError
+from lab.errors import UsageError
 
 #: Files of a base whose hashes are kept.
 _FILES: Final = ("kernel", "vmlinux", "initramfs", "observer")
@@ -361,20 +361,6 @@ class CampaignStore:
 
     def _ask_number(self, query: str) -> int:
         return int(self._connection.execute(query, (self._campaign,)).fetchone()[0])
-
-
-def read_spec(text: str, path: Path) -> CampaignSpec:
-    """Return a campaign's description as it was stored.
-
-    :raise EvidenceError: this lab cannot read it
-    """
-    try:
-        spec = msgspec.json.decode(text, type=CampaignSpec)
-        for part in spec.parts:
-            part.scenario.check()
-    except (msgspec.MsgspecError, ValueError, RecursionError, UsageError) as error:
-        raise EvidenceError(f"'{path}' holds a campaign that this lab does not understand: {error}") from error
-    return spec
 
 
 def now() -> str:

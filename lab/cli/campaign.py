@@ -1,44 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``lab campaign``: start, watch, stop, go on with, list and join campaigns, and run one of their trials alone."""
 
-import contextlib
-import functools
-import re
 import secrets
-import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
 
-from lab.build.images import ImageSet
-from lab.build.mutants import build_mutant
-from lab.build.qemu import find_qemu, find_same_qemu
-from lab.campaign.database import NAME
-from lab.campaign.definition import CampaignSpec, Front, Order, Part, check_kernels, choose_trial
+from lab.build.qemu import find_qemu
+from lab.campaign.definition import CampaignSpec, Order, choose_trial
 from lab.campaign.file import change_limits, read_campaign
-from lab.campaign.hunt import build_hunt
-from lab.campaign.loop import Result
-from lab.campaign.merge import merge_campaigns
-from lab.campaign.reader import Summary, read_campaign_qemu, read_campaign_spec, summarise
-from lab.campaign.runs import find_front
-from lab.campaign.shared_evidence import check_evidence_dir
-from lab.campaign.sitting import (
-    Join,
-    Watch,
-    Where,
-    claim_campaign_output,
-    resume_campaign,
-    start_campaign,
-    stop_campaign,
-)
 from lab.cli.app import (
     DumpLimitOption,
-    Interrupted,
     JsonOption,
     KernelOption,
     OutOption,
@@ -46,26 +21,18 @@ from lab.cli.app import (
     VmlinuxOption,
     out,
     print_json,
-    tell_trial,
 )
-from lab.cli.campaign_view import View, make_list_table, make_summary_view, open_view
-from lab.cli.choice import build_bases, find_mechanism_of, take_own
-from lab.cli.ending import run_sitting, tell_hunt, tell_run, tell_soundness
-from lab.cli.progress import open_progress
+from lab.cli.choice import find_mechanism_of, take_own
 from lab.errors import EvidenceError, LabError, UsageError
-from lab.evidence.folder import claim_trial_output
-from lab.kernelimage.vmlinux import Kernel, read_kernel
 from lab.model.duration import read_seconds
-from lab.model.qemu import Qemu
-from lab.report.page import PAGE
-from lab.trial.given import GivenKernel
-from lab.trial.pool import WarmGuest
-from lab.trial.record import keep_trial
-from lab.trial.tampering import find_preparation
+
+if TYPE_CHECKING:
+    from lab.campaign.reader import Summary
+
+# What reads stores and runs trials is loaded by the commands that need it, and not to refuse a mistyped word.
 
 #: Seeds that nobody chose are short enough to be typed.
 _DRAWN_SEEDS: Final = 2**32
-_ADDRESS: Final = re.compile(r"[a-z]{2,8}://[^\s/]+", re.ASCII)
 MAX_WORKERS: Final = 256
 _S_PER_HOUR: Final = 3_600
 
@@ -120,16 +87,9 @@ def start(
     spec = _limit(read, time, trials, until_failure, dump_memory)
     if spec.limits.trials is None and spec.limits.hours is None and spec.limits.until_failure is None:
         raise UsageError("the campaign would never end: give --for, --trials or --until-failure, or one in its limits")
-    where = _choose_where(workers, scheduler, evidence_dir)
-    on = find_qemu(qemu)
-    with open_view() as view, _stoppable() as asked:
-        folder = claim_campaign_output(out)
+    from lab.cli.campaign_run import choose_where, run_new
 
-        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
-            return _build(spec, view.say, own, on)
-
-        result = run_sitting(folder, lambda: start_campaign(folder, spec, build, where, _watch(view, asked)))
-    _tell_end(folder, result, as_json)
+    run_new(out, spec, choose_where(workers, scheduler, evidence_dir), own, find_qemu(qemu), as_json)
 
 
 @campaign.command()
@@ -149,35 +109,25 @@ def resume(
 ) -> None:
     """Run those trials of a campaign that have no record, however it ended; limits given here replace its own."""
     own = take_own(kernel, vmlinux)
-    where = _choose_where(workers, scheduler, evidence_dir)
-    with open_view() as view, _stoppable() as asked:
+    from lab.cli.campaign_run import choose_where, run_left
 
-        def build(spec: CampaignSpec) -> Mapping[str, ImageSet]:
-            return _build(spec, view.say, own, find_same_qemu(read_campaign_qemu(folder), qemu))
-
-        result = run_sitting(
-            folder,
-            lambda: resume_campaign(
-                folder,
-                lambda spec: _limit(spec, time, trials, until_failure, dump_memory),
-                build,
-                where,
-                _watch(view, asked),
-                other_qemu=qemu is not None,
-            ),
-        )
-    _tell_end(folder, result, as_json)
+    where = choose_where(workers, scheduler, evidence_dir)
+    run_left(folder, lambda spec: _limit(spec, time, trials, until_failure, dump_memory), where, own, qemu, as_json)
 
 
 @campaign.command()
 def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Say how far a campaign is, also while it runs."""
-    _show(folder, as_json)
+    from lab.cli.campaign_view import show_campaigns
+
+    show_campaigns(folder, as_json)
 
 
 @campaign.command()
 def stop(folder: FolderArgument) -> None:
     """Have a campaign end once its running trials have; 'resume' goes on with it."""
+    from lab.campaign.database import stop_campaign
+
     stop_campaign(folder)
     out().print(f"the campaign in '{folder}' ends after its running trials")
 
@@ -190,6 +140,10 @@ def list_campaigns(
     """List the campaigns of a folder."""
     if not folder.is_dir():
         raise UsageError(f"'{folder}' is not a folder: one that holds campaigns' folders is needed")
+    from lab.campaign.database import NAME
+    from lab.campaign.reader import summarise
+    from lab.cli.campaign_view import make_list_table
+
     found: list[Summary] = []
     for each in sorted(path.parent for path in (*folder.glob(NAME), *folder.glob(f"*/{NAME}"))):
         try:
@@ -209,6 +163,10 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join campaigns into a folder: trials of one campaign by number, each once, and other campaigns side by side."""
+    from lab.campaign.merge import merge_campaigns
+    from lab.campaign.sitting import claim_campaign_output
+    from lab.cli.progress import open_progress
+
     target = claim_campaign_output(out)
     if target in [each.resolve() for each in folders]:
         raise UsageError(f"--out '{target}' is one of the folders to join: name a new one")
@@ -235,22 +193,14 @@ def trial(
     as_json: JsonOption = False,
 ) -> None:
     """Run one trial of a campaign alone, on a fresh guest, whether it has been run or not; exit as `lab trial` does."""
+    from lab.campaign.reader import read_campaign_spec
+
     own = take_own(kernel, vmlinux)
     _, spec = read_campaign_spec(folder)
     chosen = choose_trial(spec, number)
-    on = find_same_qemu(read_campaign_qemu(folder), qemu)
-    evidence = claim_trial_output(out)
-    scenario = chosen.part.scenario
-    try:
-        with open_progress() as progress:
-            images, landmarks = _build_part(spec, chosen.part, progress.tell, own, on)
-            prepare = find_preparation(chosen.part.tampering)
-            with WarmGuest(images, landmarks, scenario.boot, progress.tell, prepare) as guest:
-                guest.dump_mib = spec.limits.dump_memory_mib
-                kept = guest.run_trial(scenario, chosen.plan, True)
-    except KeyboardInterrupt:
-        raise Interrupted("no guest is left, and nothing of this trial is kept") from None
-    tell_trial(*keep_trial(evidence, kept, number, str(evidence)), as_json)
+    from lab.cli.campaign_run import run_one
+
+    run_one(folder, spec, chosen, out, own, qemu, as_json)
 
 
 def _limit(
@@ -265,105 +215,6 @@ def _limit(
         spec.limits, hours=hours, trials=trials, until_failure=until_failure, dump_memory_mib=dump_memory
     )
     return msgspec.structs.replace(spec, limits=limits)
-
-
-def _build(spec: CampaignSpec, say: Callable[[str], None], own: GivenKernel | None, on: Qemu) -> Mapping[str, ImageSet]:
-    if spec.front is Front.MUTANTS:
-        return build_hunt(spec, say, on)
-    needed = [part.scenario for part in spec.parts if part.trials or spec.order is Order.DRAWN]
-    images, _ = build_bases(needed, say, own, on)
-    check_kernels(spec, {base: image.kernel_sha256 for base, image in images.items()})
-    return images
-
-
-def _build_part(
-    spec: CampaignSpec, part: Part, say: Callable[[str], None], own: GivenKernel | None, on: Qemu
-) -> tuple[ImageSet, Kernel]:
-    """Return what the guests of one scenario boot from."""
-    if part.images:
-        images = build_mutant(spec.mutants[part.mutant], say, on)
-        return images, read_kernel(images.vmlinux)
-    built, kernels = build_bases((part.scenario,), say, own, on)
-    return built[part.image_key], kernels[part.image_key]
-
-
-def _choose_where(workers: int | None, scheduler: str, evidence_dir: Path | None) -> Where:
-    if workers is not None and scheduler:
-        raise UsageError("--workers and --scheduler exclude each other: the scheduler has workers of its own")
-    if scheduler and _ADDRESS.fullmatch(scheduler) is None:
-        raise UsageError(f"--scheduler '{scheduler}' is no address: allowed is one such as tls://HOST:PORT")
-    shared = "" if evidence_dir is None else check_evidence_dir(evidence_dir)
-    join = _find_join(scheduler) if scheduler else None
-    return Where(workers=workers, scheduler=scheduler, join=join, evidence_dir=shared)
-
-
-def _find_join(address: str) -> Join:
-    """Return what joins a scheduler: the one place where Dask is needed, and imported.
-
-    :raise UsageError: it is not installed
-    """
-    try:
-        from lab.cluster.dask_pool import join_scheduler
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--scheduler needs the extra 'cluster', and the module {error.name} is not installed: install"
-            " 'microcode-nmi-lab[cluster]'"
-        ) from error
-    return functools.partial(join_scheduler, address)
-
-
-def _watch(view: View, asked: Callable[[], bool]) -> Watch:
-    return Watch(asked_to_stop=asked, tell=view.show, say=view.say)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Take the first Ctrl-C as a wish to end after the running trials; the second one ends all at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:  # noqa: ARG001
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        sys.stderr.write("lab: the running trials are finished first; Ctrl-C again ends them now\n")
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _tell_end(folder: Path, result: Result, as_json: bool) -> None:
-    front = find_front(folder)
-    if front is Front.RUN:
-        status = tell_run(folder, folder / PAGE, as_json)
-    elif front is Front.SOUND:
-        status = tell_soundness(folder, as_json)
-    elif front is Front.MUTANTS:
-        status = tell_hunt(folder, as_json)
-    else:
-        status = 0 if all(each.met for each in _show(folder, as_json)) else 1
-        if not as_json and (folder / PAGE).is_file():
-            out().print(f"report: {folder / PAGE}")
-    if not result.finished:
-        again = f"lab campaign resume {shlex.quote(str(folder))}"
-        sys.stderr.write(f"lab: the campaign ended since {result.why}; go on with it by: {again}\n")
-    raise typer.Exit(status)
-
-
-def _show(folder: Path, as_json: bool) -> tuple[Summary, ...]:
-    try:
-        summaries = summarise(folder)
-    except EvidenceError as error:
-        raise UsageError(str(error)) from error
-    if as_json:
-        print_json(summaries[0] if len(summaries) == 1 else {"campaigns": summaries})
-    else:
-        for each in summaries:
-            out().print(make_summary_view(each))
-    return summaries
 
 
 def _print(text: str) -> None:

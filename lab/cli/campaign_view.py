@@ -5,7 +5,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,12 +14,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lab.campaign.loop import Standing
-from lab.campaign.reader import NO_TRIAL, PartStanding, Summary
+from lab.campaign.reader import NO_TRIAL, PartStanding, Summary, summarise
 from lab.campaign.sums import CELLS, BucketStanding
+from lab.cli.app import out, print_json
+from lab.errors import EvidenceError, UsageError
 from lab.model.phase import Phase, Role
 from lab.model.verdict import NO_NMIS_ASKED, Outcome
 from lab.report.text import clean, format_mib, tell_time
+
+if TYPE_CHECKING:
+    from lab.campaign.loop import Standing
 
 #: In a log: a line a minute, and one when something fails.
 LOG_S: Final = 60.0
@@ -31,7 +36,7 @@ class View(Protocol):
     def say(self, step: str) -> None:
         """Say what is being waited for."""
 
-    def show(self, standing: Standing) -> None:
+    def show(self, standing: "Standing") -> None:
         """Show how far the campaign is."""
 
 
@@ -49,7 +54,7 @@ class LogView:
             sys.stderr.write(f"{clean(step)}\n")
             sys.stderr.flush()
 
-    def show(self, standing: Standing) -> None:
+    def show(self, standing: "Standing") -> None:
         """Write a line when it is time for one."""
         if time.monotonic() - self._told_at >= LOG_S:
             self._told_at = time.monotonic()
@@ -67,7 +72,7 @@ class LiveView:
         """Show a step in place of the table."""
         self._live.update(Text(clean(step)))
 
-    def show(self, standing: Standing) -> None:
+    def show(self, standing: "Standing") -> None:
         """Draw the table."""
         self._live.update(draw_standing(standing))
 
@@ -83,7 +88,7 @@ def open_view() -> Iterator[View]:
         yield LiveView(live)
 
 
-def tell_standing(standing: Standing) -> str:
+def tell_standing(standing: "Standing") -> str:
     """Return a campaign's standing as one line."""
     parts = [
         _tell_trials(standing),
@@ -102,7 +107,7 @@ def tell_standing(standing: Standing) -> str:
     return "; ".join(parts)
 
 
-def draw_standing(standing: Standing) -> Group:
+def draw_standing(standing: "Standing") -> Group:
     """Return a campaign's standing as a table with what stands above and below it."""
     table = Table("scenario", *(outcome.value for outcome in Outcome), box=None, pad_edge=False)
     for name, counts in sorted(standing.outcomes.items()):
@@ -185,7 +190,7 @@ def make_list_table(summaries: Iterable[Summary]) -> Table:
     return table
 
 
-def _tell_trials(standing: Standing) -> str:
+def _tell_trials(standing: "Standing") -> str:
     return f"{standing.done} trials" if standing.planned is None else f"{standing.done} of {standing.planned} trials"
 
 
@@ -230,3 +235,20 @@ def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
         for name, count in each.items():
             total[name] = total.get(name, 0) + count
     return total
+
+
+def show_campaigns(folder: Path, as_json: bool) -> tuple[Summary, ...]:
+    """Print how far the campaigns of a folder are, and return it.
+
+    :raise UsageError: it holds none, or a damaged store
+    """
+    try:
+        summaries = summarise(folder)
+    except EvidenceError as error:
+        raise UsageError(str(error)) from error
+    if as_json:
+        print_json(summaries[0] if len(summaries) == 1 else {"campaigns": summaries})
+    else:
+        for each in summaries:
+            out().print(make_summary_view(each))
+    return summaries

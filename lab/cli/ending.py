@@ -5,12 +5,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from lab.campaign.database import NAME, is_running
-from lab.campaign.loop import Result
 from lab.campaign.reader import summarise
 from lab.campaign.runs import is_run, read_run
 from lab.campaign.soundness import read_soundness
@@ -23,6 +22,9 @@ from lab.host.files import write_whole
 from lab.report.answer import answer
 from lab.report.campaign_page import write_campaign_report
 from lab.report.page import PAGE, write_report
+
+if TYPE_CHECKING:
+    from lab.campaign.loop import Result
 
 #: Of ``lab sound``, beside its store: what came of each cell.
 SUMMARY: Final = "sound.json"
@@ -104,7 +106,7 @@ def tell_hunt(folder: Path, as_json: bool) -> int:
     return 0 if Fate.CAUGHT in fates and fates <= {Fate.CAUGHT, Fate.BEYOND} else SURVIVOR
 
 
-def run_sitting(folder: Path, sit: Callable[[], Result]) -> Result:
+def run_sitting(folder: Path, sit: "Callable[[], Result]") -> "Result":
     """Hold a sitting, and write the campaign's page however it ends, as far as that goes.
 
     :raise Interrupted: it was ended at once

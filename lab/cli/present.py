@@ -3,15 +3,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lab.build.doctor import Check, QemuFound
-from lab.build.own_kernel import OwnKernel
-from lab.campaign.bench import Figure
 from lab.campaign.old_runs import Run
 from lab.campaign.soundness import Soundness, add_up
 from lab.expected.hunt import Kill
@@ -23,6 +21,11 @@ from lab.report.figures import measure_price
 from lab.report.landings import list_columns, measure_uniformity, tally_coverage
 from lab.report.latency import Added, measure_added
 from lab.report.text import clean, format_us
+
+if TYPE_CHECKING:
+    from lab.build.doctor import Check, QemuFound
+    from lab.build.own_kernel import OwnKernel
+    from lab.campaign.bench import Figure
 
 __all__ = ["clean"]
 
@@ -47,7 +50,7 @@ def make_table(*columns: str) -> Table:
     return table
 
 
-def make_check_table(checks: Iterable[Check]) -> RenderableType:
+def make_check_table(checks: "Iterable[Check]") -> RenderableType:
     """Return what ``lab doctor`` shows."""
     table = make_table("", "what", "found", "mend with")
     for check in checks:
@@ -56,7 +59,7 @@ def make_check_table(checks: Iterable[Check]) -> RenderableType:
     return table
 
 
-def make_qemu_table(qemus: Iterable[QemuFound]) -> RenderableType:
+def make_qemu_table(qemus: "Iterable[QemuFound]") -> RenderableType:
     """Return the QEMUs that ``lab doctor`` shows."""
     table = make_table("", "QEMU", "version", "plugin interface", "the observer sees", "runs as")
     for qemu in qemus:
@@ -70,7 +73,7 @@ def make_qemu_table(qemus: Iterable[QemuFound]) -> RenderableType:
     return table
 
 
-def describe_own_kernel(own: OwnKernel) -> dict[str, object]:
+def describe_own_kernel(own: "OwnKernel") -> dict[str, object]:
     """Return what ``lab build kernel --tree`` says of what it has built."""
     return {
         "kernel": str(own.kernel.image),
@@ -313,7 +316,7 @@ def make_soundness_table(ran: Soundness) -> RenderableType:
     return table
 
 
-def make_bench_table(figures: Iterable[Figure]) -> RenderableType:
+def make_bench_table(figures: "Iterable[Figure]") -> RenderableType:
     """Return what ``lab bench`` shows."""
     table = make_table("figure", "median", "min", "max", "n")
     for figure in figures:

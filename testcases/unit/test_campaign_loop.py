@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, PARTS, FakeExecutor, NoImages, make_done, make_spec, open_store
 
+from lab.campaign.database import STOP
 from lab.campaign.definition import CampaignSpec, choose_trial
 from lab.campaign.executor import Ended
 from lab.campaign.job import Broken, Unstarted
-from lab.campaign.loop import MAX_FAILED_BOOTS, STOP, Campaign, Result, Standing
+from lab.campaign.loop import MAX_FAILED_BOOTS, Campaign, Result, Standing
 from lab.campaign.reader import read_records, summarise
 from lab.campaign.store import Kept
 from lab.errors import HostError

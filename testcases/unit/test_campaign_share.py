@@ -16,7 +16,6 @@ import msgspec
 import pytest
 from night_samples import ARCHIVE, KEPT, VERDICT, FakeExecutor, NoImages, make_done, make_spec
 
-from lab.campaign import shared_evidence as share
 from lab.campaign import sitting
 from lab.campaign.database import NAME, lock_campaign, open_reader, open_writer
 from lab.campaign.definition import CampaignSpec
@@ -26,9 +25,10 @@ from lab.campaign.merge import merge_campaigns
 from lab.campaign.reader import read_records, summarise
 from lab.campaign.retention import Retention
 from lab.campaign.schema import migrate
-from lab.campaign.shared_evidence import INCOMING, OWNER, Staging, check_evidence_dir, claim_root, find_root
+from lab.campaign.shared_evidence import INCOMING, OWNER, Staging, check_evidence_dir, claim_root
 from lab.campaign.sitting import Watch, Where, resume_campaign, start_campaign
 from lab.campaign.store import CampaignStore
+from lab.campaign.stored import find_root
 from lab.errors import EvidenceError, HostError, UsageError
 from lab.evidence.folder import read_evidence, read_verdict
 from lab.host.paths import ROOT
@@ -309,7 +309,7 @@ def test_a_sitting_uses_the_path_and_leaves_it_clean(
         go_on(Where(workers=1, evidence_dir=str(tmp_path / "other")))
     go_on(Where(workers=1))
     assert len(names(root / "trials")) == 4
-    assert share.find_root(str(shared), root.name, folder) == root
+    assert find_root(str(shared), root.name, folder) == root
 
 
 def begin(folder: Path, shared: Path) -> Path:

@@ -103,6 +103,9 @@ def test_what_needs_no_guest_loads_nothing_that_runs_one(words: str, status: int
         "mutants --trials 0",
         "mutants clams-all",
         "mutants --list nobody",
+        "campaign start {out} --out {out}",
+        "campaign start {out} --trials 0 --out {out}",
+        "campaign list {out}",
     ],
 )
 def test_a_value_that_is_refused_loads_nothing_that_runs_a_guest(words: str, tmp_path: Path) -> None:
