@@ -21,7 +21,7 @@ from conftest import find_images, find_kernel
 from lab.build.images import ImageSet
 from lab.campaign.database import open_reader
 from lab.campaign.definition import CampaignSpec, Limits, Part, choose_trial
-from lab.campaign.loop import MAX_FAILED_BOOTS, Result
+from lab.campaign.loop import Result
 from lab.campaign.reader import read_records, summarise
 from lab.campaign.sitting import INLINE, Watch, Where, start_campaign
 from lab.errors import GuestGone
@@ -32,6 +32,7 @@ from lab.model.scenario import Scenario
 from lab.model.topology import Topology
 from lab.model.verdict import Outcome, TrialRecord
 from lab.trial.opening import BOOT_S, open_session
+from lab.trial.pool import MAX_FAILED_BOOTS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("images")]
 

@@ -23,9 +23,8 @@ from lab.campaign.sums import is_failure
 from lab.errors import BuildError
 from lab.model.boot import Boot
 from lab.model.verdict import Durations, NmiCount, Outcome, TrialRecord
+from lab.trial.pool import MAX_FAILED_BOOTS
 
-#: A guest that did not boot so often in a row, on whichever worker, never will.
-MAX_FAILED_BOOTS: Final = 3
 #: Of failures by title, which are shown while a campaign runs.
 MAX_SHOWN_BUCKETS: Final = 5
 #: How often the campaign looks at the clock and at STOP.

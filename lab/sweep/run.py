@@ -37,7 +37,7 @@ from lab.model.verdict import Finding, Outcome, Verdict
 from lab.sweep.journal import Broke, Dry, Found, Journal, Line, Tried, Uncovered
 from lab.sweep.known import Known, Lead
 from lab.sweep.result import Swept, sum_up
-from lab.trial.pool import WarmGuests
+from lab.trial.pool import MAX_FAILED_BOOTS, WarmGuests
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept
 
@@ -53,8 +53,6 @@ FEW_ARRIVALS: Final = 8
 ROUNDS: Final = 5
 #: How many dry loads may fail to PASS.
 MAX_FAILED_DRY: Final = 6
-#: The same value as in lab.campaign.loop.
-MAX_FAILED_BOOTS: Final = 3
 #: Where each NMI handler of the kernels begins.
 NMI_ENTRY: Final = "asm_exc_nmi+0x0"
 BROKEN: Final = "broken"

@@ -26,6 +26,8 @@ from lab.trial.session import Kept, Session
 #: What is done to a guest that has booted, before its first trial.
 Prepare = Callable[[Machine], None]
 
+#: A guest that did not boot so often in a row, wherever it was tried, never will.
+MAX_FAILED_BOOTS: Final = 3
 #: How long to wait for other labs on this host to free enough vCPUs. They may be in the middle of a campaign.
 ADMISSION_S: Final = 3600.0
 

@@ -13,11 +13,12 @@ from lab.campaign.database import STOP
 from lab.campaign.definition import CampaignSpec, choose_trial
 from lab.campaign.executor import Ended
 from lab.campaign.job import Broken, Unstarted
-from lab.campaign.loop import MAX_FAILED_BOOTS, Campaign, Result, Standing
+from lab.campaign.loop import Campaign, Result, Standing
 from lab.campaign.reader import read_records, summarise
 from lab.campaign.store import Kept
 from lab.errors import HostError
 from lab.model.verdict import Outcome
+from lab.trial.pool import MAX_FAILED_BOOTS
 
 
 def run(

@@ -16,7 +16,7 @@ from lab.build.images import ImageSet
 from lab.campaign.definition import CampaignSpec, Limits, Order, Part, choose_trial
 from lab.campaign.executor import Ended
 from lab.campaign.image_transfer import ImageSource
-from lab.campaign.loop import MAX_FAILED_BOOTS, Result
+from lab.campaign.loop import Result
 from lab.campaign.run_folder import claim_run_output, clear_run
 from lab.campaign.runs import NOT_MET, is_run, make_run_spec, read_run
 from lab.campaign.sitting import Watch, Where, resume_campaign, start_campaign
@@ -26,6 +26,7 @@ from lab.model.plan import derive_seed
 from lab.model.scenario import Scenario
 from lab.model.verdict import Outcome, TrialRecord
 from lab.report.page import write_report
+from lab.trial.pool import MAX_FAILED_BOOTS
 
 SCENARIOS = (Scenario(mechanism="nmi-self"), Scenario(mechanism="stop-machine"))
 SPEC = make_run_spec(("lab", "run", "--trials", "3"), SCENARIOS, 3, 7)
