@@ -19,7 +19,17 @@ from lab.host import proc
 from lab.host.deadline import Deadline
 from lab.host.files import hash_file
 
-TARBALLS: Final = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tar.zst", ".tgz")
+#: Endings of tarballs, and the program that tar needs for each; Debian's package of it has the same name.
+PACKERS: Final = {
+    ".tar": "tar",
+    ".tar.xz": "xz",
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.bz2": "bzip2",
+    ".tar.zst": "zstd",
+}
+#: That package, where the name is another one.
+_PACKAGES: Final = {"xz": "xz-utils"}
 SOURCE_PACKAGE: Final = ".dsc"
 #: Packed source of all of Linux on a slow disk.
 MAX_UNPACK_S: Final = 900.0
@@ -65,9 +75,9 @@ def read_own_tree(path: Path) -> GitTree | PlainTree | SourceArchive:
                 # What git says of it tells more.
                 raise error from None
             return PlainTree(root=root, names=tuple(sorted(_list_files(root))))
-    if not path.is_file() or not path.name.endswith((*TARBALLS, SOURCE_PACKAGE)):
+    if not path.is_file() or not path.name.endswith((*PACKERS, SOURCE_PACKAGE)):
         raise UsageError(
-            f"tree '{path}' is not a folder, nor a tarball ({', '.join(TARBALLS)}), nor a Debian source package"
+            f"tree '{path}' is not a folder, nor a tarball ({', '.join(PACKERS)}), nor a Debian source package"
             f" ({SOURCE_PACKAGE})"
         )
     return SourceArchive(path=path.resolve(), sha256=hash_file(path))
@@ -83,9 +93,12 @@ def unpack_source(archive: SourceArchive, target: Path) -> None:
         if archive.path.name.endswith(SOURCE_PACKAGE):
             inside = Path(scratch) / "source"
             # It checks the hashes of all files that the package has.
-            _run(["dpkg-source", "--no-copy", "--extract", archive.path, inside], archive.path, "dpkg-dev")
+            _require("dpkg-source", "dpkg-dev", archive.path)
+            _run(["dpkg-source", "--no-copy", "--extract", archive.path, inside], archive.path)
         else:
-            _run(["tar", "--extract", f"--file={archive.path}", f"--directory={scratch}"], archive.path, "tar")
+            packer = next(packer for ending, packer in PACKERS.items() if archive.path.name.endswith(ending))
+            _require(packer, _PACKAGES.get(packer, packer), archive.path)
+            _run(["tar", "--extract", f"--file={archive.path}", f"--directory={scratch}"], archive.path)
             inside = _find_top(Path(scratch))
         if hash_file(archive.path) != archive.sha256:
             raise HostError(f"'{archive.path}' changed while it was being read: try again")
@@ -100,13 +113,17 @@ def _find_top(folder: Path) -> Path:
     return entries[0] if len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink() else folder
 
 
-def _run(words: Sequence[str | Path], archive: Path, package: str) -> None:
-    if shutil.which(str(words[0])) is None:
-        raise HostError(f"'{archive.name}' is unpacked by {words[0]}, which is not there: apt-get install {package}")
+def _require(program: str, package: str, archive: Path) -> None:
+    if shutil.which(program) is None:
+        raise HostError(f"'{archive.name}' is unpacked by {program}, which is not there: apt-get install {package}")
+
+
+def _run(words: Sequence[str | Path], archive: Path) -> None:
     try:
         proc.read(words, env=ENVIRONMENT, deadline=Deadline.after(MAX_UNPACK_S))
     except ProcessError as error:
-        said = error.output.strip().splitlines()[-1:]
+        # The first complaint is the cause; what follows says that it is not recoverable.
+        said = [line for line in error.output.strip().splitlines() if "error" in line.lower() or ": " in line][:1]
         raise UsageError(": ".join((f"tree '{archive}' cannot be unpacked", *said))) from error
     except DeadlineError as error:
         raise HostError(f"unpacking '{archive}' took longer than {MAX_UNPACK_S:.0f} s") from error

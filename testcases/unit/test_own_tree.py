@@ -12,7 +12,7 @@ from small_linux import CODE, git, make_git_tree
 
 from lab.build.kconfig import MAX_CONFIG_BYTES, drop_modules, format_config, parse_config, read_whole_config
 from lab.build.own_kernel import OwnKernel, build_own_kernel
-from lab.build.own_tree import PlainTree, SourceArchive, read_own_tree
+from lab.build.own_tree import PACKERS, PlainTree, SourceArchive, read_own_tree, unpack_source
 from lab.errors import BuildError, HostError, UsageError
 from lab.host.paths import find_cache
 
@@ -79,6 +79,8 @@ def pack(tree: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["xz", "gz", "bz2"])
 def test_a_tarball_is_built(tree: Path, kind: str) -> None:
+    if shutil.which(PACKERS[f".tar.{kind}"]) is None:
+        pytest.skip(f"{PACKERS[f'.tar.{kind}']} is not installed")
     of_git = build(tree)
     archive = pack(tree, kind)
     before = archive.read_bytes()
@@ -140,12 +142,18 @@ def test_a_source_package_of_debian_is_built(tree: Path) -> None:
         build(package)
 
 
-def test_a_source_package_without_dpkg_says_what_to_install(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tree.parent / "linux_6.1.dsc"
-    package.write_text("Format: 3.0 (native)\n")
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(HostError, match="apt-get install dpkg-dev"):
-        build(package)
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("linux_6.1.dsc", "dpkg-dev"), ("linux.tar.xz", "xz-utils"), ("linux.tar.bz2", "bzip2"), ("linux.tgz", "gzip")],
+)
+def test_what_is_unpacked_by_a_missing_program_says_what_to_install(
+    tree: Path, name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.parent / name
+    path.write_text("Format: 3.0 (native)\n")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(HostError, match=f"which is not there: apt-get install {package}"):
+        unpack_source(SourceArchive(path=path, sha256=""), tree)
 
 
 @pytest.mark.parametrize("packed", [False, True])
