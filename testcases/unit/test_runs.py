@@ -9,10 +9,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from night_samples import ARCHIVE, FakeExecutor, make_done, make_spec, open_store
+from night_samples import ARCHIVE, FakeExecutor, NoImages, make_done, make_spec, open_store
 from report_samples import write_sample_run
 
-from lab.build.images import ImageSet
 from lab.campaign.definition import CampaignSpec, Limits, Order, Part, choose_trial
 from lab.campaign.executor import Ended
 from lab.campaign.image_transfer import ImageSource
@@ -33,8 +32,8 @@ SPEC = make_run_spec(("lab", "run", "--trials", "3"), SCENARIOS, 3, 7)
 NAMES = [scenario.mechanism for scenario in SCENARIOS]
 
 
-def build(_: CampaignSpec) -> dict[str, ImageSet]:
-    return {}
+def build(_: CampaignSpec) -> NoImages:
+    return NoImages()
 
 
 def end(number: int, outcome: Outcome | None = None, booted: bool = True) -> Ended:
