@@ -47,7 +47,7 @@ GIB = 2**30
 #: Number of lines that make prints for an almost empty kernel. Only the progress display uses this number.
 _EXPECTED_LINES = 1_760
 #: The same for a distribution's configuration without its modules.
-_EXPECTED_LINES_WHOLE = 11_000
+_EXPECTED_LINES_WHOLE = 3_840
 _PROGRESS_EVERY_S = 5.0
 #: Large enough for the output of make's other jobs after the first error.
 _LOG_TAIL_BYTES = 64_000

@@ -60,14 +60,18 @@ def read_needs(path: Path) -> Needs:
 def read_build_id(source: BinaryIO) -> str:
     """Return the GNU build id in hex; empty if the file has none, or is not an ELF file."""
     try:
-        for segment in ELFFile(source).iter_segments():
-            if isinstance(segment, NoteSegment):
-                for note in segment.iter_notes():
-                    if note["n_type"] == "NT_GNU_BUILD_ID":
-                        return str(note["n_desc"])
+        return find_build_id(ELFFile(source))
     except (ELFError, ValueError, KeyError, AttributeError, struct.error):
         return ""
-    return ""
+
+
+def find_build_id(elf: ELFFile) -> str:
+    """Return the GNU build id in hex; empty if there is none.
+
+    A kernel that runs on Xen, too, has notes of Xen's with the same type, before it.
+    """
+    segments = (segment for segment in elf.iter_segments() if isinstance(segment, NoteSegment))
+    return next((found for segment in segments if (found := parse_build_id(segment.data()))), "")
 
 
 def parse_build_id(notes: bytes) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import NoteSegment
 
 from lab.errors import UsageError
+from lab.kernelimage.elf import find_build_id
 
 #: Elf64_Sym, see elf(5).
 _SYMBOL: Final = np.dtype(
@@ -333,19 +333,12 @@ def read_kernel(vmlinux: Path) -> Kernel:
                 for each in elf.iter_sections()
                 if each["sh_flags"] & _SHF_ALLOC and each["sh_type"] == "SHT_PROGBITS" and each["sh_addr"]
             }
-            build_id = _read_build_id(elf)
+            build_id = find_build_id(elf)
     except OSError as error:
         raise UsageError(f"vmlinux '{vmlinux}' cannot be read: {error.strerror}") from error
     except (ELFError, ValueError, struct.error) as error:
         raise UsageError(f"vmlinux '{vmlinux}' is not an ELF file") from error
     return Kernel(functions, text, objects, data, labels, sections, build_id)
-
-
-def _read_build_id(elf: ELFFile) -> str:
-    """Return the GNU build id in hex; empty if there is none."""
-    segments = (segment for segment in elf.iter_segments() if isinstance(segment, NoteSegment))
-    notes = (note for segment in segments for note in segment.iter_notes())
-    return next((str(note["n_desc"]) for note in notes if note["n_type"] == "NT_GNU_BUILD_ID"), "")
 
 
 def _read_functions(symbols: bytes, names: bytes, sections: tuple[int, ...]) -> tuple[Function, ...]:

@@ -34,12 +34,38 @@ def write_banner(version: str) -> str:
     return f'"Linux version {release} {builder} (gcc (Debian) 12, GNU ld) {rest}\\n"' if version else '""'
 
 
-def make_vmlinux(path: Path, *, build_id: bool = True, banner: str = VERSION, salt: str = "", weak: str = "") -> Path:
+#: As in a kernel that runs on Xen, too: a note of Xen's with the type of the build id, and before it.
+XEN_NOTE = """
+__asm__(".pushsection .note.Xen, \\"a\\", @note; .long 4, 8, 3; .asciz \\"Xen\\"; .quad 0x80000000; .popsection");
+"""
+NOTES_FIRST = """
+PHDRS { text PT_LOAD; notes PT_NOTE; }
+SECTIONS {
+  . = 0x400000;
+  .text : { *(.text) } :text
+  .rodata : { *(.rodata*) } :text
+  .notes : { *(.note.Xen) *(.note.gnu.build-id) } :text :notes
+}
+"""
+
+
+def make_vmlinux(
+    path: Path,
+    *,
+    build_id: bool = True,
+    banner: str = VERSION,
+    salt: str = "",
+    weak: str = "",
+    xen: bool = False,
+) -> Path:
     """Build a vmlinux.
 
     :param weak: of a banner in front of the kernel's own
+    :param xen: it has a note of Xen's, too
     """
+    path.with_suffix(".ld").write_text(NOTES_FIRST)
     path.with_suffix(".c").write_text(
+        f"{XEN_NOTE if xen else ''}"
         f"static const char weak_banner[] __attribute__((used)) = {write_banner(weak)};"
         f'const char linux_banner[] = {write_banner(banner)}, salt[] = "{salt}"; int apply(void) {{ return 1; }}'
     )
@@ -51,6 +77,7 @@ def make_vmlinux(path: Path, *, build_id: bool = True, banner: str = VERSION, sa
         "-no-pie",
         f"-Wl,--build-id={'sha1' if build_id else 'none'}",
         "-Wl,-e0",
+        *([f"-Wl,-T,{path.with_suffix('.ld')}"] if xen else []),
     ]
     subprocess.run(["gcc", *options, "-o", path, path.with_suffix(".c")], check=True, timeout=60)
     return path
@@ -110,6 +137,17 @@ def test_the_build_id_is_found_in_what_is_packed(tmp_path: Path, vmlinux: Path, 
         build_id = read_build_id(source)
     assert len(build_id) == 40
     assert (read_bzimage(image).build_id, read_bzimage(image).release) == (build_id, RELEASE)
+    assert match(image, vmlinux) is Match.BUILD_ID
+
+
+def test_a_note_of_xens_is_not_the_build_id(tmp_path: Path) -> None:
+    vmlinux = make_vmlinux(tmp_path / "vmlinux", xen=True)
+    notes = subprocess.run(["readelf", "-n", vmlinux], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert 0 < notes.index("Xen") < notes.index("GNU")
+    build_id = read_kernel(vmlinux).build_id
+    assert f"Build ID: {build_id}" in notes
+    image = make_image(tmp_path / "bzImage", vmlinux, gzip.compress)
+    assert read_bzimage(image).build_id == build_id
     assert match(image, vmlinux) is Match.BUILD_ID
 
 
