@@ -77,14 +77,16 @@ def test_mainline_without_its_nmis_is_caught() -> None:
     caught = [verdict for verdict in verdicts if verdict.outcome is Outcome.FAIL]
     assert len(caught) >= 4, [verdict.reason for verdict in verdicts]
     assert Outcome.PASS not in {verdict.outcome for verdict in verdicts}
-    left = 0
+    left = entered = 0
     for verdict in caught:
         found = {one.name: one for one in verdict.invariants}
         # An NMI that enters at the end of a window leaves by its IRET after it.
         left += any("executed iret" in proof.text for proof in found["harmless"].proofs)
-        assert found["no-nmi-entry-in-window"].finding is Finding.BROKEN
-        assert found["no-nmi-entry-in-window"].proofs[0].symbol == "asm_exc_nmi+0x0"
-    assert left >= len(caught) // 2
+        entry = found["no-nmi-entry-in-window"]
+        entered += entry.finding is Finding.BROKEN
+        # One that had entered before the window opened leaves its wait there all the same.
+        assert entry.finding is not Finding.BROKEN or entry.proofs[0].symbol == "asm_exc_nmi+0x0"
+    assert min(left, entered) >= len(caught) // 2
 
 
 def _clear_use_nmi(machine: Machine) -> None:

@@ -165,7 +165,7 @@ def _seek_common(kernel: Kernel) -> tuple[Sought, ...]:
         ),
         *(
             Sought(kind="nmi-handler", mechanism="", mask=ALL_MECHANISMS, addresses=(handler.start,))
-            for handler in kernel.find_all(NMI_HANDLER)
+            for handler in (*kernel.find_all(NMI_HANDLER), *kernel.find_parts(NMI_HANDLER))
         ),
         sites,
     )

@@ -31,6 +31,8 @@ _SHF_ALLOC: Final = 0x2
 _SHF_EXECINSTR: Final = 0x4
 #: Suffix that the compiler adds to the name of a function that it specialised for its callers.
 _CLONE: Final = re.compile(r"(?:\.(?:constprop|isra)\.\d+)+$", re.ASCII)
+#: What the compiler names a part of a function that it has split off.
+_PART: Final = re.compile(r"(?:\.(?:constprop|isra)\.\d+)*\.part\.\d+(?:\.(?:constprop|isra)\.\d+)*$", re.ASCII)
 _POINTER_BYTES: Final = 8
 #: Bytes that may fill the space behind a function's last instruction.
 _PADDING: Final = b"\x00\x90\xcc"
@@ -124,11 +126,15 @@ class Kernel:
         self._starts = np.array([function.start for function in functions], dtype=np.uint64)
         self._named: dict[str, list[Function]] = {}
         self._clones: dict[str, list[Function]] = {}
+        self._parts: dict[str, list[Function]] = {}
         for function in functions:
             self._named.setdefault(function.name, []).append(function)
             source_name = _CLONE.sub("", function.name)
             if source_name != function.name:
                 self._clones.setdefault(source_name, []).append(function)
+            whole = _PART.sub("", function.name)
+            if whole != function.name:
+                self._parts.setdefault(whole, []).append(function)
         self._text = text
         self._objects: dict[str, list[Object]] = {}
         for found in objects:
@@ -160,6 +166,10 @@ class Kernel:
     def find_all(self, name: str) -> tuple[Function, ...]:
         """Return all functions of a name, and all their specialised variants."""
         return (*self._named.get(name, ()), *self._clones.get(name, ()))
+
+    def find_parts(self, name: str) -> tuple[Function, ...]:
+        """Return what the compiler split off a function: callers that have the rest inlined call that part alone."""
+        return tuple(self._parts.get(name, ()))
 
     def remember(self, what: str, make: Callable[["Kernel"], T]) -> T:
         """Return a value derived from this kernel. Compute the value only once."""

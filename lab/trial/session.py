@@ -166,7 +166,9 @@ class Session:
     def collect_observer(self) -> ObserverEvidence:
         """Return what the observer saw since it was armed last."""
         seen = self._link.collect(self._symbolise)
-        return msgspec.structs.replace(seen, handlers_watched=bool(self._kernel.find_all(NMI_HANDLER)))
+        return msgspec.structs.replace(
+            seen, handlers_watched=bool(self._kernel.find_all(NMI_HANDLER) or self._kernel.find_parts(NMI_HANDLER))
+        )
 
     def all_play_dead(self, places: Iterable[int]) -> bool:
         """Say whether all of some addresses are where offline threads wait."""
