@@ -57,6 +57,21 @@ def test_each_file_of_the_folder_is_checked_here() -> None:
     assert sorted(FOLDER.glob("*.yml")) == [GITHUB, GITLAB]
 
 
+@pytest.mark.parametrize("path", [GITHUB, GITLAB], ids=lambda path: path.name)
+def test_no_file_names_somebodys_home(path: Path) -> None:
+    """Where a job's home and workspace are is the service's to say."""
+    assert re.findall(r"(?<!\S)/(?:root|home)\b\S*", path.read_text()) == []
+
+
+def test_github_keeps_the_folder_that_the_lab_uses_as_its_cache() -> None:
+    (job,) = load(GITHUB)["jobs"].values()
+    (kept,) = [step["with"]["path"] for step in job["steps"] if step.get("uses", "").startswith("actions/cache@")]
+    (said,) = re.findall(
+        r'"XDG_CACHE_HOME=\$GITHUB_WORKSPACE/(\S+)" >> "\$GITHUB_ENV"', "\n".join(list_scripts(GITHUB))
+    )
+    assert kept == f"{said}/microcode-nmi-lab"
+
+
 def test_github_gets_jobs_with_steps_that_run_or_use_something() -> None:
     found = load(GITHUB)
     # YAML 1.1 takes the key 'on' for a truth value.
