@@ -4,6 +4,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+import msgspec
+
 from lab.build.images import ImageSet, build_images
 from lab.build.mutants import build_mutant
 from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part, Until
@@ -83,38 +85,29 @@ def make_hunt_spec(
 
 def _list_parts(mutant: Mutant, trials: int, block: int) -> Iterator[Part]:
     name = mutant.name
-    scenario, tampering = mutant.scenario, mutant.tampering
+    hunted = Part(
+        name=name,
+        scenario=mutant.scenario,
+        trials=trials,
+        block=block + 1,
+        until=Until.SHOWN,
+        images=name,
+        tampering=mutant.tampering,
+        mutant=name,
+    )
     if mutant.ends_in is Outcome.INVALID:
         yield Part(
             name=f"{name}{BASELINE}",
-            scenario=scenario,
+            scenario=mutant.scenario,
             trials=BASELINE_TRIALS,
             block=block,
             until=Until.PASSED,
             mutant=name,
         )
         # First, so that no mutant is caught before it had the chance to make a broken kernel look good.
-        yield Part(
-            name=f"{name}{CONTROL}",
-            scenario=on_control(mutant),
-            trials=trials,
-            block=block + 1,
-            until=Until.SHOWN,
-            images=name,
-            tampering=tampering,
-            mutant=name,
-            control=True,
-        )
-    yield Part(
-        name=name,
-        scenario=scenario,
-        trials=trials,
-        block=block + 1,
-        until=Until.SHOWN,
-        images=name,
-        tampering=tampering,
-        mutant=name,
-    )
+        control = on_control(mutant)
+        yield msgspec.structs.replace(hunted, name=f"{name}{CONTROL}", scenario=control, control=True)
+    yield hunted
 
 
 def build_hunt(spec: CampaignSpec, tell: Callable[[str], None], qemu: Qemu) -> MutantImages:

@@ -17,25 +17,26 @@ def weigh_mutants(spec: CampaignSpec, records: Mapping[str, Sequence[TrialRecord
 
     :param records: by scenario, in order of number
     """
-    over = Over(spec)
-    for name, found in records.items():
-        for record in found:
-            over.note(name, record)
-    return tuple(_weigh(spec, mutant, records, over) for mutant in spec.mutants.values())
+    return tuple(weigh_mutant(spec, mutant, records) for mutant in spec.mutants.values())
 
 
-def _weigh(spec: CampaignSpec, mutant: Mutant, records: Mapping[str, Sequence[TrialRecord]], over: Over) -> Kill:
+def weigh_mutant(spec: CampaignSpec, mutant: Mutant, records: Mapping[str, Sequence[TrialRecord]]) -> Kill:
+    """Return what became of one mutant; takes what :func:`weigh_mutants` does."""
     parts = [part for part in spec.parts if part.mutant == mutant.name]
     if not parts:
         reason = f"it shows from plugin interface {mutant.least_interface} on, and this QEMU offers an older one"
         return Kill(mutant=mutant.name, subject=mutant.subject, fate=Fate.BEYOND, reason=reason)
+    over = Over(spec)
+    for part in parts:
+        for record in records[part.name]:
+            over.note(part.name, record)
     shown = [part for part in parts if part.until is Until.SHOWN]
     kill = tell_fate(
         mutant,
         _collect(records, (part for part in shown if not part.control)),
         _collect(records, (part for part in shown if part.control)),
         _collect(records, (part for part in parts if part.until is Until.PASSED)),
-        complete=all(part.name in over or len(records[part.name]) >= part.trials for part in shown),
+        complete=all(part.name in over or len(records[part.name]) >= part.trials for part in parts),
     )
     return msgspec.structs.replace(kill, evidence=f"{kill.evidence}/{ATTEMPT}") if kill.evidence else kill
 

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 
 from lab.campaign.definition import CampaignSpec, choose_trial
-from lab.campaign.kills import weigh_mutants
+from lab.campaign.kills import weigh_mutant
 from lab.expected.hunt import Fate, Kill
 from lab.model.verdict import TrialRecord
 
@@ -30,7 +30,7 @@ class HuntProgress:
             self._begun.add(part.mutant)
             # Its name comes first: in a log, lines that begin alike are thinned out.
             self._tell(f"{part.mutant}: mutant {self._names.index(part.mutant) + 1} of {len(self._names)}")
-        kill = next(each for each in weigh_mutants(self._spec, self._records) if each.mutant == part.mutant)
+        kill = weigh_mutant(self._spec, self._spec.mutants[part.mutant], self._records)
         if kill.fate is not Fate.OPEN:
             self._tell(f"{part.mutant}: {_tell_kill(kill)}")
 

@@ -75,10 +75,9 @@ def weigh(mutant: Mutant, record: TrialRecord, *, control: bool = False) -> Fate
         return Fate.ERROR
     if control:
         return Fate.FOOLED if record.outcome is Outcome.PASS else Fate.OPEN
-    if record.outcome is not mutant.ends_in:
-        fooled = record.outcome is Outcome.FAIL
-        return Fate.FOOLED if fooled else Fate.OPEN
-    return Fate.CAUGHT if list_catchers(mutant, record) else Fate.OPEN
+    if record.outcome is mutant.ends_in:
+        return Fate.CAUGHT if list_catchers(mutant, record) else Fate.OPEN
+    return Fate.FOOLED if record.outcome is Outcome.FAIL else Fate.OPEN
 
 
 def list_catchers(mutant: Mutant, record: TrialRecord) -> tuple[str, ...]:
@@ -104,38 +103,33 @@ def tell_fate(
     :param tried: records of its scenario
     :param controls: records of its control; empty for a mutant of a kernel
     :param baseline: records of its scenario without the mutant; empty for a mutant of a kernel
-    :param complete: no trial of it is left to be run
+    :param complete: no trial of it is left to be run, its baseline included
     """
     trials = sorted([*((each, False) for each in tried), *((each, True) for each in controls)], key=_find_number)
     shown = [(weigh(mutant, record, control=control), record) for record, control in trials]
-    outcomes = dict(Counter(record.outcome.value for record, _ in trials))
-    for fate, record in shown:
-        if fate in (Fate.CAUGHT, Fate.FOOLED) and (fate is Fate.FOOLED or is_fit(mutant, baseline)):
-            caught = fate is Fate.CAUGHT
-            return Kill(
-                mutant=mutant.name,
-                subject=mutant.subject,
-                fate=fate,
-                by=list_catchers(mutant, record) if caught else (),
-                also=_list_others(mutant, record) if caught else (),
-                trials=len(trials),
-                outcomes=outcomes,
-                reason=record.reason,
-                evidence=record.evidence,
-            )
-    fate, last = _tell_open(shown, complete=complete)
-    reason = last.reason if last is not None else ""
-    if baseline and not is_fit(mutant, baseline) and (complete or not trials):
-        fate, last = Fate.ERROR if complete else Fate.OPEN, baseline[-1]
-        reason = f"without the mutant none of {len(baseline)} trials passed, so INVALID shows nothing: {last.reason}"
+    fit = is_fit(mutant, baseline)
+    fate, decided = next(
+        ((fate, record) for fate, record in shown if fate is Fate.FOOLED or (fate is Fate.CAUGHT and fit)),
+        _tell_open(shown, complete=complete),
+    )
+    reason = decided.reason if decided is not None else ""
+    if fate is not Fate.FOOLED and not fit:
+        fate = Fate.ERROR if complete else Fate.OPEN
+        if baseline:
+            decided = baseline[-1]
+            none = f"without the mutant none of {len(baseline)} trials passed, so INVALID shows nothing"
+            reason = f"{none}: {decided.reason}"
+    caught = decided if fate is Fate.CAUGHT else None
     return Kill(
         mutant=mutant.name,
         subject=mutant.subject,
         fate=fate,
+        by=list_catchers(mutant, caught) if caught is not None else (),
+        also=_list_others(mutant, caught) if caught is not None else (),
         trials=len(trials),
-        outcomes=outcomes,
+        outcomes=dict(Counter(record.outcome.value for record, _ in trials)),
         reason=reason,
-        evidence=last.evidence if last is not None else "",
+        evidence=decided.evidence if decided is not None else "",
     )
 
 

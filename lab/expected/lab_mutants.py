@@ -11,35 +11,38 @@ from lab.model.verdict import Outcome
 _SCENARIO: Final = Scenario(mechanism="nmi-self")
 _BASE: Final = find_mechanism(_SCENARIO.mechanism).base
 
+
+def _make(tampering: Tampering, name: str, breaks: str, *caught_by: str) -> Mutant:
+    return Mutant(
+        name=name,
+        subject=Subject.LAB,
+        base=_BASE,
+        breaks=breaks,
+        caught_by=caught_by,
+        scenario=_SCENARIO,
+        ends_in=Outcome.INVALID,
+        tampering=tampering,
+    )
+
+
 LAB_MUTANTS: Final = (
-    Mutant(
-        name="nmis-never-sent",
-        subject=Subject.LAB,
-        base=_BASE,
-        breaks="QEMU is asked for its status in place of each NMI, and the log says that it was sent",
-        caught_by=("nmis-delivered",),
-        scenario=_SCENARIO,
-        ends_in=Outcome.INVALID,
-        tampering=Tampering.NEVER_SENT,
+    _make(
+        Tampering.NEVER_SENT,
+        "nmis-never-sent",
+        "QEMU is asked for its status in place of each NMI, and the log says that it was sent",
+        "nmis-delivered",
     ),
-    Mutant(
-        name="only-last-nmi-sent",
-        subject=Subject.LAB,
-        base=_BASE,
-        breaks="of each plan only the last NMI is sent, and the log says that all were",
-        caught_by=("nmis-delivered",),
-        scenario=_SCENARIO,
-        ends_in=Outcome.INVALID,
-        tampering=Tampering.ONLY_LAST_SENT,
+    _make(
+        Tampering.ONLY_LAST_SENT,
+        "only-last-nmi-sent",
+        "of each plan only the last NMI is sent, and the log says that all were",
+        "nmis-delivered",
     ),
-    Mutant(
-        name="stale-vmlinux",
-        subject=Subject.LAB,
-        base=_BASE,
-        breaks="the landmarks are those of a kernel with one function more",
-        caught_by=("quiet", "all-waiting-before-update"),
-        scenario=_SCENARIO,
-        ends_in=Outcome.INVALID,
-        tampering=Tampering.STALE_LANDMARKS,
+    _make(
+        Tampering.STALE_LANDMARKS,
+        "stale-vmlinux",
+        "the landmarks are those of a kernel with one function more",
+        "quiet",
+        "all-waiting-before-update",
     ),
 )

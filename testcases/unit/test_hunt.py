@@ -3,6 +3,7 @@
 
 import msgspec
 import pytest
+from night_samples import make_done
 
 from lab.build.mutant_list import choose_mutants, read_mutants
 from lab.campaign.definition import CampaignSpec, choose_trial
@@ -13,7 +14,7 @@ from lab.errors import BuildError
 from lab.expected.hunt import MAX_ERRORS, Fate, Kill, on_control, weigh
 from lab.expected.mutant import Mutant, Subject
 from lab.model.scenario import Scenario
-from lab.model.verdict import Durations, Finding, NmiCount, Outcome, TrialRecord
+from lab.model.verdict import Finding, Outcome, TrialRecord
 
 KERNEL = Mutant(
     name="one",
@@ -30,21 +31,8 @@ HELD = {"quiet": Finding.HELD}
 
 
 def record(outcome: Outcome, findings: dict[str, Finding] | None = None, reason: str = "because") -> TrialRecord:
-    return TrialRecord(
-        trial=1,
-        mechanism="nmi-self",
-        topology="1x2x2",
-        seed=1,
-        outcome=outcome,
-        reason=reason,
-        invariants=findings or {},
-        nmis=NmiCount(),
-        durations=Durations(),
-        windows_judged=0,
-        windows_unseen=0,
-        kernel_sha256="",
-        evidence="trials/00001",
-    )
+    made = make_done(1, outcome).record
+    return msgspec.structs.replace(made, invariants=findings or {}, reason=reason, evidence="trials/00001")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +164,19 @@ def test_what_has_not_been_tried_is_open_and_never_caught() -> None:
     records = {part.name: list[TrialRecord]() for part in spec.parts}
     records["blind"] = [record(Outcome.INVALID, UNSEEN)]
     assert weigh_mutants(spec, records)[1].fate is not Fate.CAUGHT
+
+
+def test_a_witness_whose_baseline_is_still_to_be_run_has_no_fate_yet() -> None:
+    """Trials of one block may end before those of the block in front of it, on several workers."""
+    spec = make_spec(WITNESS, trials=1)
+    records: dict[str, list[TrialRecord]] = {part.name: [] for part in spec.parts}
+    records["blind"] = [record(Outcome.INVALID, UNSEEN)]
+    records["blind-control"] = [record(Outcome.FAIL, QUIET)]
+    assert weigh_mutants(spec, records)[0].fate is Fate.OPEN
+    records["blind-without"] = [record(Outcome.INVALID)]
+    assert weigh_mutants(spec, records)[0].fate is Fate.OPEN
+    records["blind-without"] += [record(Outcome.PASS)]
+    assert weigh_mutants(spec, records)[0].fate is Fate.CAUGHT
 
 
 def test_a_mutant_that_this_qemu_cannot_show_is_not_tried() -> None:
