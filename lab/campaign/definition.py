@@ -5,7 +5,7 @@ import bisect
 import enum
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -22,6 +22,7 @@ from lab.model.verdict import Outcome
 
 #: Of one number: 2**31 trials of a tenth of a second take seven years.
 MAX_TRIAL: Final = 2**31
+MAX_EVIDENCE_MIB: Final = 1_024 * 1_024
 DEFAULT_RETRIES: Final = 2
 #: Of a trial that is tried once, the one folder of its evidence.
 ATTEMPT: Final = "attempt-1"
@@ -171,6 +172,18 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     def reproduces(self) -> bool:
         """Whether every NMI of the plan has its place by a hold, so that the plan does the same each time."""
         return bool(self.plan.holds) and all(each.hold >= 0 for each in self.plan.injections)
+
+
+def limit_turns(parts: Iterable[Part], *, keep_passes_one_in: int = 1, dump_memory_mib: int = 0) -> Limits:
+    """Return the limits of a campaign in turns: each trial of its scenarios once, and no guest replaced in between."""
+    return Limits(
+        trials=sum(part.trials for part in parts),
+        evidence_mib=MAX_EVIDENCE_MIB,
+        keep_passes_one_in=keep_passes_one_in,
+        trials_per_guest=MAX_TRIAL,
+        retries=0,
+        dump_memory_mib=dump_memory_mib,
+    )
 
 
 def choose_trial(spec: CampaignSpec, number: int) -> Chosen:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Limits, Part
+from lab.campaign.definition import MAX_EVIDENCE_MIB, MAX_TRIAL, CampaignSpec, Limits, Part
 from lab.errors import UsageError, tell_nearest
 from lab.guest.dump import MAX_DUMP_MIB
 from lab.host.files import read_text
@@ -21,7 +21,6 @@ from lab.model.scenario_file import MAX_FILE_BYTES, load_toml, parse_scenario, r
 MAX_PARTS: Final = 200
 MAX_WEIGHT: Final = 1_000_000
 MAX_HOURS: Final = 24.0 * 365
-MAX_EVIDENCE_MIB: Final = 1_024 * 1_024
 MAX_RETRIES: Final = 20
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}", re.ASCII)
 

@@ -8,8 +8,7 @@ import msgspec
 
 from lab.build.images import ImageSet, build_images
 from lab.build.mutants import build_mutant
-from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part, Until
-from lab.campaign.file import MAX_EVIDENCE_MIB
+from lab.campaign.definition import CampaignSpec, Front, Order, Part, Until, limit_turns
 from lab.errors import BuildError
 from lab.expected.hunt import on_control
 from lab.expected.mutant import Mutant
@@ -68,13 +67,7 @@ def make_hunt_spec(
         summary=f"whether the lab notices what is broken on purpose: {len(asked)} mutants",
         seed=seed,
         parts=tuple(parts),
-        limits=Limits(
-            trials=sum(part.trials for part in parts),
-            evidence_mib=MAX_EVIDENCE_MIB,
-            keep_passes_one_in=1,
-            trials_per_guest=MAX_TRIAL,
-            retries=0,
-        ),
+        limits=limit_turns(parts),
         order=Order.TURNS,
         keeps_guests=True,
         front=Front.MUTANTS,

@@ -7,9 +7,8 @@ from typing import Final
 import msgspec
 
 from lab.campaign.database import NAME, open_reader
-from lab.campaign.definition import ATTEMPT, MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part
+from lab.campaign.definition import ATTEMPT, CampaignSpec, Front, Order, Part, limit_turns
 from lab.campaign.facts import read_facts
-from lab.campaign.file import MAX_EVIDENCE_MIB
 from lab.campaign.old_runs import MechanismAsked, Run, RunInfo, read_old_run
 from lab.campaign.reader import group_records, read_campaign_spec, read_records
 from lab.errors import UsageError
@@ -34,18 +33,12 @@ def make_run_spec(
     :param trials: of each scenario
     :param seed: of the whole run; each trial's seed follows from it, its mechanism and its index
     """
+    parts = tuple(Part(name=each.mechanism, scenario=each, trials=trials) for each in scenarios)
     return CampaignSpec(
         summary=f"{trials} trials of each of {', '.join(each.mechanism for each in scenarios)}",
         seed=seed,
-        parts=tuple(Part(name=each.mechanism, scenario=each, trials=trials) for each in scenarios),
-        limits=Limits(
-            trials=trials * len(scenarios),
-            evidence_mib=MAX_EVIDENCE_MIB,
-            keep_passes_one_in=1,
-            trials_per_guest=MAX_TRIAL,
-            retries=0,
-            dump_memory_mib=dump_memory_mib,
-        ),
+        parts=parts,
+        limits=limit_turns(parts, dump_memory_mib=dump_memory_mib),
         order=Order.TURNS,
         keeps_guests=True,
         front=Front.RUN,

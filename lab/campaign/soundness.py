@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.campaign.definition import MAX_TRIAL, CampaignSpec, Front, Limits, Order, Part, Until
-from lab.campaign.file import MAX_EVIDENCE_MIB
+from lab.campaign.definition import CampaignSpec, Front, Order, Part, Until, limit_turns
 from lab.campaign.reader import group_records, read_campaign_spec, summarise
 from lab.campaign.runs import NOT_MET
 from lab.expected.cells import Cell, CellKind
@@ -156,13 +155,7 @@ def make_sound_spec(command: tuple[str, ...], asked: Mapping[Cell, int], seed: i
         summary=f"whether cells of docs/sound.md are as they are held to be: {len(parts)} cells",
         seed=seed,
         parts=tuple(sorted(parts, key=lambda part: part.block)),
-        limits=Limits(
-            trials=sum(asked.values()),
-            evidence_mib=MAX_EVIDENCE_MIB,
-            keep_passes_one_in=0,
-            trials_per_guest=MAX_TRIAL,
-            retries=0,
-        ),
+        limits=limit_turns(parts, keep_passes_one_in=0),
         order=Order.TURNS,
         keeps_guests=True,
         front=Front.SOUND,
