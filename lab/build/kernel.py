@@ -161,8 +161,9 @@ def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
     """Build a kernel, or find it in the cache; raises the same errors as :func:`build_kernel`."""
     unpatched = (hash_once(recipe.source), *describe_steps(recipe.compiler))
     common = recipe.fragments[0].read_bytes()
-    contents = [path.read_bytes() for path in (*recipe.extra, *([recipe.base] if recipe.base is not None else []))]
-    key = make_key(*unpatched, common, key_tree(recipe.folder), *contents)
+    base = None if recipe.base is None else read_whole_config(recipe.base)
+    contents = [path.read_bytes() for path in recipe.extra]
+    key = make_key(*unpatched, common, key_tree(recipe.folder), *contents, *key_config(base))
     log = find_log("kernel", key)
     # The state leaves out the folder's own settings: a build takes back such settings as it takes back patches, and the
     # objects that make compiled without the settings stay valid.
@@ -170,10 +171,15 @@ def build_recipe(recipe: Recipe, progress: Progress) -> Kernel:
 
     def build(target: Path) -> None:
         with open_tree(recipe.tree or recipe.folder.name, progress) as tree:
-            work = Build(tree, recipe.patches, recipe.fragments, target, log, progress, recipe.compiler, recipe.base)
+            work = Build(tree, recipe.patches, recipe.fragments, target, log, progress, recipe.compiler, base)
             work.run(state, lambda source: work.unpack(recipe.source, source))
 
     return read_entry(cached("kernel", key, build, progress))
+
+
+def key_config(base: Mapping[str, str] | None) -> tuple[str, ...]:
+    """Return a whole configuration as a part of a kernel's key; nothing where the kernel has none."""
+    return () if base is None else (format_config(base),)
 
 
 def describe_steps(compiler: str = COMPILER) -> tuple[str, ...]:
@@ -229,7 +235,7 @@ class Build:
     :param patches: in the order of application
     :param fragments: of configuration; a later fragment overrides an earlier fragment
     :param target: the folder for the results
-    :param base: a whole configuration in place of tinyconfig; its modules are left out
+    :param base: the settings of a whole configuration in place of tinyconfig; its modules are left out
     """
 
     def __init__(
@@ -241,14 +247,14 @@ class Build:
         log: Path,
         progress: Progress,
         compiler: str = COMPILER,
-        base: Path | None = None,
+        base: Mapping[str, str] | None = None,
     ) -> None:
         self.tree = tree
         self.patches = tuple(patches)
         self.fragments = tuple(fragments)
         self.target = target
         self.compiler = compiler
-        self.base = None if base is None else read_whole_config(base)
+        self.base = base
         self.log = log
         self.progress = progress
         self.deadline = Deadline.after(MAX_BUILD_S)

@@ -12,13 +12,14 @@ import msgspec
 
 from lab.build.cache import Progress, cached, find_log, make_key
 from lab.build.git_tree import GitTree, read_commit
-from lab.build.kconfig import format_config, parse_config, read_whole_config
+from lab.build.kconfig import parse_config, read_whole_config
 from lab.build.kernel import (
     ANY_CONFIG,
     DISTRIBUTION_CONFIG,
     Build,
     Kernel,
     describe_steps,
+    key_config,
     read_entry,
     read_series,
     require_space,
@@ -78,11 +79,12 @@ def build_own_kernel(
     series = () if patches is None else find_patches(patches)
     needed = ANY_CONFIG if base is None else DISTRIBUTION_CONFIG
     fragments = (needed,) if fragment is None else (needed, _check_fragment(fragment))
-    settings = "" if base is None else format_config(read_whole_config(base))
+    # Read once: what the key says is what is built, whoever writes to the file meanwhile.
+    settings = None if base is None else read_whole_config(base)
     looked = read_own_tree(tree)
     root = looked.path if isinstance(looked, SourceArchive) else looked.root
     # Objects of a whole configuration are of no use to the lab's own, and the other way round.
-    name = make_key(str(root), *([settings] if settings else []))
+    name = make_key(str(root), *key_config(settings))
     steps = describe_steps()
     with open_tree(f"tree-{name[:_PATH_DIGITS]}", progress) as kept:
         source = _Source(looked, kept, steps, progress)
@@ -93,11 +95,11 @@ def build_own_kernel(
             patches=tuple(path.name for path in series),
         )
         contents = [path.read_bytes() for path in (*series, *fragments)]
-        key = make_key(*steps, msgspec.json.encode(origin), *contents, *([settings] if settings else []))
+        key = make_key(*steps, msgspec.json.encode(origin), *contents, *key_config(settings))
         log = find_log("kernel", key)
 
         def build(target: Path) -> None:
-            work = Build(kept, series, fragments, target, log, progress, base=base)
+            work = Build(kept, series, fragments, target, log, progress, base=settings)
             work.run(source.state, source.fill)
             (target / ORIGIN).write_bytes(msgspec.json.encode(origin))
             (target / LEFT_OUT).write_text("".join(f"{name}\n" for name in work.left_out))

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from lab.build.cache import hash_once
 from lab.build.compiler import ENVIRONMENT
 from lab.build.git_tree import GitTree, NotOfGit, check_linux, read_git_tree
 from lab.errors import DeadlineError, HostError, ProcessError, UsageError
@@ -80,7 +81,7 @@ def read_own_tree(path: Path) -> GitTree | PlainTree | SourceArchive:
             f"tree '{path}' is not a folder, nor a tarball ({', '.join(PACKERS)}), nor a Debian source package"
             f" ({SOURCE_PACKAGE})"
         )
-    return SourceArchive(path=path.resolve(), sha256=hash_file(path))
+    return SourceArchive(path=path.resolve(), sha256=hash_once(path.resolve()))
 
 
 def unpack_source(archive: SourceArchive, target: Path) -> None:
@@ -131,7 +132,8 @@ def _run(words: Sequence[str | Path], archive: Path) -> None:
 
 def _list_files(root: Path) -> Iterator[str]:
     for path in root.rglob("*"):
-        name = str(path.relative_to(root))
+        inside = path.relative_to(root)
+        name = str(inside)
         product = name.startswith(_PRODUCTS) or name.endswith(_SUFFIXES)
-        if not product and ".git" not in path.relative_to(root).parts and (path.is_symlink() or path.is_file()):
+        if not product and ".git" not in inside.parts and (path.is_symlink() or path.is_file()):
             yield name

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from small_linux import CODE, git, make_git_tree
 
+from lab.build import own_kernel
 from lab.build.kconfig import MAX_CONFIG_BYTES, drop_modules, format_config, parse_config, read_whole_config
 from lab.build.own_kernel import OwnKernel, build_own_kernel
 from lab.build.own_tree import PACKERS, PlainTree, SourceArchive, read_own_tree, unpack_source
@@ -167,6 +168,21 @@ def test_a_distributions_configuration_is_built_without_its_modules(tree: Path, 
     assert built.kernel.folder != own.kernel.folder
     assert len(list((find_cache() / "kernel-trees").glob("tree-*/source"))) == 2
     assert build(tree) == own
+
+
+def test_a_configuration_that_is_written_again_meanwhile_is_built_as_it_was_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "config"
+    base.write_text(DEBIAN)
+
+    def look(path: Path) -> object:
+        base.write_text(DEBIAN.replace("8192", "64"))
+        return read_own_tree(path)
+
+    monkeypatch.setattr(own_kernel, "read_own_tree", look)
+    built = build(tree, base)
+    assert "CONFIG_NR_CPUS=8192" in (built.kernel.folder / "config").read_text()
 
 
 def test_what_the_lab_needs_of_a_distributions_kernel_must_survive(tree: Path, tmp_path: Path) -> None:
