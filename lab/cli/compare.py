@@ -12,7 +12,7 @@ from lab.errors import EvidenceError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from lab.report.comparison import Comparison, PartComparison, Rate
+    from lab.report.comparison import Comparison, PartComparison
 
 #: Exit status when something changed, and when too few trials tell.
 CHANGED: Final = 1
@@ -31,13 +31,11 @@ def compare(
     for folder in (before, after):
         if not folder.is_dir():
             raise UsageError(f"'{folder}' is not a folder: that of a run or of a campaign is needed")
-    from lab.campaign.runs import read_scenarios
     from lab.report.comparison import Change
-    from lab.report.comparison import compare as compare_records
+    from lab.report.since import compare_folders
 
     try:
-        old, new = ({name: records for name, (_, records) in read_scenarios(each).items()} for each in (before, after))
-        found = compare_records(old, new)
+        found = compare_folders(before, after)
     except EvidenceError as error:
         raise UsageError(str(error)) from error
     if as_json:
@@ -71,8 +69,10 @@ def make_comparison_view(found: "Comparison") -> "RenderableType":
 
 
 def _list_rows(part: "PartComparison") -> list[tuple[str, str, str, str, str]]:
+    from lab.report.comparison import format_rate
+
     rows = [
-        (each.outcome.value, _format_rate(each.before), _format_rate(each.after), f"{each.p:.2g}", each.change.value)
+        (each.outcome.value, format_rate(each.before), format_rate(each.after), f"{each.p:.2g}", each.change.value)
         for each in part.rates
         if each.before.count or each.after.count
     ]
@@ -88,10 +88,6 @@ def _list_rows(part: "PartComparison") -> list[tuple[str, str, str, str, str]]:
             )
         )
     return rows
-
-
-def _format_rate(rate: "Rate") -> str:
-    return f"{rate.count} of {rate.of} ({rate.low_percent:.1f} to {rate.high_percent:.1f} %)"
 
 
 def _format_ms(value_us: float | None) -> str:

@@ -167,6 +167,11 @@ def compute_rate(count: int, of: int) -> Rate:
     return Rate(count=count, of=of, low_percent=100 * low, high_percent=100 * high)
 
 
+def format_rate(rate: Rate) -> str:
+    """Return a rate with its interval, for a person."""
+    return f"{rate.count} of {rate.of} ({rate.low_percent:.1f} to {rate.high_percent:.1f} %)"
+
+
 def _count(records: Sequence[TrialRecord], outcome: Outcome) -> int:
     return sum(record.outcome is outcome for record in records)
 

@@ -38,7 +38,9 @@ _ROOT: Final = re.compile(r"<svg\b[^>]*>", re.DOTALL)
 _VIEW_BOX: Final = re.compile(r'viewBox="[^"]*"')
 #: It would be the style of the whole page.
 _STYLE: Final = re.compile(r"<style\b.*?</style>", re.DOTALL)
+#: The name of an element, and what a link or a clip path refers to.
 _NAMED: Final = re.compile(r' id="([^"]*)"')
+_REFERRED: Final = re.compile(r'[("]#([^)"]+)[)"]')
 _METADATA: Final = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 
 
@@ -141,7 +143,8 @@ def _embed(svg: str, compared: Compared) -> Markup:
     told = escape(f"{compared.name}, {compared.what}: share of values below each time, and boxes, for {names}")
     body = _METADATA.sub("", _STYLE.sub("", svg[root.end() :]))
     # Names such as figure_1 are in each drawing of a page; only what a drawing refers to itself is unique.
-    body = _NAMED.sub(lambda named: named[0] if f"#{named[1]}" in body else "", body)
+    referred = set(_REFERRED.findall(body))
+    body = _NAMED.sub(lambda named: named[0] if named[1] in referred else "", body)
     # Inside a page a name with a prefix has no namespace; since SVG 2 it needs none.
     body = body.replace(" xlink:href=", " href=").replace(_INK, "currentColor")
     head = f'<svg class="distribution" {view_box[0]} role="img" aria-label="{told}" stroke-linejoin="round">'

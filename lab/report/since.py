@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lab.campaign.about import read_about
 from lab.campaign.runs import read_scenarios
-from lab.report.comparison import Change, Comparison, PartComparison, Rate, compare
+from lab.report.comparison import Change, Comparison, PartComparison, compare, format_rate
 from lab.report.text import format_us
 
 #: A page has room for this number of titles of each kind.
@@ -62,8 +62,13 @@ def find_since(folder: Path, earlier: Path) -> Since:
     :raise UsageError: a folder holds several campaigns
     :raise EvidenceError: a folder holds no run and no campaign, or a damaged one
     """
-    old, new = ({name: found for name, (_, found) in read_scenarios(each).items()} for each in (earlier, folder))
-    return tell_since(read_about(earlier).started, compare(old, new))
+    return tell_since(read_about(earlier).started, compare_folders(earlier, folder))
+
+
+def compare_folders(before: Path, after: Path) -> Comparison:
+    """Compare the trials of two runs or campaigns; raises as :func:`find_since`."""
+    old, new = ({name: found for name, (_, found) in read_scenarios(each).items()} for each in (before, after))
+    return compare(old, new)
 
 
 def tell_since(earlier: str, found: Comparison) -> Since:
@@ -88,8 +93,8 @@ def _list_changed(part: PartComparison) -> list[ChangedFigure]:
         ChangedFigure(
             scenario=part.name,
             name=rate.outcome.value,
-            before=_format_rate(rate.before),
-            after=_format_rate(rate.after),
+            before=format_rate(rate.before),
+            after=format_rate(rate.after),
             p=f"{rate.p:.2g}",
         )
         for rate in part.rates
@@ -108,7 +113,3 @@ def _list_changed(part: PartComparison) -> list[ChangedFigure]:
                 )
             )
     return figures
-
-
-def _format_rate(rate: Rate) -> str:
-    return f"{rate.count} of {rate.of} ({rate.low_percent:.1f} to {rate.high_percent:.1f} %)"
