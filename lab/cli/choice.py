@@ -72,7 +72,8 @@ def choose_scenarios(
     if not names and axes.scenario is None:
         names = list(default) if own is None else [_find_only(there)]
     asked: list[str | None] = [*dict.fromkeys(names)]
-    scenarios = tuple(make_scenario(axes, name, find_mechanism_of(own)) for name in asked or [None])
+    left_out = find_mechanism_of(own)
+    scenarios = tuple(make_scenario(axes, name, left_out) for name in asked or [None])
     for scenario in scenarios:
         scenario.check()
         if scenario.mechanism not in there:

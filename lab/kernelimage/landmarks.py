@@ -11,7 +11,7 @@ from lab.errors import UsageError
 from lab.kernelimage.closure import WaitRegion, close_region
 from lab.kernelimage.code_ranges import find_copies, find_places
 from lab.kernelimage.update_sites import find_update_sites
-from lab.kernelimage.vmlinux import Kernel
+from lab.kernelimage.vmlinux import Function, Kernel
 from lab.mechanisms.code_places import Copied, Place
 from lab.mechanisms.mechanism import Landmarks, Mechanism
 
@@ -165,10 +165,15 @@ def _seek_common(kernel: Kernel) -> tuple[Sought, ...]:
         ),
         *(
             Sought(kind="nmi-handler", mechanism="", mask=ALL_MECHANISMS, addresses=(handler.start,))
-            for handler in (*kernel.find_all(NMI_HANDLER), *kernel.find_parts(NMI_HANDLER))
+            for handler in find_nmi_handlers(kernel)
         ),
         sites,
     )
+
+
+def find_nmi_handlers(kernel: Kernel) -> tuple[Function, ...]:
+    """Return where the kernel calls the ordinary handlers of an NMI, in all that the compiler made of it."""
+    return (*kernel.find_all(NMI_HANDLER), *kernel.find_parts(NMI_HANDLER))
 
 
 def _seek(kind: str, mechanism: str, mask: int, find: Callable[[], tuple[int, ...]]) -> Sought:

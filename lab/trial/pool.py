@@ -160,13 +160,11 @@ class WarmGuests:
         images: Mapping[str, ImageSet],
         kernels: Mapping[str, Kernel],
         progress: Callable[[str], None],
-        prepare: Prepare | None = None,
         dump_mib: int = 0,
     ) -> None:
         self._images = images
         self._kernels = kernels
         self._progress = progress
-        self._prepare = prepare
         self._dump_mib = dump_mib
         self._guests: dict[Boot, WarmGuest] = {}
         self._stack = contextlib.ExitStack()
@@ -187,7 +185,7 @@ class WarmGuests:
     def find(self, boot: Boot) -> WarmGuest:
         """Return the guest that serves a machine's trials."""
         if boot not in self._guests:
-            made = WarmGuest(self._images[boot.base], self._kernels[boot.base], boot, self._progress, self._prepare)
+            made = WarmGuest(self._images[boot.base], self._kernels[boot.base], boot, self._progress)
             made.dump_mib = self._dump_mib
             self._guests[boot] = self._stack.enter_context(made)
         return self._guests[boot]

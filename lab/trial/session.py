@@ -20,7 +20,7 @@ from lab.host.deadline import Deadline
 from lab.judge import judge
 from lab.judge.titles import cut_report
 from lab.kernelimage.hold_places import find_holds
-from lab.kernelimage.landmarks import NMI_HANDLER, LandmarkSet, make_symboliser
+from lab.kernelimage.landmarks import LandmarkSet, find_nmi_handlers, make_symboliser
 from lab.kernelimage.vmlinux import Kernel
 from lab.mechanisms.base import find_base
 from lab.mechanisms.mechanism import Expectation, Mechanism, is_play_dead
@@ -166,9 +166,7 @@ class Session:
     def collect_observer(self) -> ObserverEvidence:
         """Return what the observer saw since it was armed last."""
         seen = self._link.collect(self._symbolise)
-        return msgspec.structs.replace(
-            seen, handlers_watched=bool(self._kernel.find_all(NMI_HANDLER) or self._kernel.find_parts(NMI_HANDLER))
-        )
+        return msgspec.structs.replace(seen, handlers_watched=bool(find_nmi_handlers(self._kernel)))
 
     def all_play_dead(self, places: Iterable[int]) -> bool:
         """Say whether all of some addresses are where offline threads wait."""
