@@ -16,7 +16,7 @@ from lab.build.images import ImageSet
 from lab.build.qemu import find_qemu
 from lab.campaign import image_transfer as night_images
 from lab.campaign import station
-from lab.campaign.definition import CampaignSpec
+from lab.campaign.definition import CampaignSpec, Order, choose_trial
 from lab.campaign.image_transfer import ImagesMissing, ImageSource, find_images, open_images, receive_images
 from lab.campaign.job import Job, Missing, TrialDone, unpack_evidence
 from lab.campaign.reader import read_campaign_qemu
@@ -24,6 +24,7 @@ from lab.campaign.shared_evidence import claim_root
 from lab.campaign.station import Station, spoils
 from lab.errors import GuestGone, HostError, UsageError
 from lab.evidence.folder import read_evidence, read_verdict
+from lab.expected.mutant import Tampering
 from lab.host.paths import find_cache
 from lab.judge import judge
 from lab.model.evidence import Ending, Evidence
@@ -53,6 +54,7 @@ class Guests:
         self.boots = 0
         self.alive = 0
         self.usable = True
+        self.machine: object = None
 
     @contextlib.contextmanager
     def open_session(self, *_: object) -> Iterator["Guests"]:
@@ -343,3 +345,27 @@ def test_guests_of_two_qemus_are_never_the_same(monkeypatch: pytest.MonkeyPatch,
             job = Job(campaign="u", spec=make_spec(PARTS[:1]), number=1, images={"linux-6.1": each})
             assert isinstance(here.run(job), TrialDone)
     assert guests.boots == 2
+
+
+def test_what_differs_in_images_or_in_what_the_lab_does_to_them_shares_no_guest(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet
+) -> None:
+    """Two mutants of one machine: a guest of the one would be judged as the other's."""
+    part = msgspec.structs.replace(PARTS[0], trials=2, images="one")
+    parts = (
+        part,
+        msgspec.structs.replace(part, name="other-images", images="other"),
+        msgspec.structs.replace(part, name="tampered", tampering=Tampering.NEVER_SENT),
+    )
+    spec = msgspec.structs.replace(make_spec(parts, trials=6), order=Order.TURNS)
+    prepared: list[object] = []
+    monkeypatch.setattr(station, "find_preparation", {Tampering.NEVER_SENT: prepared.append}.get)
+    guests = Guests("")
+    guests.machine = object()
+    monkeypatch.setattr(pool, "open_session", guests.open_session)
+    with Station() as here:
+        for number in range(1, 7):
+            key = choose_trial(spec, number).part.image_key
+            assert isinstance(here.run(Job(campaign="u", spec=spec, number=number, images={key: images})), TrialDone)
+        assert guests.boots == guests.alive == 3
+    assert prepared == [guests.machine]

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What trials show of a mutant, which of them are run, and what is told of the hunt."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
-from night_samples import make_done
+from night_samples import make_done, open_store
 
 from lab.build.mutant_list import choose_mutants, read_mutants
 from lab.campaign.definition import CampaignSpec, choose_trial
 from lab.campaign.hunt import BASELINE_TRIALS, MutantImages, make_hunt_spec
 from lab.campaign.kills import weigh_mutants
 from lab.campaign.over import Over
+from lab.campaign.store import Kept
+from lab.cli.ending import KILLS, tell_hunt
 from lab.errors import BuildError
 from lab.expected.hunt import MAX_ERRORS, Fate, Kill, on_control, weigh
 from lab.expected.mutant import Mutant, Subject
@@ -82,7 +86,15 @@ def play(spec: CampaignSpec, script: dict[str, list[TrialRecord]]) -> tuple[tupl
 def test_a_kernels_mutant_is_tried_until_it_is_caught() -> None:
     spec = make_spec(KERNEL)
     assert [(part.name, part.image_key, part.trials) for part in spec.parts] == [("one", "one", 4)]
-    (kill,), ran = play(spec, {"one": [record(Outcome.PASS), record(Outcome.FAIL, {**QUIET, "still": Finding.BROKEN})]})
+    (kill,), ran = play(
+        spec,
+        {
+            "one": [
+                record(Outcome.PASS),
+                record(Outcome.FAIL, {**QUIET, "still": Finding.BROKEN, "right-image": Finding.HELD}),
+            ]
+        },
+    )
     assert ran == ["one", "one"]
     assert (kill.fate, kill.by, kill.also) == (Fate.CAUGHT, ("quiet",), ("still",))
     assert (kill.trials, kill.outcomes) == (2, {"PASS": 1, "FAIL": 1})
@@ -223,3 +235,35 @@ def test_over_does_not_depend_on_the_order_in_which_trials_are_told() -> None:
         for name, each in order:
             over.note(name, each)
         assert all(part.name in over for part in spec.parts)
+
+
+KILLED = {"one": [record(Outcome.FAIL, QUIET)]}
+
+
+@pytest.mark.parametrize(
+    ("mutants", "script", "status"),
+    [
+        ([KERNEL], KILLED, 0),
+        ([KERNEL], {"one": [record(Outcome.PASS)]}, 1),
+        ([KERNEL], {"one": [record(Outcome.ERROR)]}, 4),
+        ([KERNEL, msgspec.structs.replace(KERNEL, name="new", least_interface=7)], KILLED, 0),
+        # Where nothing could be tried, nothing was shown.
+        ([msgspec.structs.replace(KERNEL, name="new", least_interface=7)], {}, 1),
+    ],
+)
+def test_a_hunt_is_a_success_once_mutants_were_caught_and_none_got_away(
+    mutants: list[Mutant], script: dict[str, list[TrialRecord]], status: int, tmp_path: Path
+) -> None:
+    spec = make_spec(*mutants, level=6)
+    with open_store(tmp_path, spec) as store:
+        for number in range(1, (spec.limits.trials or 0) + 1):
+            part = choose_trial(spec, number).part.name
+            if number > 1 and script[part][0].outcome is Outcome.FAIL:
+                break
+            made = make_done(number, script[part][0].outcome, part=part)
+            ended = msgspec.structs.replace(made.record, invariants=script[part][0].invariants)
+            store.add(msgspec.structs.replace(made, record=ended), Kept(), 1.0)
+        store.end_sitting(finished=True, why="", ran_s=1.0)
+    assert tell_hunt(tmp_path, as_json=False) == status
+    stored = msgspec.json.decode((tmp_path / KILLS).read_bytes(), type=list[Kill])
+    assert [kill.mutant for kill in stored] == [mutant.name for mutant in mutants]
