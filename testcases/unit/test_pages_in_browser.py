@@ -14,11 +14,15 @@ import pytest
 from night_samples import make_done, make_spec, open_store
 from report_samples import write_sample_run
 
+from lab.build.mutant_list import choose_mutants
 from lab.campaign.definition import choose_trial
+from lab.campaign.hunt import make_hunt_spec
 from lab.campaign.retention import Retention
+from lab.campaign.store import Kept
 from lab.model.verdict import Outcome
 from lab.report.campaign_page import write_campaign_report
 from lab.report.page import write_report
+from lab.report.since import find_since
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
@@ -30,9 +34,22 @@ LOOK = """
 axe.run(document, {resultTypes: ["violations"]}).then(found => {
   const wide = [...document.querySelectorAll("main *")].filter(each => !each.closest(".scroll, svg, pre")
     && each.getBoundingClientRect().right > document.documentElement.clientWidth + 1);
+  // In a column that is too narrow, words are broken wherever they happen to end.
+  const torn = [...document.querySelectorAll("main td, main th")].flatMap(cell => {
+    const words = [], walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode())
+      for (const found of node.data.matchAll(/[a-z]{3,}/gi)) {
+        const range = document.createRange();
+        range.setStart(node, found.index);
+        range.setEnd(node, found.index + found[0].length);
+        if (range.getClientRects().length > 1) words.push(found[0]);
+      }
+    return words;
+  });
   const told = {
     violations: found.violations.map(each => each.id + ": " + each.nodes.map(node => node.html).join(" | ")),
     wide: wide.map(each => each.outerHTML.slice(0, 200)),
+    torn: torn,
     background: getComputedStyle(document.body).backgroundColor,
   };
   const text = document.createElement("pre");
@@ -92,15 +109,25 @@ def make_campaign(folder: Path) -> Path:
     return write_campaign_report(folder)
 
 
+def make_hunt(folder: Path) -> Path:
+    folder.mkdir()
+    spec = make_hunt_spec((), choose_mutants(["updates-twice", "nmis-never-sent"]), 1, 1, 7)
+    with open_store(folder, spec) as store:
+        store.add(make_done(1, Outcome.FAIL, part="updates-twice"), Kept(), 1.0)
+        store.end_sitting(finished=False, why="it was told to stop", ran_s=1.0)
+    return write_campaign_report(folder, find_since(folder, make_campaign(folder.with_name("earlier")).parent))
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 375])
-@pytest.mark.parametrize("make", [make_run, make_campaign])
+@pytest.mark.parametrize("make", [make_run, make_campaign, make_hunt])
 def test_axe_finds_nothing_and_nothing_stands_out(make: Any, width: int, dark: bool, tmp_path: Path) -> None:
     page = make(tmp_path / "out")
     assert page.stat().st_size < MAX_PAGE_BYTES
     found = look(page, width, dark=dark)
     assert found["violations"] == []
     assert found["wide"] == []
+    assert found["torn"] == []
     red, green, blue = map(int, re.findall(r"\d+", found["background"])[:3])
     assert (max(red, green, blue) < 64) is dark
 
