@@ -95,8 +95,11 @@ def test_a_plan_of_holds_alone_fails_each_time_on_a_mutant(
     assert verdict.outcome is Outcome.FAIL, verdict.reason
     done = run_lab("replay", folder, "--times", "10", "--json")
     told = json.loads(done.stdout)
-    assert (done.returncode, told["same"], told["of"]) == (0, 10, 10), done.stdout
-    assert {each["outcome"] for each in told["replayed"]["tries"]} == {"FAIL"}
+    silent = [each["reason"] for each in told["replayed"]["tries"] if each["outcome"] != "FAIL"]
+    # A host that does not run a vCPU for a while makes a panic prove nothing; so the trial says, and is no other end.
+    assert all("but vCPU " in reason for reason in silent), silent
+    assert (done.returncode, told["same"], told["silent"]) == (3 if silent else 0, 10 - len(silent), len(silent))
+    assert told["same"] > 0, done.stdout
 
 
 def test_a_storm_on_a_sound_mechanism_cannot_be_minimised(trial: Trial, tmp_path: Path) -> None:

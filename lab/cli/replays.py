@@ -23,7 +23,7 @@ from lab.report.text import clean
 if TYPE_CHECKING:
     from lab.reduce.case import Case
     from lab.reduce.minimise import Minimised, Need
-    from lab.reduce.replay import Replayed
+    from lab.reduce.replay import Again, Replayed
     from lab.trial.given import GivenKernel
     from lab.trial.pool import WarmGuests
 
@@ -51,7 +51,7 @@ def replay(
 ) -> None:
     """Run a kept trial again with the same images, plan and holds: exit 0 when each ended the same way, 1 when not.
 
-    A trial that is INVALID or ERROR itself shows nothing: the exit status is 3 or 4 then.
+    A trial that is INVALID or ERROR, the kept one or a repetition, shows nothing: the exit status is 3 or 4 then.
     """
     evidence = _read(folder)
     own = take_own(kernel, vmlinux)
@@ -68,7 +68,15 @@ def replay(
     except KeyboardInterrupt:
         raise Interrupted(f"no guest is left; trials that were through are in '{target}'") from None
     if as_json:
-        print_json({"same": replayed.same, "of": times, "replayed": replayed, "evidence": str(results)})
+        print_json(
+            {
+                "same": replayed.same,
+                "silent": len(replayed.silent),
+                "of": times,
+                "replayed": replayed,
+                "evidence": str(results),
+            }
+        )
     else:
         _show_replayed(replayed, results)
     if replayed.outcome not in (Outcome.PASS, Outcome.FAIL):
@@ -175,10 +183,17 @@ def _show_replayed(replayed: "Replayed", results: Path) -> None:
     by = f" by {', '.join(replayed.accused)}" if replayed.accused else ""
     table = make_table("trial", "outcome", "same", "why")
     for each in replayed.tries:
-        table.add_row(each.evidence, each.outcome.value, "yes" if each.same else "NO", clean(each.reason))
+        table.add_row(each.evidence, each.outcome.value, _tell_same(replayed, each), clean(each.reason))
     out().print(table)
-    out().print(f"{replayed.same}/{len(replayed.tries)} ended the same way: {replayed.outcome.value}{by}")
+    silent = f", {len(replayed.silent)} showed nothing" if replayed.silent else ""
+    out().print(f"{replayed.same}/{len(replayed.tries)} ended the same way: {replayed.outcome.value}{by}{silent}")
     out().print(f"evidence: {results}")
+
+
+def _tell_same(replayed: "Replayed", each: "Again") -> str:
+    if each in replayed.silent:
+        return "shows nothing"
+    return "yes" if each.same else "NO"
 
 
 def _tell_minimised(found: "Minimised", need: "Need", results: Path, given: Sequence[str], as_json: bool) -> None:

@@ -187,11 +187,12 @@ def _find_objection(facts: Facts, required: list[Invariant], counted: NmiCount) 
     disagreed = next((one for one in required if one.finding is Finding.BROKEN), None)
     if disagreed is not None:
         return f"{disagreed.name} broken: {disagreed.reason}"
+    ended = "" if facts.complete else next(one.reason for one in required if one.name == "within-deadline")
     missing = witnesses.find_missing_witnesses(facts)
     if missing:
-        return f"missing: {', '.join(missing)}" + _how_it_ended(facts)
-    if not facts.complete:
-        return next(one.reason for one in required if one.name == "within-deadline")
+        return f"missing: {', '.join(missing)}" + (f"; {ended}" if ended else "")
+    if ended:
+        return ended
     if facts.lost:
         return facts.lost
     landmarks = witnesses.find_missing_landmarks(facts)
@@ -300,13 +301,6 @@ def _why_not_one_load(evidence: Evidence) -> str:
 
 def _lab_failed(evidence: Evidence) -> str:
     return f"the lab failed: {clean(evidence.reason) or 'it did not say how'}"
-
-
-def _how_it_ended(facts: Facts) -> str:
-    if facts.complete:
-        return ""
-    reason = clean(facts.evidence.reason)
-    return f"; the trial ended in {facts.evidence.ending.value}" + (f": {reason}" if reason else "")
 
 
 def _count_judged(facts: Facts) -> int:

@@ -20,8 +20,11 @@ from lab.model.verdict import EXIT_STATUS, Outcome, TrialRecord, Verdict
 from lab.trial.record import keep_trial
 from lab.trial.session import Kept
 
-#: Exit status when a trial did not end the same way each time, for example when a failure did not come back.
+#: Exit status when a trial ended another way, for example when a failure did not come back.
 NOT_AGAIN: Final = 1
+
+#: An outcome that shows something; two trials can be compared only by such.
+_SHOWS: Final = (Outcome.PASS, Outcome.FAIL)
 
 #: Runs one trial: :meth:`lab.trial.pool.WarmGuests.run_trial`.
 RunTrial = Callable[[Scenario, Plan], Kept]
@@ -59,14 +62,21 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         return sum(each.same for each in self.tries)
 
     @property
+    def silent(self) -> tuple[Again, ...]:
+        """The repetitions that show nothing, as on a host that did not run the guest: neither the same nor another."""
+        return tuple(each for each in self.tries if each.outcome not in _SHOWS)
+
+    @property
     def exit_status(self) -> int:
-        """0 when each repetition ended the same way, otherwise 1.
+        """0 when each repetition ended the same way, 1 when one ended another way, 3 or 4 when one shows nothing.
 
         For a trial that shows nothing, its outcome's status.
         """
-        if self.outcome not in (Outcome.PASS, Outcome.FAIL):
+        if self.outcome not in _SHOWS:
             return EXIT_STATUS[self.outcome]
-        return 0 if self.tries and self.same == len(self.tries) else NOT_AGAIN
+        if not self.tries or self.same + len(self.silent) < len(self.tries):
+            return NOT_AGAIN
+        return max((EXIT_STATUS[each.outcome] for each in self.silent), default=0)
 
 
 def ends_the_same(first: Verdict, again: Verdict) -> bool:

@@ -380,10 +380,13 @@ STARVED: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("path", STARVED.values(), ids=STARVED)
 @pytest.mark.parametrize("ending", [Ending.PANIC, Ending.GONE, Ending.DEADLINE])
 def test_a_crash_next_to_starvation_is_invalid(path: tuple[str, Any], ending: Ending) -> None:
-    verdict = judge(change(crash(ending), *path))
+    for evidence in (crash(ending), change(crash(ending), "guest", None)):
+        verdict = judge(change(evidence, *path))
 
-    assert find(verdict, "within-deadline").finding is Finding.UNSEEN
-    assert verdict.outcome is Outcome.INVALID
+        deadline = find(verdict, "within-deadline")
+        assert deadline.finding is Finding.UNSEEN
+        assert verdict.outcome is Outcome.INVALID
+        assert verdict.reason.endswith(deadline.reason)
 
 
 def test_a_timeout_next_to_starvation_is_invalid_and_without_it_a_fail() -> None:

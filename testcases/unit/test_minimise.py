@@ -21,7 +21,7 @@ from lab.model.topology import Topology
 from lab.model.verdict import Outcome
 from lab.reduce.case import Case, list_changes, make_case, to_toml, with_fewer_cores
 from lab.reduce.minimise import LAST, Minimised, Need, minimise
-from lab.reduce.replay import RunTrial, ends_the_same, replay
+from lab.reduce.replay import Again, Replayed, RunTrial, ends_the_same, replay
 from lab.trial.session import Kept
 
 SHAPE = Topology(1, 2, 2)
@@ -255,5 +255,27 @@ def test_a_replay_keeps_each_trial_and_counts_those_that_end_the_same_way(tmp_pa
     run_trial = made_up(lambda *_: next(turns))
     replayed = replay(evidence, judge(evidence), run_trial, 3, tmp_path, lambda _: None)
     assert [each.same for each in replayed.tries] == [True, False, True]
-    assert replayed.same == 2
+    assert (replayed.same, replayed.silent, replayed.exit_status) == (2, (), 1)
     assert [read_evidence(tmp_path / each.evidence).plan for each in replayed.tries] == [evidence.plan] * 3
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status", "silent"),
+    [
+        (("FAIL", "FAIL"), 0, 0),
+        (("FAIL", "INVALID"), 3, 1),
+        (("FAIL", "INVALID", "ERROR"), 4, 2),
+        (("FAIL", "INVALID", "PASS"), 1, 1),
+        (("INVALID", "INVALID"), 3, 2),
+        ((), 1, 0),
+    ],
+)
+def test_a_repetition_that_shows_nothing_is_neither_the_same_nor_another(
+    outcomes: tuple[str, ...], status: int, silent: int
+) -> None:
+    tries = tuple(
+        Again(same=name == "FAIL", outcome=Outcome[name], accused=(), reason="", evidence=str(number))
+        for number, name in enumerate(outcomes)
+    )
+    replayed = Replayed(outcome=Outcome.FAIL, accused=("quiet",), tries=tries)
+    assert (replayed.exit_status, len(replayed.silent)) == (status, silent)
