@@ -170,7 +170,7 @@ def _add_story(seen: "FailureSeen", folder: Path, record: "TrialRecord") -> "Fai
     from lab.judge import judge
     from lab.mechanisms.base import BASES
     from lab.mechanisms.table import find_mechanism
-    from lab.reduce.case import Case, to_toml
+    from lab.model.scenario_text import format_scenario
     from lab.report.mail import shorten_story
     from lab.report.reproducer import name_places
     from lab.report.story import tell_story
@@ -191,7 +191,7 @@ def _add_story(seen: "FailureSeen", folder: Path, record: "TrialRecord") -> "Fai
         reason=verdict.reason,
         story=shorten_story(tell_story(evidence, verdict, None, _ALL_ROWS)),
         problem="",
-        scenario=to_toml(Case(scenario=scenario, seed=evidence.plan.seed), "reproducer"),
+        scenario=format_scenario(scenario, "reproducer"),
         own=own,
         caution=caution.strip(),
     )

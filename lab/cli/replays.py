@@ -96,7 +96,7 @@ def minimise(
 ) -> None:
     """Make a failing trial as small as it gets: exit 0 when a scenario that still fails is left, 1 when not."""
     from lab.judge.judging import list_accused
-    from lab.reduce.case import to_toml
+    from lab.model.scenario_text import format_scenario
     from lab.reduce.minimise import Need, check_fails
     from lab.reduce.minimise import minimise as minimise_evidence
     from lab.reduce.replay import NOT_AGAIN
@@ -108,7 +108,7 @@ def minimise(
 
     def keep(case: "Case") -> None:
         summary = f"{case.scenario.mechanism}: breaks {list_accused(first)[0]}, minimised"
-        write_whole(target / MINIMAL, to_toml(case, summary).encode())
+        write_whole(target / MINIMAL, format_scenario(case.scenario, summary).encode())
 
     try:
         with open_progress() as progress, _find_guests(evidence, folder, own, qemu, progress) as guests:

@@ -2,7 +2,7 @@
 """A failing trial that becomes smaller: the changes that drop a part, one at a time. Pure.
 
 A case has a scenario, and the NMIs that still come at a drawn time. The scenario lists all its holds as placed NMIs. If
-a case has no drawn NMI, the scenario alone describes the case, and :func:`to_toml` writes the scenario to a file.
+a case has no drawn NMI, its scenario file alone describes the case.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from lab.model.phase import Phase, Role
 from lab.model.placed import Placed, to_hold
 from lab.model.plan import Injection, Plan, draw_plan
 from lab.model.scenario import Parking, Scenario, Siblings
+from lab.model.scenario_text import format_value
 from lab.model.topology import Topology
 
 #: Window lengths that a smaller case may have, shortest first. The observer extends a window until an NMI that was sent
@@ -169,28 +170,6 @@ def with_shorter_stretch(case: Case) -> Iterator[Case]:
             yield msgspec.structs.replace(case, scenario=scenario)
 
 
-def to_toml(case: Case, summary: str) -> str:
-    """Return a scenario file with the values that differ from the default.
-
-    :param summary: one line
-    """
-    scenario = case.scenario
-    plain = Scenario(mechanism=scenario.mechanism)
-    lines = [f"summary = {_quote(summary)}", f"mechanism = {_quote(scenario.mechanism)}"]
-    for name in Scenario.__struct_fields__:
-        value = getattr(scenario, name)
-        if name not in ("mechanism", "placed") and value != getattr(plain, name):
-            lines.append(f"{name} = {_write(value)}")
-    for placed in scenario.placed:
-        usual = Placed(at=placed.at, role=placed.role)
-        lines += ["", "[[placed]]"]
-        for name in Placed.__struct_fields__:
-            value = getattr(placed, name)
-            if name in ("at", "role") or value != getattr(usual, name):
-                lines.append(f"{name} = {_write(value)}")
-    return "\n".join(("# SPDX-License-Identifier: GPL-2.0-or-later", *lines, ""))
-
-
 def list_changes(before: Case, after: Case) -> tuple[str, ...]:
     """Return what was dropped: one line for each difference, with the old and the new value."""
     lines = []
@@ -201,7 +180,7 @@ def list_changes(before: Case, after: Case) -> tuple[str, ...]:
     for name in names:
         old, new = getattr(before.scenario, name), getattr(after.scenario, name)
         if old != new:
-            lines.append(f"{name}: {_write(old)} -> {_write(new)}")
+            lines.append(f"{name}: {format_value(old)} -> {format_value(new)}")
     return tuple(lines)
 
 
@@ -217,18 +196,3 @@ def _count(case: Case) -> str:
         )
         parts.append(f"{len(case.scenario.placed)} at {places}")
     return " and ".join(parts) or "none"
-
-
-def _write(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_write, value)) + "]"
-    if isinstance(value, int):
-        return str(value)
-    return _quote(str(getattr(value, "value", value)))
-
-
-def _quote(text: str) -> str:
-    """Return a TOML basic string."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

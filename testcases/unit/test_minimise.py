@@ -17,9 +17,10 @@ from lab.model.placed import Placed, Target
 from lab.model.plan import Injection, Plan, draw_plan
 from lab.model.scenario import Aim, Parking, Scenario, Siblings
 from lab.model.scenario_file import parse_scenario
+from lab.model.scenario_text import format_scenario
 from lab.model.topology import Topology
 from lab.model.verdict import Outcome
-from lab.reduce.case import Case, list_changes, make_case, to_toml, with_fewer_cores
+from lab.reduce.case import Case, list_changes, make_case, with_fewer_cores
 from lab.reduce.minimise import LAST, Minimised, Need, minimise
 from lab.reduce.replay import Again, Replayed, RunTrial, ends_the_same, replay
 from lab.trial.session import Kept
@@ -244,7 +245,7 @@ def test_a_need_of_another_form_is_refused(text: str) -> None:
 def test_a_scenario_is_written_as_it_is_read(scenario: Scenario) -> None:
     evidence = msgspec.structs.replace(storm(), scenario=scenario, plan=draw_plan(scenario, 1))
     case = msgspec.structs.replace(make_case(evidence), scenario=scenario, timed=())
-    text = to_toml(case, 'a "summary"')
+    text = format_scenario(case.scenario, 'a "summary"')
     found = parse_scenario(text, "minimal.toml", "minimal")
     assert (found.scenario, found.summary) == (scenario, 'a "summary"')
 
