@@ -9,12 +9,9 @@ from rich.text import Text
 
 from lab.cli.present import clean, make_table, tell_seed
 from lab.model.evidence import Evidence
-from lab.model.verdict import Finding, Landing, NmiAccount, Verdict
+from lab.model.verdict import Finding, Verdict
+from lab.report.nmi_rows import HEADINGS, MAX_NMIS, list_nmis, tell_account
 from lab.report.story import LAB, Row, Story
-from lab.report.text import format_us
-
-#: NMIs and vCPUs, of which a storm has thousands.
-MAX_NMIS = 100
 
 
 def describe_story(story: Story, verdict: Verdict) -> dict[str, object]:
@@ -51,11 +48,11 @@ def make_story_view(story: Story, evidence: Evidence, verdict: Verdict) -> Rende
         told = f" [records {', '.join(seqs[:5])}{', ...' if len(seqs) > 5 else ''}]" if seqs else ""
         parts.append(Text(f"{name} broken: {clean(one.reason)}{told}", "bold red" if one.required else ""))
     if verdict.landings:
-        parts += [Text(""), _make_nmis(evidence, verdict.landings)]
+        parts += [Text(""), _make_nmis(evidence, verdict)]
         if len(verdict.landings) > MAX_NMIS:
             parts.append(Text(f"{len(verdict.landings) - MAX_NMIS} more are left out: see --json"))
     if verdict.accounts:
-        parts += [Text(""), *(Text(_tell_account(each)) for each in verdict.accounts)]
+        parts += [Text(""), *(Text(tell_account(each)) for each in verdict.accounts)]
     return Group(*parts)
 
 
@@ -96,42 +93,8 @@ def _tell_row(row: Row) -> Text:
     return text
 
 
-def _make_nmis(evidence: Evidence, landings: tuple[Landing, ...]) -> Table:
-    log = evidence.injections
-    sent = {each.index: each for each in log.sent} if log is not None else {}
-    table = make_table("NMI", "to", "pending in", "acknowledged", "entered in", "after", "handled by", "shared with")
-    for each in landings[:MAX_NMIS]:
-        how = "broadcast" if each.nmi in sent and sent[each.nmi].vcpu < 0 else "aimed"
-        took_us = (sent[each.nmi].reply_ns - sent[each.nmi].send_ns) / 1_000 if each.nmi in sent else None
-        pending = each.pending.value if each.pending is not None else "one of two phases"
-        own = each.entered.value if each.entered is not None else "another's entry" if each.shared_seq else "never"
-        table.add_row(
-            str(each.nmi),
-            f"vCPU {each.vcpu} {each.role.value}, {how}",
-            pending + (f", hold {each.hold}" if each.hold >= 0 else ""),
-            f"in {format_us(took_us)}",
-            own,
-            format_us(each.delay_us),
-            each.by.value if each.by is not None else "unknown",
-            ", ".join(each.shared_with[:8]) + (", ..." if len(each.shared_with) > 8 else ""),
-        )
+def _make_nmis(evidence: Evidence, verdict: Verdict) -> Table:
+    table = make_table(*HEADINGS)
+    for row in list_nmis(evidence, verdict):
+        table.add_row(*row.cells)
     return table
-
-
-def _tell_account(account: NmiAccount) -> str:
-    causes = [
-        f"{account.sent} of the lab's",
-        f"{account.sentinels} sentinels",
-        f"{account.self_nmis} self-NMIs",
-        f"{account.ipis} IPIs of the guest's",
-    ]
-    causes += [f"{account.backtraces} for its backtraces"] if account.backtraces else []
-    less = f" - {account.merged} merged" + (f" - {account.never} never entered" if account.never else "")
-    more = f" + {account.unexplained} that nothing known sent" if account.unexplained else ""
-    counted = "tells nothing" if account.counted is None else f"counts {account.counted}"
-    masked = f"; {account.unreachable} more met a masked LINT1" if account.unreachable else ""
-    verb = "not to be checked" if account.counted is None else "closes" if account.closes else "does NOT close"
-    return (
-        f"vCPU {account.vcpu}: {' + '.join(causes)}{less}{more} = {account.entries} entries,"
-        f" the guest {counted}: {verb}{masked}"
-    )
